@@ -1,0 +1,179 @@
+"""The queue of requests, and the only module that knows its Redis keys (drawn at the top of queue.lua).
+
+Each method is one call of the script, so each is atomic. Who calls what: gateways enqueue, cancel, settle, and look after
+requests whose worker was lost; workers claim, report and leave; the registry reads demand and workers and refuses what it
+cannot serve. Driver errors leave here as Unavailable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Any, Literal, cast
+
+import msgspec
+from redis.asyncio import Redis
+
+from services.protocol.connection import redis_errors
+from services.protocol.errors import QueueFull
+from services.protocol.messages import Cancel, Claim, Control, GenerateRequest, Wake
+from services.protocol.reports import WorkerReport
+from services.protocol.wire import Decoder, encode
+
+#: A record outlives any request; this only bounds what a crashed gateway can leave behind.
+REQUEST_TTL_MS = 24 * 3600 * 1000
+
+_decode_request = Decoder(GenerateRequest)
+_decode_report = Decoder(WorkerReport)
+_decode_control: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)
+_encode_control = msgspec.msgpack.Encoder().encode
+_WAKE = _encode_control(Wake())
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """How much a version is wanted. `keep_alive_ms` negative: for ever; None: the platform's default."""
+
+    version: str
+    waiting: int
+    unused_ms: int
+    keep_alive_ms: int | None
+
+
+class LostRequest(msgspec.Struct, frozen=True):
+    """A claim whose worker's lease has ended."""
+
+    request: str
+    epoch: int
+    worker: str
+
+
+class RefusedRequest(msgspec.Struct, frozen=True):
+    """A waiting request that was taken out of its queue unserved."""
+
+    request: str
+    epoch: int
+    gateway: str
+
+
+class Queue:
+    """Raises Unavailable from every method when Redis does not answer."""
+
+    def __init__(self, redis: Redis, *, prefix: str = "corral") -> None:
+        self._redis = redis
+        self._prefix = prefix
+        source = resources.files("services.protocol").joinpath("queue.lua").read_text()
+        self._script = redis.register_script(source)
+
+    async def _call(self, command: str, *args: str | bytes | int | float) -> Any:
+        with redis_errors():
+            return await self._script(keys=[self._prefix], args=[command, *args])
+
+    async def enqueue(self, request: GenerateRequest, *, cost: float, limit: int, keep_alive_ms: int | None = None) -> int:
+        """Puts the request in its version's queue and returns how many wait there now, itself included.
+
+        `cost` is the estimate in tokens, divided by the caller's weight. Raises QueueFull where `limit` requests wait.
+        """
+        admitted, depth = await self._call(
+            "enqueue",
+            request.id,
+            request.version,
+            request.gateway,
+            request.caller,
+            encode(request),
+            cost,
+            limit,
+            _or_empty(keep_alive_ms),
+            REQUEST_TTL_MS,
+            _WAKE,
+        )
+        if not admitted:
+            raise QueueFull("server busy, please try again.  maximum pending requests exceeded")
+        return int(depth)
+
+    async def claim(self, version: str, worker: str, *, capacity: int) -> list[Claim]:
+        """Takes up to `capacity` requests, the fairest first. One that gets fewer will find a Wake in its inbox."""
+        flat = await self._call("claim", version, worker, capacity, REQUEST_TTL_MS)
+        return [Claim(_decode_request(payload), epoch) for _, epoch, payload in _triples(flat)]
+
+    async def settle(self, request: str, epoch: int, *, cost: float) -> bool:
+        """Ends the request, charging what it really cost. False where that claim is no longer the current one."""
+        return bool(await self._call("settle", request, epoch, cost))
+
+    async def cancel(self, request: str) -> Literal["waiting", "claimed", "gone"]:
+        """Takes a waiting request out of its queue, or tells the worker that holds it; that one still ends with a frame."""
+        outcome: bytes = await self._call("cancel", request, _encode_control(Cancel(request)))
+        return cast('Literal["waiting", "claimed", "gone"]', outcome.decode())
+
+    async def requeue(self, request: str, epoch: int) -> bool:
+        """Puts a lost request back in its old place, under the next epoch. False where the claim is no longer current."""
+        return bool(await self._call("requeue", request, epoch, _WAKE))
+
+    async def report(self, report: WorkerReport, *, lease_ms: int) -> None:
+        """Publishes the worker's state and extends its lease."""
+        await self._call("report", report.worker, encode(report), lease_ms)
+
+    async def leave(self, worker: str, version: str) -> None:
+        """Ends the worker's lease; requests that it still holds count as lost from now on."""
+        await self._call("leave", worker, version)
+
+    async def lost(self, gateway: str) -> list[LostRequest]:
+        flat = await self._call("lost", gateway)
+        return [LostRequest(request.decode(), epoch, worker.decode()) for request, epoch, worker in _triples(flat)]
+
+    async def workers(self) -> list[WorkerReport]:
+        return [_decode_report(report) for report in await self._call("workers")]
+
+    async def touch(self, version: str, *, keep_alive_ms: int | None) -> None:
+        """Counts as a use of the version; a keep_alive of 0 asks for it to be unloaded once idle."""
+        await self._call("touch", version, _or_empty(keep_alive_ms))
+
+    async def demand(self) -> list[Demand]:
+        flat = await self._call("demand")
+        return [
+            Demand(version.decode(), waiting, unused_ms, int(keep_alive) if keep_alive else None)
+            for version, waiting, unused_ms, keep_alive in zip(*[iter(flat)] * 4, strict=True)
+        ]
+
+    async def forget(self, version: str) -> bool:
+        """Drops the record of demand for a version that was unloaded. False where requests wait for it again."""
+        return bool(await self._call("forget", version))
+
+    async def refuse(self, version: str) -> list[RefusedRequest]:
+        """Takes every waiting request out of the queue; the caller of this owes each of them a Failed frame."""
+        flat = await self._call("refuse", version)
+        return [RefusedRequest(request.decode(), epoch, gateway.decode()) for request, epoch, gateway in _triples(flat)]
+
+    async def next_control(self, worker: str, *, timeout_s: float) -> Control | None:
+        """Blocks until the worker's inbox has a message; None after `timeout_s`."""
+        with redis_errors():
+            entry: Any = await self._redis.blpop([f"{self._prefix}:inbox:{worker}"], timeout=timeout_s)
+        return _decode_control.decode(entry[1]) if entry else None
+
+    @asynccontextmanager
+    async def signals(self) -> AsyncIterator[Signals]:
+        """A subscription to the signal that something may have to be loaded."""
+        async with self._redis.pubsub() as pubsub:
+            with redis_errors():
+                await pubsub.subscribe(f"{self._prefix}:signal")
+            yield Signals(pubsub)
+
+
+class Signals:
+    """Wakes the registry's loop early; the loop is level-triggered and would find the same on its next turn."""
+
+    def __init__(self, pubsub: Any) -> None:
+        self._pubsub = pubsub
+
+    async def wait(self, *, timeout_s: float) -> bool:
+        """True where a signal came within `timeout_s`."""
+        with redis_errors():
+            return bool(await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout_s))
+
+
+def _triples(flat: list[Any]) -> Iterator[tuple[Any, Any, Any]]:
+    return zip(*[iter(flat)] * 3, strict=True)
+
+
+def _or_empty(value: int | None) -> str | int:
+    return "" if value is None else value

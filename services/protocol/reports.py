@@ -1,0 +1,106 @@
+"""What workers and node agents observe of themselves, as whole states, once a second. The registry alone turns it into rows.
+
+A WorkerReport lives in Redis beside the worker's lease (services.protocol.queue), a NodeReport under its own key with the
+same kind of lease: a machine that stops reporting disappears by itself.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import cast
+
+import msgspec
+from redis.asyncio import Redis
+
+from services.protocol.connection import redis_errors
+from services.protocol.wire import Decoder, encode
+
+
+class WorkerState(enum.StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class WorkerReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`memory_bytes` is the process's resident memory, `context_tokens` what one slot holds. `error_code` and `error` say why
+    the model did not load (state FAILED); `error_code` names a class of services.protocol.errors."""
+
+    worker: str
+    replica: str
+    version: str
+    node: str
+    state: WorkerState
+    slots: int = 0
+    running: int = 0
+    context_tokens: int = 0
+    memory_bytes: int = 0
+    error_code: str = ""
+    error: str = ""
+
+
+class Device(msgspec.Struct, frozen=True):
+    """An accelerator."""
+
+    kind: str
+    name: str
+    memory_bytes: int
+
+
+class ProcessReport(msgspec.Struct, frozen=True):
+    """The worker process (or container) of one replica. `exit_code` is None while it runs; negative: the signal."""
+
+    replica: str
+    pid: int
+    exit_code: int | None
+    last_line: str
+
+
+class BlobReport(msgspec.Struct, frozen=True):
+    """A verified blob in the node's store."""
+
+    digest: str
+    size: int
+
+
+class NodeReport(msgspec.Struct, frozen=True):
+    """Sizes in bytes. `jobs` are the ids of the jobs that the agent is working on."""
+
+    node: str
+    agent: str
+    cpus: int
+    memory_total: int
+    memory_available: int
+    disk_total: int
+    disk_free: int
+    devices: tuple[Device, ...]
+    processes: tuple[ProcessReport, ...]
+    blobs: tuple[BlobReport, ...]
+    jobs: tuple[str, ...]
+
+
+_decode = Decoder(NodeReport)
+
+
+class NodeReports:
+    """Node agents publish, the registry reads. Raises Unavailable when Redis does not answer."""
+
+    def __init__(self, redis: Redis, *, prefix: str = "corral") -> None:
+        self._redis = redis
+        self._prefix = prefix
+
+    async def publish(self, report: NodeReport, *, lease_ms: int) -> None:
+        with redis_errors():
+            await self._redis.set(f"{self._prefix}:node:{report.node}", encode(report), px=lease_ms)
+
+    async def withdraw(self, node: str) -> None:
+        """The agent stops in order: the node is gone now, not after its lease."""
+        with redis_errors():
+            await self._redis.delete(f"{self._prefix}:node:{node}")
+
+    async def read(self) -> list[NodeReport]:
+        with redis_errors():
+            keys = [key async for key in self._redis.scan_iter(match=f"{self._prefix}:node:*", count=1000)]
+            values = cast("list[bytes | None]", await self._redis.mget(keys)) if keys else []
+        return [_decode(data) for data in values if data]

@@ -1,0 +1,41 @@
+"""How a message becomes bytes: one byte of protocol version, then msgpack.
+
+Data only, never pickle. A reader of another protocol version refuses the message by name instead of misreading it.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from services.protocol.errors import ProtocolMismatch
+
+PROTOCOL_VERSION = 1
+
+_PREFIX = bytes([PROTOCOL_VERSION])
+_encoder = msgspec.msgpack.Encoder()
+
+Message = TypeVar("Message", bound=msgspec.Struct)
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    return _PREFIX + _encoder.encode(message)
+
+
+class Decoder(Generic[Message]):
+    """Decodes one type of message. Raises ProtocolMismatch for another version or for bytes of another shape."""
+
+    def __init__(self, kind: type[Message]) -> None:
+        self._kind = kind
+        self._decoder = msgspec.msgpack.Decoder(kind)
+
+    def __call__(self, data: bytes) -> Message:
+        if data[:1] != _PREFIX:
+            raise ProtocolMismatch(
+                f"{self._kind.__name__} of protocol version {data[0] if data else 'none'}; this release speaks {PROTOCOL_VERSION}"
+            )
+        try:
+            return self._decoder.decode(memoryview(data)[1:])
+        except msgspec.MsgspecError as error:
+            raise ProtocolMismatch(f"{self._kind.__name__} that does not decode: {error}") from error
