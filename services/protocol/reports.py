@@ -99,6 +99,10 @@ class NodeReports:
         with redis_errors():
             await self._redis.delete(f"{self._prefix}:node:{node}")
 
+    async def is_alive(self, node: str) -> bool:
+        with redis_errors():
+            return bool(await self._redis.exists(f"{self._prefix}:node:{node}"))
+
     async def read(self) -> list[NodeReport]:
         with redis_errors():
             keys = [key async for key in self._redis.scan_iter(match=f"{self._prefix}:node:*", count=1000)]

@@ -1,0 +1,1 @@
+"""One process, one model version: claims requests, runs the engine, publishes frames."""

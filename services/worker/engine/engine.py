@@ -1,0 +1,79 @@
+"""The engine: schedule, decode, update. One thread owns it and everything below it, so nothing here has a lock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as TokenIds
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.protocol.messages import FinishReason
+from services.worker.engine.runner import EngineDead, ModelRunner, NoRoom
+from services.worker.engine.scheduler import SampledToken, ScheduledBatch, Scheduler
+from services.worker.engine.sequence import Sequence
+from services.worker.engine.slots import SlotPool
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """`admitted` got their slot in this step; `sampled` got a token or their end."""
+
+    admitted: TokenIds[Sequence]
+    sampled: TokenIds[SampledToken]
+
+
+class Engine:
+    """Raises EngineDead from `step` when the model is lost; every sequence is then lost with it."""
+
+    def __init__(self, runner: ModelRunner, *, batch_tokens: int, prefill_tokens: int) -> None:
+        self._runner = runner
+        self._scheduler = Scheduler(
+            SlotPool(runner.num_slots, partial_reuse=runner.partial_reuse),
+            batch_tokens=batch_tokens,
+            prefill_tokens=prefill_tokens,
+            end_tokens=runner.end_tokens,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return self._scheduler.sequences
+
+    def add(self, sequence: Sequence) -> None:
+        self._scheduler.add(sequence)
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Ends a sequence from outside: its client is gone, or its text holds a stop string. The slot is free at once."""
+        self._scheduler.finish(sequence, reason)
+
+    def step(self) -> StepOutput:
+        batch = self._scheduler.schedule()
+        logits = self._decode(batch)
+        sampled = self._scheduler.update(batch, _sample(batch, logits))
+        return StepOutput(batch.admitted, sampled)
+
+    def _decode(self, batch: ScheduledBatch) -> NDArray[np.float32]:
+        for slot in batch.acquired:
+            self._runner.cut(slot.slot, slot.keep)
+        try:
+            return self._runner.decode(batch.spans)
+        except NoRoom:
+            # Prefixes kept for later are worth less than a sequence that runs now.
+            for idle in self._scheduler.forget_idle():
+                self._runner.cut(idle, 0)
+        try:
+            return self._runner.decode(batch.spans)
+        except NoRoom as error:
+            raise EngineDead("the KV cache has no room for the running sequences") from error
+
+
+def _sample(batch: ScheduledBatch, logits: NDArray[np.float32]) -> list[int]:
+    sampling = [span.sequence for span in batch.spans if span.samples]
+    return [
+        sequence.sampler.sample(row, sequence.tokens, sequence.num_completion_tokens)
+        for sequence, row in zip(sampling, logits, strict=True)
+    ]

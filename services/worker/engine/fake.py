@@ -1,0 +1,107 @@
+"""FakeRunner: a model with scripted tokens and a cost model instead of weights.
+
+It ships with the product: the control plane's tests and the gateway's benchmarks run on it. Its vocabulary is the 256 bytes
+and one end token, its KV cache is checked as strictly as llama.cpp's, and what it says follows from the text before it and
+nothing else, so a resumed text goes on as the undisturbed one would.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from collections.abc import Sequence as TokenIds
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.worker.engine.runner import NoRoom
+from services.worker.engine.scheduler import Span
+
+END = 256
+VOCABULARY = 257
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+Script = Callable[[TokenIds[int]], int]
+
+
+def babble(tokens: TokenIds[int]) -> int:
+    """Endless lower-case words, determined by the last 16 tokens."""
+    return b"abcdefghijklmnopqrstuvwxyz      "[zlib.crc32(bytes(token & 0xFF for token in tokens[-16:])) % 32]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds that a step takes: a fixed part, and one part for each token of its batch."""
+
+    step_s: float = 0.0
+    token_s: float = 0.0
+
+    def pay(self, num_tokens: int) -> None:
+        if cost := self.step_s + self.token_s * num_tokens:
+            time.sleep(cost)
+
+
+class FakeRunner:
+    """Implements ModelRunner. `script` gives the likeliest next token after all tokens so far; every other byte is 8 logits
+    below it, so that sampling at a temperature varies. `cells` bounds the KV cache over all slots."""
+
+    partial_reuse = True
+    end_tokens = frozenset({END})
+    chat_template: str | None = CHAT_TEMPLATE
+    bos_text = ""
+    eos_text = ""
+
+    def __init__(
+        self,
+        *,
+        num_slots: int = 8,
+        context_tokens: int = 4096,
+        script: Script = babble,
+        cost: CostModel = CostModel(),
+        cells: int | None = None,
+    ) -> None:
+        self.num_slots = num_slots
+        self.context_tokens = context_tokens
+        self._script = script
+        self._cost = cost
+        self._cells = num_slots * context_tokens if cells is None else cells
+        self._cache: list[list[int]] = [[] for _ in range(num_slots)]
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        return list(text.encode())
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < END else b""
+
+    def cut(self, slot: int, keep: int) -> None:
+        assert keep <= len(self._cache[slot])
+        del self._cache[slot][keep:]
+
+    def decode(self, spans: TokenIds[Span]) -> NDArray[np.float32]:
+        num_tokens = sum(len(span.tokens) for span in spans)
+        if sum(map(len, self._cache)) + num_tokens > self._cells:
+            raise NoRoom
+        self._cost.pay(num_tokens)
+        rows = []
+        for span in spans:
+            cached = self._cache[span.slot]
+            assert span.start == len(cached), "a span must continue what its slot holds"
+            assert len(cached) + len(span.tokens) <= self.context_tokens
+            cached.extend(span.tokens)
+            if span.samples:
+                rows.append(self._logits(cached))
+        return np.array(rows, dtype=np.float32).reshape(len(rows), VOCABULARY)
+
+    def _logits(self, tokens: TokenIds[int]) -> NDArray[np.float32]:
+        logits = np.zeros(VOCABULARY, dtype=np.float32)
+        logits[END] = -np.inf
+        logits[self._script(tokens)] = 8.0
+        return logits
+
+    def close(self) -> None:
+        self._cache = []

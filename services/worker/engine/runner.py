@@ -1,0 +1,65 @@
+"""ModelRunner: what the engine asks of a model, and the ways in which a model can fail it.
+
+Two implementations: `llama.LlamaRunner`, and `fake.FakeRunner` with scripted tokens. A runner's cache and `decode` belong to
+the engine thread alone; its vocabulary (`tokenize`, `token_bytes`) only reads and may be used from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as TokenIds
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.worker.engine.scheduler import Span
+
+
+class EngineError(Exception):
+    """
+    EngineError
+    ├── NoRoom          the batch does not fit the KV cache; the cache is as it was before
+    ├── EngineDead      the context is unusable; the process must be replaced
+    └── ModelUnusable   the file cannot be loaded; trying again gives the same
+    """
+
+
+class NoRoom(EngineError):
+    """`llama_decode` found no KV cells for the batch."""
+
+
+class EngineDead(EngineError):
+    """`llama_decode` failed in a way that leaves the context undefined."""
+
+
+class ModelUnusable(EngineError):
+    """Not a GGUF, cut short, an unknown architecture, or more memory than there is. The message says which."""
+
+
+class ModelRunner(Protocol):
+    """`context_tokens` per slot; `partial_reuse` as in SlotPool; `end_tokens` are the tokens that end a text."""
+
+    num_slots: int
+    context_tokens: int
+    partial_reuse: bool
+    end_tokens: frozenset[int]
+    chat_template: str | None
+    bos_text: str
+    eos_text: str
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Token ids. `special` reads control tokens written in the text as such; without it they are plain text. A model that
+        wants a BOS token gets one, unless the text begins with it."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """What the token adds to the text: UTF-8 that may end in the middle of a character; empty for control tokens."""
+
+    def cut(self, slot: int, keep: int) -> None:
+        """Drops the slot's cached tokens from position `keep` on."""
+
+    def decode(self, spans: TokenIds[Span]) -> NDArray[np.float32]:
+        """Computes the spans; returns one row of logits for each span that samples, in their order. The rows are valid until
+        the next call. Raises NoRoom or EngineDead."""
+
+    def close(self) -> None:
+        """Frees the model."""

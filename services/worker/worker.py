@@ -1,0 +1,317 @@
+"""The worker process: claim → engine loop → publish, and the reports that keep its lease.
+
+Two threads. The asyncio loop talks to Redis and owns `_in_flight` and `_state`; the engine thread owns everything below
+EngineLoop. They meet at two queues: commands in, events out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import psutil
+from redis.asyncio import Redis
+
+from services.protocol.errors import CorralError, InvalidModelFile, ModelLoadFailed, Unavailable
+from services.protocol.messages import (
+    Cancel,
+    Claim,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    StepReply,
+    Timings,
+    Usage,
+    new_id,
+)
+from services.protocol.queue import Queue
+from services.protocol.replies import ReplyWriter
+from services.protocol.reports import NodeReports, WorkerReport, WorkerState
+from services.worker.chat.template import ChatTemplate
+from services.worker.config import WorkerSettings
+from services.worker.engine.runner import ModelRunner, ModelUnusable
+from services.worker.loop import Abort, Addressed, Begin, EngineLoop, Quit
+from services.worker.prompt import PromptBuilder
+
+log = logging.getLogger(__name__)
+
+#: A worker that could not load stays readable for this long, so that the registry learns why.
+FAILED_LEASE_MS = 30_000
+
+#: How long to wait before asking a Redis again that did not answer.
+RETRY_S = 0.25
+
+
+@dataclass
+class InFlight:
+    """A claimed request. `cancelled`: its client left before its prompt was ready."""
+
+    claim: Claim
+    cancelled: bool = False
+
+
+class Worker:
+    """`load` makes the model's runner, in the engine thread; it raises ModelUnusable."""
+
+    def __init__(self, settings: WorkerSettings, redis: Redis, load: Callable[[], ModelRunner]) -> None:
+        self.id = new_id()
+        self._settings = settings
+        self._load = load
+        self._queue = Queue(redis)
+        self._replies = ReplyWriter(redis)
+        self._nodes = NodeReports(redis)
+        self._state = WorkerState.LOADING
+        self._failure: CorralError | None = None
+        self._runner: ModelRunner | None = None
+        self._in_flight: dict[str, InFlight] = {}
+        self._outbox: asyncio.Queue[list[Addressed]] = asyncio.Queue()
+        self._may_claim = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def drain(self) -> None:
+        """Claim nothing new; `run` returns once what runs has ended, or after `drain_s`."""
+        log.info("draining %d requests", len(self._in_flight))
+        self._draining.set()
+
+    async def run(self) -> int:
+        """The process's exit code: 0 after a drain, 3 where the model does not load, 4 where the engine died."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine") as engine_thread:
+            async with asyncio.TaskGroup() as tasks:
+                reports = tasks.create_task(self._report())
+                try:
+                    runner = await loop.run_in_executor(engine_thread, self._load)
+                    template = _template(runner)
+                except (ModelUnusable, InvalidModelFile) as error:
+                    reports.cancel()
+                    await self._fail(ModelLoadFailed(str(error)))
+                    return 3
+                return await self._serve(runner, template, engine_thread, reports)
+
+    async def _serve(
+        self, runner: ModelRunner, template: ChatTemplate | None, thread: ThreadPoolExecutor, reports: asyncio.Task[None]
+    ) -> int:
+        loop = asyncio.get_running_loop()
+
+        def emit(events: list[Addressed]) -> None:
+            loop.call_soon_threadsafe(self._outbox.put_nowait, events)
+
+        engine = EngineLoop(
+            runner,
+            batch_tokens=self._settings.batch_tokens,
+            prefill_tokens=min(self._settings.prefill_tokens, self._settings.batch_tokens),
+            emit=emit,
+        )
+        self._runner, self._state = runner, WorkerState.READY
+        await self._publish_report()
+        engine_run = loop.run_in_executor(thread, engine.run)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                publishing = tasks.create_task(self._publish(engine))
+                serving = [
+                    tasks.create_task(self._claim(engine, PromptBuilder(runner, template))),
+                    tasks.create_task(self._listen(engine)),
+                    tasks.create_task(self._watch_node()),
+                ]
+                drained = tasks.create_task(self._drained())
+                await asyncio.wait([engine_run, drained], return_when=asyncio.FIRST_COMPLETED)
+                # Nothing new from here on; then the engine, so that its last events are out before the publisher stops; the
+                # lease goes last, because its end tells the gateways that whatever is unanswered is lost.
+                for task in [drained, *serving]:
+                    task.cancel()
+                engine.put(Quit())
+                code = await _exit_code(engine_run)
+                await self._flush(publishing)
+                reports.cancel()
+                await self._leave()
+            return code
+        finally:
+            engine.put(Quit())  # whatever went wrong above, the thread must not keep the process alive
+
+    async def _drained(self) -> None:
+        await self._draining.wait()
+        self._state = WorkerState.DRAINING
+        try:
+            async with asyncio.timeout(self._settings.drain_s):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("%d requests did not end within %s s", len(self._in_flight), self._settings.drain_s)
+
+    async def _flush(self, publishing: asyncio.Task[None]) -> None:
+        try:
+            async with asyncio.timeout(5):
+                await self._outbox.join()
+        except TimeoutError:
+            log.warning("Redis did not take the last events")
+        publishing.cancel()
+
+    async def _leave(self) -> None:
+        try:
+            await self._queue.leave(self.id, self._settings.version)
+        except Unavailable as error:
+            log.warning("%s; the lease ends by itself", error)
+
+    async def _claim(self, engine: EngineLoop, builder: PromptBuilder) -> None:
+        """Takes requests while slots are free; otherwise waits for a Wake, for a slot, or for a second."""
+        async with asyncio.TaskGroup() as beginning:
+            while not self._draining.is_set():
+                self._may_claim.clear()
+                free = self._settings.slots - len(self._in_flight)
+                claims = await self._try_claim(free) if free > 0 else []
+                for claim in claims:
+                    self._in_flight[claim.request.id] = InFlight(claim)
+                    self._idle.clear()
+                    beginning.create_task(self._begin(engine, builder, claim))
+                if len(claims) < free or free <= 0:
+                    await _wait(self._may_claim, timeout_s=1.0)
+
+    async def _try_claim(self, capacity: int) -> list[Claim]:
+        try:
+            return await self._queue.claim(self._settings.version, self.id, capacity=capacity)
+        except Unavailable as error:
+            log.warning("%s; claiming again soon", error)
+            await asyncio.sleep(RETRY_S)
+            return []
+
+    async def _begin(self, engine: EngineLoop, builder: PromptBuilder, claim: Claim) -> None:
+        request = claim.request
+        try:
+            # Tokenizing a long prompt takes a while and only reads the vocabulary.
+            prompt = await asyncio.to_thread(builder.build, request)
+        except CorralError as error:
+            self._answer(claim, Failed(request.id, claim.epoch, 0, error.code, error.message))
+            return
+        if self._in_flight[request.id].cancelled:
+            usage, timings = Usage(0, 0, 0), Timings(0, 0)
+            self._answer(claim, Finished(request.id, claim.epoch, 0, FinishReason.ABORT, usage, timings))
+        else:
+            engine.put(Begin(claim, prompt))
+
+    def _answer(self, claim: Claim, event: Event) -> None:
+        self._outbox.put_nowait([Addressed(claim.request.gateway, event)])
+
+    async def _listen(self, engine: EngineLoop) -> None:
+        """Wakes and cancellations from the inbox."""
+        while True:
+            try:
+                control = await self._queue.next_control(self.id, timeout_s=1.0)
+            except Unavailable:
+                await asyncio.sleep(RETRY_S)
+                continue
+            if isinstance(control, Cancel):
+                self._cancel(engine, control.request)
+            elif control is not None:
+                self._may_claim.set()
+
+    def _cancel(self, engine: EngineLoop, request: str) -> None:
+        in_flight = self._in_flight.get(request)
+        if in_flight is not None:
+            in_flight.cancelled = True
+            engine.put(Abort(request))
+
+    async def _publish(self, engine: EngineLoop) -> None:
+        """One entry per gateway for each engine step; for several, where Redis is slower than the engine."""
+        while True:
+            batches = [await self._outbox.get()]
+            while not self._outbox.empty():
+                batches.append(self._outbox.get_nowait())
+            replies: defaultdict[str, list[Event]] = defaultdict(list)
+            for addressed in (event for batch in batches for event in batch):
+                replies[addressed.gateway].append(addressed.event)
+                if addressed.is_terminal:
+                    self._end(addressed.event.request)
+            gone = await self._send({gateway: StepReply(self.id, tuple(events)) for gateway, events in replies.items()})
+            for request, in_flight in list(self._in_flight.items()):
+                if in_flight.claim.request.gateway in gone:
+                    self._cancel(engine, request)
+            for _ in batches:
+                self._outbox.task_done()
+
+    def _end(self, request: str) -> None:
+        self._in_flight.pop(request, None)
+        self._may_claim.set()
+        if not self._in_flight:
+            self._idle.set()
+
+    async def _send(self, replies: dict[str, StepReply]) -> set[str]:
+        """Until Redis takes them: a frame that is dropped would be an answer with a hole."""
+        while True:
+            try:
+                return await self._replies.publish(replies)
+            except Unavailable as error:
+                log.warning("%s; publishing again soon", error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _report(self) -> None:
+        while True:
+            try:
+                await self._publish_report()
+            except Unavailable as error:
+                log.warning("%s; reporting again soon", error)
+            await asyncio.sleep(self._settings.report_s)
+
+    async def _publish_report(self, *, lease_ms: int | None = None) -> None:
+        runner, failure = self._runner, self._failure
+        report = WorkerReport(
+            worker=self.id,
+            replica=self._settings.replica,
+            version=self._settings.version,
+            node=self._settings.node,
+            state=self._state,
+            slots=self._settings.slots,
+            running=len(self._in_flight),
+            context_tokens=runner.context_tokens if runner else 0,
+            memory_bytes=psutil.Process().memory_info().rss,
+            error_code=failure.code if failure else "",
+            error=failure.message if failure else "",
+        )
+        await self._queue.report(report, lease_ms=lease_ms or self._settings.lease_ms)
+
+    async def _fail(self, failure: CorralError) -> None:
+        log.error("%s", failure)
+        self._state, self._failure = WorkerState.FAILED, failure
+        await self._publish_report(lease_ms=FAILED_LEASE_MS)
+
+    async def _watch_node(self) -> None:
+        """A worker whose node has gone silent has been replaced elsewhere, and nobody is left to stop it."""
+        seen = time.monotonic()
+        while time.monotonic() - seen < self._settings.orphan_s:
+            await asyncio.sleep(min(5.0, self._settings.orphan_s / 4))
+            try:
+                if await self._nodes.is_alive(self._settings.node):
+                    seen = time.monotonic()
+            except Unavailable:
+                continue
+        log.error("node %s has been silent for %s s", self._settings.node, self._settings.orphan_s)
+        self.drain()
+
+
+def _template(runner: ModelRunner) -> ChatTemplate | None:
+    if runner.chat_template is None:
+        return None
+    return ChatTemplate(runner.chat_template, bos_text=runner.bos_text, eos_text=runner.eos_text)
+
+
+async def _exit_code(engine_run: asyncio.Future[None]) -> int:
+    try:
+        await engine_run
+    except Exception:
+        log.exception("the engine died")
+        return 4
+    return 0
+
+
+async def _wait(event: asyncio.Event, *, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return
