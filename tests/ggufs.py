@@ -1,0 +1,80 @@
+"""Writes tiny models: real GGUF files of the llama architecture with random weights, in milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+SPECIAL = ["<unk>", "<s>", "</s>"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def write_gguf(
+    path: Path,
+    *,
+    context_length: int = 512,
+    layers: int = 1,
+    width: int = 32,
+    heads: int = 2,
+    template: str | None = CHAT_TEMPLATE,
+    seed: int = 0,
+) -> Path:
+    """A model whose vocabulary is the 256 bytes and three control tokens. `seed` gives other weights."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(context_length)
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(2 * width)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    _add_vocabulary(writer, template)
+    rng = np.random.default_rng(seed)
+    for name, shape in _tensors(layers, width):
+        # 1 for norms; elsewhere large enough that the logits differ clearly.
+        values = np.ones(shape) if name.endswith("norm.weight") else rng.normal(scale=0.5, size=shape)
+        writer.add_tensor(name, values.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, template: str | None) -> None:
+    tokens = SPECIAL + BYTES
+    kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL] + [gguf.TokenType.BYTE] * 256
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_token_types(kinds)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    if template is not None:
+        writer.add_chat_template(template)
+
+
+def _tensors(layers: int, width: int) -> list[tuple[str, tuple[int, ...]]]:
+    vocabulary = len(SPECIAL) + len(BYTES)
+    tensors: list[tuple[str, tuple[int, ...]]] = [
+        ("token_embd.weight", (vocabulary, width)),
+        ("output_norm.weight", (width,)),
+        ("output.weight", (vocabulary, width)),
+    ]
+    for layer in range(layers):
+        tensors += [(f"blk.{layer}.{name}.weight", (width, width)) for name in ("attn_q", "attn_k", "attn_v", "attn_output")]
+        tensors += [(f"blk.{layer}.{name}.weight", (width,)) for name in ("attn_norm", "ffn_norm")]
+        tensors += [(f"blk.{layer}.{name}.weight", (2 * width, width)) for name in ("ffn_gate", "ffn_up")]
+        tensors.append((f"blk.{layer}.ffn_down.weight", (width, 2 * width)))
+    return tensors
