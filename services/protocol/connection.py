@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +16,11 @@ from services.protocol.errors import Unavailable
 
 def connect(url: str) -> Redis:
     """`url` is redis://, rediss:// or unix://. Bytes in, bytes out."""
-    return Redis.from_url(url, socket_connect_timeout=5, health_check_interval=15, protocol=3)
+    return Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, health_check_interval=15, protocol=3)
+
+
+#: The longest that one command blocks: the time-out of the socket, by which a Redis that hangs is noticed, is longer.
+BLOCK_S = 1.0
 
 
 @contextmanager
@@ -26,9 +32,21 @@ def redis_errors() -> Iterator[None]:
         raise Unavailable(f"Redis does not answer ({type(error).__name__})") from error
 
 
+async def wait_for_answer(command: Callable[[float], Awaitable[Any]], *, timeout_s: float) -> Any:
+    """Gives a blocking command its seconds in turns of at most BLOCK_S, until one answers something or `timeout_s` is over."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = deadline - time.monotonic()
+        with redis_errors():
+            answer = await command(min(max(left_s, 0.001), BLOCK_S))
+        if answer or left_s <= BLOCK_S:
+            return answer
+
+
 async def read_stream(redis: Redis, key: str, after: bytes, *, timeout_s: float) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """Entries of one stream behind the id `after`, oldest first; blocks until there are some, empty after `timeout_s`."""
-    with redis_errors():
-        answer: Any = await redis.xread({key: after}, count=256, block=int(timeout_s * 1000))
+    answer = await wait_for_answer(
+        lambda wait_s: redis.xread({key: after}, count=256, block=math.ceil(wait_s * 1000)), timeout_s=timeout_s
+    )
     # RESP3 answers {key: [entries]}; one key was asked for.
     return next(iter(answer.values()))[0] if answer else []

@@ -4,11 +4,12 @@ The queue of requests: every change to it is one call of this script, so each is
 Keys, all under one prefix (K below, KEYS[1] in the script; one Redis, not a Redis Cluster):
 
   K:queue:<version>      sorted set   waiting request ids by virtual start time (start-time fair queueing)
-  K:request:<id>         hash         payload, version, gateway, caller, start, cost, epoch, worker (the last two once claimed)
+  K:waiting:<version>:<caller>  sorted set  the same, of one caller
+  K:request:<id>         hash         payload, version, gateway, caller, start, cost, epoch; once claimed: worker, claim
   K:vtime:<version>      string       the version's virtual time: the start tag of the request claimed last
   K:finish:<version>     hash         caller -> virtual finish time of that caller's newest request
   K:idle:<version>       set          workers that found nothing to claim and wait for a Wake in their inbox
-  K:inbox:<worker>       list         Cancel and Wake messages for one worker
+  K:inbox:<worker>       list         Cancel and Wake messages for one worker; it expires INBOX_MS after the newest
   K:claims:<worker>      set          ids of the requests that the worker has claimed
   K:worker:<worker>      string       the worker's last WorkerReport; it expires with the lease
   K:workers              sorted set   workers by the time (ms) at which their lease ends
@@ -19,10 +20,15 @@ Keys, all under one prefix (K below, KEYS[1] in the script; one Redis, not a Red
 Times are Redis's own, in milliseconds. Virtual times count tokens: a request's start tag is the later of the version's
 virtual time and its caller's last finish tag, and its finish tag lies `cost` tokens after that, so that callers with
 waiting requests advance evenly whatever their number of requests (Goyal, Vin, Cheng: Start-Time Fair Queueing, 1996).
+A caller that gets tokens back (settle, cancel) does not overtake its own waiting requests with them.
+
+Whatever a crash could leave behind expires: K:demand alone does not, which `forget` clears, and K:workers, which `lost` does.
 ]]
 
 local K = KEYS[1]
 local command = ARGV[1]
+
+local INBOX_MS = 60000
 
 local function now_ms()
   local t = redis.call("TIME")
@@ -38,11 +44,20 @@ local function number_or(value, default)
   return value and tonumber(value) or default
 end
 
+local function has_lease(worker)
+  return redis.call("EXISTS", K .. ":worker:" .. worker) == 1
+end
+
+local function tell(worker, message)
+  redis.call("RPUSH", K .. ":inbox:" .. worker, message)
+  redis.call("PEXPIRE", K .. ":inbox:" .. worker, INBOX_MS)
+end
+
 local function wake(version, message)
   local worker = redis.call("SPOP", K .. ":idle:" .. version)
   while worker do
-    if redis.call("EXISTS", K .. ":worker:" .. worker) == 1 then
-      redis.call("RPUSH", K .. ":inbox:" .. worker, message)
+    if has_lease(worker) then
+      tell(worker, message)
       return true
     end
     worker = redis.call("SPOP", K .. ":idle:" .. version)
@@ -58,11 +73,33 @@ local function touch(version, keep_alive_ms)
   end
 end
 
-local function put_back(id, version, start, message)
-  redis.call("ZADD", K .. ":queue:" .. version, start, id)
+local function add(id, version, caller, start, ttl_ms, message)
+  for _, key in ipairs({ K .. ":queue:" .. version, K .. ":waiting:" .. version .. ":" .. caller }) do
+    redis.call("ZADD", key, start, id)
+    redis.call("PEXPIRE", key, ttl_ms)
+  end
   if not wake(version, message) then
     redis.call("PUBLISH", K .. ":signal", "demand")
   end
+end
+
+local function remove(id, version, caller)
+  redis.call("ZREM", K .. ":waiting:" .. version .. ":" .. caller, id)
+  return redis.call("ZREM", K .. ":queue:" .. version, id) == 1
+end
+
+local function charge(version, caller, tokens)
+  local finish = redis.call("HGET", K .. ":finish:" .. version, caller)
+  if finish then
+    redis.call("HSET", K .. ":finish:" .. version, caller, exact(tonumber(finish) + tokens))
+  end
+end
+
+-- The start tag behind which a caller's next request has to stay: one float after its last waiting one.
+local function behind_own(version, caller)
+  local last = redis.call("ZREVRANGE", K .. ":waiting:" .. version .. ":" .. caller, 0, 0, "WITHSCORES")
+  local start = number_or(last[2], -1)
+  return start + math.max(start, 1) * 2 ^ -52
 end
 
 if command == "enqueue" then
@@ -70,48 +107,66 @@ if command == "enqueue" then
   -- -> {1, requests now waiting}, or {0, requests waiting} where the queue is full
   local id, version, gateway, caller, payload = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
   local cost, limit, keep_alive_ms, ttl_ms, message = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], ARGV[10], ARGV[11]
-  local queue, finish = K .. ":queue:" .. version, K .. ":finish:" .. version
-  local depth = redis.call("ZCARD", queue)
+  local finish = K .. ":finish:" .. version
+  local depth = redis.call("ZCARD", K .. ":queue:" .. version)
   if depth >= limit then
     return { 0, depth }
   end
   touch(version, keep_alive_ms)
   local virtual = number_or(redis.call("GET", K .. ":vtime:" .. version), 0)
-  local start = math.max(virtual, number_or(redis.call("HGET", finish, caller), 0))
-  redis.call("HSET", finish, caller, exact(start + cost))
+  local earliest = math.max(virtual, number_or(redis.call("HGET", finish, caller), 0))
+  local start = math.max(earliest, behind_own(version, caller))
+  redis.call("HSET", finish, caller, exact(earliest + cost))
   redis.call("PEXPIRE", finish, ttl_ms)
   redis.call("PEXPIRE", K .. ":vtime:" .. version, ttl_ms)
   redis.call("HSET", K .. ":request:" .. id, "payload", payload, "version", version, "gateway", gateway,
     "caller", caller, "start", exact(start), "cost", exact(cost), "epoch", 0)
   redis.call("PEXPIRE", K .. ":request:" .. id, ttl_ms)
-  put_back(id, version, exact(start), message)
+  add(id, version, caller, exact(start), ttl_ms, message)
   return { 1, depth + 1 }
 
 elseif command == "claim" then
-  -- version, worker, capacity, ttl_ms -> up to `capacity` triples id, epoch, payload, flat.
-  -- A worker that gets fewer than it asked for is idle from now on and will be woken.
-  local version, worker, capacity, ttl_ms = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+  -- version, worker, capacity, ttl_ms, claim (names this call), repeated (1: its answer may have been lost, give it again)
+  -- -> up to `capacity` triples id, epoch, payload, flat.
+  -- A worker that gets fewer than it asked for is idle from now on and will be woken. One without a lease gets nothing:
+  -- what it took could not be seen as lost.
+  local version, worker, capacity, ttl_ms, claim, repeated = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
+  local claims = K .. ":claims:" .. worker
   local claimed = {}
-  local count = 0
-  while count < capacity do
+  local function give(id, epoch, payload)
+    claimed[#claimed + 1] = id
+    claimed[#claimed + 1] = tonumber(epoch)
+    claimed[#claimed + 1] = payload
+  end
+  if repeated == "1" then
+    for _, id in ipairs(redis.call("SMEMBERS", claims)) do
+      local field = redis.call("HMGET", K .. ":request:" .. id, "epoch", "payload", "claim")
+      if field[3] == claim then
+        give(id, field[1], field[2])
+      end
+    end
+  end
+  if not has_lease(worker) then
+    return claimed
+  end
+  while #claimed < 3 * capacity do
     local popped = redis.call("ZPOPMIN", K .. ":queue:" .. version)
     if #popped == 0 then
       redis.call("SADD", K .. ":idle:" .. version, worker)
+      redis.call("PEXPIRE", K .. ":idle:" .. version, ttl_ms)
       return claimed
     end
     local id, start = popped[1], tonumber(popped[2])
     local request = K .. ":request:" .. id
-    local payload = redis.call("HGET", request, "payload")
-    if payload then -- the record may have expired while the request waited
-      local epoch = redis.call("HINCRBY", request, "epoch", 1)
-      redis.call("HSET", request, "worker", worker)
-      redis.call("SADD", K .. ":claims:" .. worker, id)
+    local field = redis.call("HMGET", request, "payload", "caller")
+    if field[1] then -- the record may have expired while the request waited
+      remove(id, version, field[2])
+      redis.call("HSET", request, "worker", worker, "claim", claim)
+      redis.call("SADD", claims, id)
+      redis.call("PEXPIRE", claims, ttl_ms)
       local virtual = number_or(redis.call("GET", K .. ":vtime:" .. version), 0)
       redis.call("SET", K .. ":vtime:" .. version, exact(math.max(virtual, start)), "PX", ttl_ms)
-      claimed[#claimed + 1] = id
-      claimed[#claimed + 1] = epoch
-      claimed[#claimed + 1] = payload
-      count = count + 1
+      give(id, redis.call("HINCRBY", request, "epoch", 1), field[1])
     end
   end
   redis.call("SREM", K .. ":idle:" .. version, worker)
@@ -126,14 +181,11 @@ elseif command == "settle" then
     return 0
   end
   local version, caller, cost, worker = field[1], field[2], tonumber(field[3]), field[5]
-  local finish = redis.call("HGET", K .. ":finish:" .. version, caller)
-  if finish then
-    redis.call("HSET", K .. ":finish:" .. version, caller, exact(tonumber(finish) + actual - cost))
-  end
+  charge(version, caller, actual - cost)
   if worker then
     redis.call("SREM", K .. ":claims:" .. worker, id)
   end
-  redis.call("ZREM", K .. ":queue:" .. version, id)
+  remove(id, version, caller)
   redis.call("DEL", request)
   touch(version, "")
   return 1
@@ -146,40 +198,39 @@ elseif command == "cancel" then
   if not field[1] then
     return "gone"
   end
-  if redis.call("ZREM", K .. ":queue:" .. field[1], id) == 1 then
-    local finish = redis.call("HGET", K .. ":finish:" .. field[1], field[3])
-    if finish then
-      redis.call("HSET", K .. ":finish:" .. field[1], field[3], exact(tonumber(finish) - tonumber(field[4])))
-    end
+  if remove(id, field[1], field[3]) then
+    charge(field[1], field[3], -tonumber(field[4]))
     redis.call("DEL", request)
     return "waiting"
   end
-  if field[2] then
-    redis.call("RPUSH", K .. ":inbox:" .. field[2], message)
-  end
+  tell(field[2], message)
   return "claimed"
 
 elseif command == "requeue" then
-  -- id, epoch, wake message -> 1, or 0 where the claim of that epoch is no longer the current one.
+  -- id, epoch, ttl_ms, wake message -> 1, or 0 where the claim of that epoch is no longer the current one.
   -- The request goes back to its old place, and its epoch rises so that the lost worker's late frames are dropped.
-  local id, epoch, message = ARGV[2], ARGV[3], ARGV[4]
+  local id, epoch, ttl_ms, message = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
   local request = K .. ":request:" .. id
-  local field = redis.call("HMGET", request, "version", "start", "epoch", "worker")
+  local field = redis.call("HMGET", request, "version", "start", "epoch", "worker", "caller")
   if field[3] ~= epoch or not field[4] then
     return 0
   end
   redis.call("HINCRBY", request, "epoch", 1)
-  redis.call("HDEL", request, "worker")
+  redis.call("HDEL", request, "worker", "claim")
   redis.call("SREM", K .. ":claims:" .. field[4], id)
-  put_back(id, field[1], field[2], message)
+  add(id, field[1], field[5], field[2], ttl_ms, message)
   return 1
 
 elseif command == "report" then
-  -- worker, report, ttl_ms: extends the worker's lease
-  local worker, report, ttl_ms = ARGV[2], ARGV[3], ARGV[4]
+  -- worker, report, ttl_ms, version, wake message or "" where it could not claim: extends the worker's lease.
+  -- A Wake is lost with the worker that it went to, so each report also wakes the one that it comes from if requests wait.
+  local worker, report, ttl_ms, version, message = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
   redis.call("SET", K .. ":worker:" .. worker, report, "PX", ttl_ms)
   redis.call("ZADD", K .. ":workers", now_ms() + ttl_ms, worker)
-  redis.call("PEXPIRE", K .. ":inbox:" .. worker, ttl_ms)
+  if message ~= "" and redis.call("ZCARD", K .. ":queue:" .. version) > 0
+    and redis.call("LLEN", K .. ":inbox:" .. worker) == 0 then
+    tell(worker, message)
+  end
   return 1
 
 elseif command == "leave" then
@@ -194,7 +245,7 @@ elseif command == "lost" then
   -- gateway -> triples id, epoch, worker, flat: this gateway's requests whose worker's lease has ended
   local gateway = ARGV[2]
   local lost = {}
-  for _, worker in ipairs(redis.call("ZRANGEBYSCORE", K .. ":workers", "-inf", now_ms())) do
+  for _, worker in ipairs(redis.call("ZRANGEBYSCORE", K .. ":workers", "-inf", "(" .. now_ms())) do
     local claims = K .. ":claims:" .. worker
     for _, id in ipairs(redis.call("SMEMBERS", claims)) do
       local field = redis.call("HMGET", K .. ":request:" .. id, "gateway", "epoch")
@@ -253,14 +304,17 @@ elseif command == "forget" then
 
 elseif command == "refuse" then
   -- version -> triples id, epoch, gateway, flat: every waiting request, which leaves the queue
+  local version = ARGV[2]
   local refused = {}
-  local queue = K .. ":queue:" .. ARGV[2]
+  local queue = K .. ":queue:" .. version
   for _, id in ipairs(redis.call("ZRANGE", queue, 0, -1)) do
-    local field = redis.call("HMGET", K .. ":request:" .. id, "epoch", "gateway")
+    local field = redis.call("HMGET", K .. ":request:" .. id, "epoch", "gateway", "caller", "cost")
     if field[1] then
       refused[#refused + 1] = id
       refused[#refused + 1] = tonumber(field[1])
       refused[#refused + 1] = field[2]
+      remove(id, version, field[3])
+      charge(version, field[3], -tonumber(field[4]))
       redis.call("DEL", K .. ":request:" .. id)
     end
   end

@@ -7,6 +7,7 @@ cannot serve. Driver errors leave here as Unavailable.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib import resources
@@ -15,10 +16,10 @@ from typing import Any, Literal, cast
 import msgspec
 from redis.asyncio import Redis
 
-from services.protocol.connection import redis_errors
+from services.protocol.connection import redis_errors, wait_for_answer
 from services.protocol.errors import QueueFull
 from services.protocol.messages import Cancel, Claim, Control, GenerateRequest, Wake
-from services.protocol.reports import WorkerReport
+from services.protocol.reports import WorkerReport, WorkerState
 from services.protocol.wire import Decoder, encode
 
 #: A record outlives any request; this only bounds what a crashed gateway can leave behind.
@@ -26,9 +27,14 @@ REQUEST_TTL_MS = 24 * 3600 * 1000
 
 _decode_request = Decoder(GenerateRequest)
 _decode_report = Decoder(WorkerReport)
-_decode_control: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)
-_encode_control = msgspec.msgpack.Encoder().encode
-_WAKE = _encode_control(Wake())
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    control: Control
+
+
+_decode_control = Decoder(_Envelope)
+_WAKE = encode(_Envelope(Wake()))
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -62,6 +68,7 @@ class Queue:
     def __init__(self, redis: Redis, *, prefix: str = "corral") -> None:
         self._redis = redis
         self._prefix = prefix
+        self._unanswered: dict[str, str] = {}
         source = resources.files("services.protocol").joinpath("queue.lua").read_text()
         self._script = redis.register_script(source)
 
@@ -92,8 +99,15 @@ class Queue:
         return int(depth)
 
     async def claim(self, version: str, worker: str, *, capacity: int) -> list[Claim]:
-        """Takes up to `capacity` requests, the fairest first. One that gets fewer will find a Wake in its inbox."""
-        flat = await self._call("claim", version, worker, capacity, REQUEST_TTL_MS)
+        """Takes up to `capacity` requests, the fairest first. One that gets fewer will find a Wake in its inbox.
+
+        A worker without a lease (see `report`) gets nothing. One call at a time for each worker: where a call failed, Redis
+        may have carried it out all the same, and the worker's next call answers for both.
+        """
+        repeated = worker in self._unanswered
+        claim = self._unanswered.setdefault(worker, secrets.token_hex(8))
+        flat = await self._call("claim", version, worker, capacity, REQUEST_TTL_MS, claim, int(repeated))
+        del self._unanswered[worker]
         return [Claim(_decode_request(payload), epoch) for _, epoch, payload in _triples(flat)]
 
     async def settle(self, request: str, epoch: int, *, cost: float) -> bool:
@@ -102,16 +116,17 @@ class Queue:
 
     async def cancel(self, request: str) -> Literal["waiting", "claimed", "gone"]:
         """Takes a waiting request out of its queue, or tells the worker that holds it; that one still ends with a frame."""
-        outcome: bytes = await self._call("cancel", request, _encode_control(Cancel(request)))
+        outcome: bytes = await self._call("cancel", request, encode(_Envelope(Cancel(request))))
         return cast('Literal["waiting", "claimed", "gone"]', outcome.decode())
 
     async def requeue(self, request: str, epoch: int) -> bool:
         """Puts a lost request back in its old place, under the next epoch. False where the claim is no longer current."""
-        return bool(await self._call("requeue", request, epoch, _WAKE))
+        return bool(await self._call("requeue", request, epoch, REQUEST_TTL_MS, _WAKE))
 
     async def report(self, report: WorkerReport, *, lease_ms: int) -> None:
-        """Publishes the worker's state and extends its lease."""
-        await self._call("report", report.worker, encode(report), lease_ms)
+        """Publishes the worker's state and extends its lease. One that has a free slot while requests wait is woken."""
+        can_claim = report.state is WorkerState.READY and report.running < report.slots
+        await self._call("report", report.worker, encode(report), lease_ms, report.version, _WAKE if can_claim else b"")
 
     async def leave(self, worker: str, version: str) -> None:
         """Ends the worker's lease; requests that it still holds count as lost from now on."""
@@ -146,9 +161,9 @@ class Queue:
 
     async def next_control(self, worker: str, *, timeout_s: float) -> Control | None:
         """Blocks until the worker's inbox has a message; None after `timeout_s`."""
-        with redis_errors():
-            entry: Any = await self._redis.blpop([f"{self._prefix}:inbox:{worker}"], timeout=timeout_s)
-        return _decode_control.decode(entry[1]) if entry else None
+        inbox = [f"{self._prefix}:inbox:{worker}"]
+        entry = await wait_for_answer(lambda wait_s: self._redis.blpop(inbox, timeout=wait_s), timeout_s=timeout_s)
+        return _decode_control(entry[1]).control if entry else None
 
     @asynccontextmanager
     async def signals(self) -> AsyncIterator[Signals]:
