@@ -1,0 +1,63 @@
+"""The settings of the command line, and the only place of it that reads the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.cli.errors import CommandError
+
+
+class Settings(BaseSettings):
+    """Where the platform is, and where `corral up` keeps it."""
+
+    model_config = SettingsConfigDict(env_prefix="CORRAL_", env_ignore_empty=True, populate_by_name=True)
+
+    host: str = Field(
+        default="127.0.0.1:11434",
+        validation_alias=AliasChoices("CORRAL_HOST", "OLLAMA_HOST"),
+        description="Address of the gateway: where commands send their requests and where `corral up` listens. "
+        "`[scheme://]host[:port][/path]`; OLLAMA_HOST is read where CORRAL_HOST is not set.",
+    )
+    api_key: SecretStr | None = Field(default=None, description="The API key that commands send.")
+    auth: Literal["required", "off"] | None = Field(
+        default=None,
+        description="As the gateway's: `corral up` makes the first admin key where one will be needed.",
+    )
+    home: Path = Field(
+        default=Path("~/.corral"),
+        description="Folder of `corral up`: databases, models, secrets, logs. One running instance each.",
+    )
+    min_free_bytes: int = Field(
+        default=1 << 30, ge=0, description="`corral up` does not start with less free disk than this, for PostgreSQL's sake."
+    )
+    up_timeout_s: float = Field(
+        default=120,
+        gt=0,
+        description="How long `corral up` gives each part to become ready. A slow disk needs most for the first start.",
+    )
+
+
+def load_settings() -> Settings:
+    """Raises CommandError that names the variable which does not parse."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        variable = name if name.isupper() else f"CORRAL_{name.upper()}"
+        raise CommandError(f"{variable}: {first['msg']}") from None
+
+
+def inherited_environment() -> dict[str, str]:
+    """What the parts of the platform inherit: paths, proxies, certificates and the user's own CORRAL_* settings."""
+    return dict(os.environ)
+
+
+def state_folder() -> Path:
+    """Where the chat's history lives (XDG's state folder)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "corral"

@@ -1,0 +1,1 @@
+"""The platform as processes on one machine: what `corral up` starts, watches and stops."""

@@ -1,0 +1,112 @@
+"""The folder that one running platform owns, `~/.corral` by default.
+
+lock            held, with the pid in it, while a platform runs
+secrets.json    passwords between the parts, made once
+postgres/       PostgreSQL's data          valkey/   Valkey's append-only file
+models/         blobs and manifests        node/     the node agent's own state
+logs/           one file for each part     run/      parts.json: pid and port of each part that runs
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.cli.errors import CommandError
+from services.cli.quantities import binary_size_text
+
+
+@dataclass(frozen=True)
+class Home:
+    """`path` is absolute."""
+
+    path: Path
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def parts_file(self) -> Path:
+        return self.path / "run" / "parts.json"
+
+    @property
+    def display(self) -> str:
+        """With `~` where it lies in the user's own folder."""
+        try:
+            return f"~/{self.path.relative_to(Path.home())}"
+        except ValueError:
+            return str(self.path)
+
+    def prepare(self) -> None:
+        """Makes the folders. Raises CommandError where that is not possible."""
+        try:
+            # PostgreSQL refuses to run as root. Under root, its user has to pass through to a folder of its own.
+            self.path.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+            for name in ("valkey", "models", "node", "logs", "run"):
+                (self.path / name).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise CommandError(
+                f"cannot make {error.filename} ({error.strerror}); choose a folder that you may write to with --home or CORRAL_HOME"
+            ) from None
+
+    def require_space(self, needed_bytes: int) -> None:
+        free = shutil.disk_usage(self.path).free
+        if free < needed_bytes:
+            raise CommandError(
+                f"{self.path} has {binary_size_text(free)} of free disk and Corral needs {binary_size_text(needed_bytes)}; "
+                "free some, or choose another disk with --home"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder. Raises CommandError where another platform does."""
+        descriptor = self._lock()
+        try:
+            yield
+        finally:
+            (self.path / "lock").unlink()
+            os.close(descriptor)
+
+    def holder(self) -> int | None:
+        """The pid of the platform that holds the folder now."""
+        try:
+            with (self.path / "lock").open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(file.read() or 0)
+        except FileNotFoundError:
+            pass
+        return None
+
+    def _lock(self) -> int:
+        path = self.path / "lock"
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid = os.read(descriptor, 20).decode()
+                os.close(descriptor)
+                raise CommandError(
+                    f"{self.path} is in use by another Corral (pid {pid}); stop that one, or give this one a folder of its own with --home"
+                ) from None
+            if _is_still(path, descriptor):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                return descriptor
+            os.close(descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """False where the holder before us removed the file between our opening and our locking of it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

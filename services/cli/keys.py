@@ -1,0 +1,58 @@
+"""`corral key`: who may use the platform."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from services.cli.console import err, out, print_json, print_table
+from services.cli.models import Json
+from services.cli.quantities import time_text
+from services.cli.server import connect
+
+app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.")]
+
+
+@app.command()
+def create(
+    name: NameArgument,
+    team: Annotated[str, typer.Option(help="The team that it counts for.")] = "",
+    admin: Annotated[bool, typer.Option("--admin", help="Also allow pulls, deletions, nodes and keys.")] = False,
+) -> None:
+    """Make a key. Only the secret goes to stdout, and it is shown this once."""
+    key = connect().post("/registry/v1/keys", {"name": name, "team": team, "admin": admin})
+    kind = "an admin key" if key["admin"] else "a key"
+    err.print(f"Made {kind} named '{key['name']}'. This is the only time that its secret is shown:")
+    out.print(key["secret"])
+
+
+@app.command("list")
+def list_keys(json: Json = False) -> None:
+    """List keys, without their secrets."""
+    keys = connect().get("/registry/v1/keys")["keys"]
+    if json:
+        print_json(keys)
+        return
+    rows = [
+        (
+            key["name"],
+            f"{key['prefix']}...",
+            key["team"] or "-",
+            "admin" if key["admin"] else "use",
+            time_text(datetime.fromisoformat(key["created_at"])),
+            time_text(datetime.fromisoformat(key["revoked_at"])) if key["revoked_at"] else "-",
+        )
+        for key in keys
+    ]
+    print_table(("NAME", "KEY", "TEAM", "MAY", "CREATED", "REVOKED"), rows)
+
+
+@app.command()
+def revoke(name: NameArgument) -> None:
+    """Revoke a key: every gateway refuses it within a second."""
+    connect().delete(f"/registry/v1/keys/{name}")
+    out.print(f"revoked '{name}'")

@@ -1,0 +1,89 @@
+"""`corral run`: one answer, or on a terminal without a prompt a conversation."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.answer import Generation
+from services.cli.chat import Chat
+from services.cli.console import err, out
+from services.cli.errors import CommandError, RequestRefused
+from services.cli.pull import pull_model
+from services.cli.server import Server, connect
+
+
+def run(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name.")],
+    prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT...]", help="Without it: a chat.")] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told before anything else.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token each time.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the draw repeatable.")] = None,
+    num_predict: Annotated[int | None, typer.Option(help="At most so many tokens.")] = None,
+    keepalive: Annotated[str | None, typer.Option(help="How long the model stays loaded: 10m, 1h, -1 for ever.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print timings after each answer.")] = False,
+) -> None:
+    """Ask a model once, or chat with it.
+
+    What comes in on stdin is put before the prompt.
+    """
+    options = {"temperature": temperature, "seed": seed, "num_predict": num_predict}
+    generation = Generation(
+        server=connect(),
+        model=model,
+        system=system,
+        keep_alive=_keep_alive(keepalive),
+        verbose=verbose,
+        options={name: value for name, value in options.items() if value is not None},
+    )
+    text = " ".join([*_piped(), *(prompt or [])])
+    if text:
+        _shown(generation.server, model)
+        _answer(generation, text)
+    elif sys.stdin.isatty():
+        Chat(generation, capabilities=_shown(generation.server, model).get("capabilities") or []).run()
+    else:
+        raise CommandError("no prompt: give one as an argument or on stdin, or use a terminal to chat")
+
+
+def _answer(generation: Generation, text: str) -> None:
+    answer = generation.complete(text)
+    if not answer.endswith("\n"):
+        out.print()
+
+
+def _piped() -> list[str]:
+    text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    return [text] if text else []
+
+
+def _keep_alive(text: str | None) -> str | float | None:
+    """Seconds where it is a bare number; a Go duration is for the server to parse."""
+    try:
+        return text if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _shown(server: Server, model: str) -> dict[str, Any]:
+    """What is known of the model, which is pulled first where it is not there."""
+    try:
+        shown: dict[str, Any] = server.post("/api/show", {"model": model})
+    except RequestRefused as error:
+        if error.status != 404:
+            raise
+        _pull_missing(server, model)
+        shown = server.post("/api/show", {"model": model})
+    return shown
+
+
+def _pull_missing(server: Server, model: str) -> None:
+    try:
+        pull_model(server, model)
+    except CommandError as error:
+        if str(error) == "pull model manifest: file does not exist":
+            raise CommandError(f"model '{model}' not found; \"corral list\" shows those that there are") from None
+        raise
+    err.print()

@@ -1,0 +1,122 @@
+"""A Corral server as commands see it: requests out, JSON or lines of JSON back, every failure as one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from services.cli.address import parse_address
+from services.cli.config import load_settings
+from services.cli.errors import CommandError, RequestRefused, Unreachable
+
+#: Between the bytes of an ordinary answer. A stream has no such limit: loading a large model takes minutes.
+READ_TIMEOUT_S = 60
+CONNECT_TIMEOUT_S = 5
+
+
+class Server:
+    """Raises Unreachable where nothing answers, RequestRefused for an answer that is an error."""
+
+    def __init__(self, url: str, *, key: str | None = None, local: bool = False) -> None:
+        """`local` servers are asked directly, whatever proxies the environment names."""
+        self.url = url
+        self._client = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            trust_env=not local,
+        )
+
+    def get(self, path: str, **params: str) -> Any:
+        return self._request("GET", path, params=params)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._request("POST", path, json=body, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S))
+
+    def delete(self, path: str, body: dict[str, Any] | None = None) -> None:
+        self._request("DELETE", path, json=body)
+
+    def probe(self, path: str) -> tuple[int, Any]:
+        """Status and body, whatever the status."""
+        with self._failures():
+            response = self._client.get(path)
+        return response.status_code, _body(response)
+
+    def lines(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """The objects of an NDJSON answer as they come. Closing the iterator leaves the request."""
+        with self._failures():
+            timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
+            with self._client.stream("POST", path, json=body, timeout=timeout) as response:
+                if response.is_error:
+                    response.read()
+                    raise _refusal(response)
+                for line in response.iter_lines():
+                    yield parse_line(line)
+
+    def _request(self, method: str, path: str, **options: Any) -> Any:
+        with self._failures():
+            response = self._client.request(method, path, **options)
+        if response.is_error:
+            raise _refusal(response)
+        return _body(response)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise Unreachable(f'no Corral at {self.url}; start one with "corral up" or set CORRAL_HOST') from None
+        except httpx.TimeoutException:
+            raise Unreachable(f"{self.url} did not answer in time") from None
+        except httpx.HTTPError as error:
+            raise Unreachable(f"the connection to {self.url} broke off ({type(error).__name__})") from None
+        except httpx.InvalidURL as error:
+            raise CommandError(f"CORRAL_HOST: {error}") from None
+
+
+def connect() -> Server:
+    """The server that the settings name."""
+    settings = load_settings()
+    address = parse_address(settings.host)
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    return Server(address.url, key=key, local=address.reachable_host in ("localhost", "127.0.0.1", "::1"))
+
+
+def parse_line(line: str) -> dict[str, Any]:
+    """One line of NDJSON. Raises CommandError for one that says what went wrong, or that is no object."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise CommandError(f"the server sent a line that is no JSON object: {line[:80]!r}")
+    if "error" in value:
+        raise CommandError(_error_text(value))
+    return value
+
+
+def _body(response: httpx.Response) -> Any:
+    if not response.content:
+        return None
+    try:
+        return response.json()
+    except ValueError:
+        return response.text
+
+
+def _refusal(response: httpx.Response) -> RequestRefused:
+    body = _body(response)
+    text = _error_text(body) if isinstance(body, dict) and "error" in body else f"the server answered {response.status_code}"
+    if response.status_code == 401:
+        text += "; set CORRAL_API_KEY"
+    return RequestRefused(text, status=response.status_code)
+
+
+def _error_text(body: dict[str, Any]) -> str:
+    """The native dialect's errors are strings, OpenAI's are objects with a message."""
+    error = body["error"]
+    return str(error["message"] if isinstance(error, dict) and "message" in error else error)

@@ -1,0 +1,80 @@
+"""`corral status`: is everything there?"""
+
+from __future__ import annotations
+
+import json as jsonlib
+from typing import Any
+
+import typer
+
+from services.cli.config import load_settings
+from services.cli.console import out, print_json, print_table
+from services.cli.embedded.home import Home
+from services.cli.errors import RequestRefused
+from services.cli.models import Json
+from services.cli.nodes import print_nodes
+from services.cli.replicas import print_loaded
+from services.cli.server import Server, connect
+
+
+def status(json: Json = False) -> None:
+    """Say whether the platform can serve, and what it consists of. Exit code 1 where it cannot."""
+    server = connect()
+    code, checks = server.probe("/readyz")
+    ready = code == 200
+    found = {
+        "url": server.url,
+        "version": server.get("/api/version")["version"],
+        "ready": ready,
+        "checks": checks,
+        "models": server.get("/api/ps")["models"],
+        "nodes": _nodes(server),
+        "parts": _local_parts(),
+    }
+    if json:
+        print_json(found)
+    else:
+        _print(found)
+    if not ready:
+        raise typer.Exit(1)
+
+
+def _print(found: dict[str, Any]) -> None:
+    out.print(f"Corral {found['version']} at {found['url']} is {'ready' if found['ready'] else 'not ready'}")
+    if not found["ready"]:
+        out.print(jsonlib.dumps(found["checks"]))
+    if found["nodes"]:
+        out.print()
+        print_nodes(found["nodes"])
+    if found["models"]:
+        out.print()
+        print_loaded(found["models"])
+    if found["parts"]:
+        out.print()
+        print_table(
+            ("PART", "PID", "PORT"),
+            [(name, str(part["pid"]), str(part["port"] or "-")) for name, part in found["parts"].items()],
+        )
+
+
+def _nodes(server: Server) -> list[dict[str, Any]] | None:
+    """None for a caller who may not ask."""
+    try:
+        nodes: list[dict[str, Any]] = server.get("/registry/v1/nodes")["nodes"]
+    except RequestRefused as error:
+        if error.status in (401, 403, 503):
+            return None
+        raise
+    return nodes
+
+
+def _local_parts() -> dict[str, Any] | None:
+    """Pid and port of each part of the platform that runs in this user's home folder."""
+    home = Home(load_settings().home.expanduser().absolute())
+    if home.holder() is None:
+        return None
+    try:
+        parts: dict[str, Any] = jsonlib.loads(home.parts_file.read_text())
+    except FileNotFoundError:
+        return None
+    return parts
