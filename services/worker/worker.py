@@ -72,6 +72,7 @@ class Worker:
         self._in_flight: dict[str, InFlight] = {}
         self._outbox: asyncio.Queue[list[Addressed]] = asyncio.Queue()
         self._may_claim = asyncio.Event()
+        self._state_changed = asyncio.Event()
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -110,8 +111,8 @@ class Worker:
             prefill_tokens=min(self._settings.prefill_tokens, self._settings.batch_tokens),
             emit=emit,
         )
-        self._runner, self._state = runner, WorkerState.READY
-        await self._publish_report()
+        self._runner = runner
+        self._enter(WorkerState.READY)
         engine_run = loop.run_in_executor(thread, engine.run)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -138,7 +139,7 @@ class Worker:
 
     async def _drained(self) -> None:
         await self._draining.wait()
-        self._state = WorkerState.DRAINING
+        self._enter(WorkerState.DRAINING)
         try:
             async with asyncio.timeout(self._settings.drain_s):
                 await self._idle.wait()
@@ -250,13 +251,19 @@ class Worker:
                 log.warning("%s; publishing again soon", error)
                 await asyncio.sleep(RETRY_S)
 
+    def _enter(self, state: WorkerState) -> None:
+        self._state = state
+        self._state_changed.set()
+
     async def _report(self) -> None:
+        """Every `report_s`, and at once when the state has changed."""
         while True:
+            self._state_changed.clear()
             try:
                 await self._publish_report()
             except Unavailable as error:
                 log.warning("%s; reporting again soon", error)
-            await asyncio.sleep(self._settings.report_s)
+            await _wait(self._state_changed, timeout_s=self._settings.report_s)
 
     async def _publish_report(self, *, lease_ms: int | None = None) -> None:
         runner, failure = self._runner, self._failure

@@ -105,15 +105,17 @@ class LlamaRunner:
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         data = text.encode()
-        room = len(data) + 8
-        tokens = (llama_cpp.llama_token * room)()
-        found = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, False, special)
-        if found < 0:
-            raise EngineDead(f"llama_tokenize wants room for {-found} tokens of {len(data)} bytes")
-        ids = tokens[:found]
+        found, ids = self._tokenize(data, special, room=len(data) + 8)
+        if found < 0:  # a vocabulary that falls back to bytes makes three tokens of a space
+            found, ids = self._tokenize(data, special, room=-found)
         if self._add_bos and ids[:1] != [self._bos]:
             return [self._bos, *ids]
         return ids
+
+    def _tokenize(self, data: bytes, special: bool, *, room: int) -> tuple[int, list[int]]:
+        tokens = (llama_cpp.llama_token * room)()
+        found = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, False, special)
+        return found, tokens[: max(found, 0)]
 
     def token_bytes(self, token: int) -> bytes:
         piece = self._pieces.get(token)

@@ -46,7 +46,7 @@ class SlotPool:
         """The caller has checked `num_idle`. The last token is never kept: its logits are what the sequence needs."""
         assert self._idle
         reusable = {slot.id: self._reusable(slot, tokens) for slot in self._idle.values()}
-        slot = max(self._idle.values(), key=lambda slot: (self._gain(slot, reusable[slot.id]), -slot.used_at))
+        slot = max(self._idle.values(), key=lambda slot: self._worth(slot, reusable[slot.id]))
         self._busy[slot.id] = self._idle.pop(slot.id)
         slot.tokens = []
         return Acquired(slot.id, reusable[slot.id])
@@ -71,9 +71,10 @@ class SlotPool:
             return common
         return 0
 
-    def _gain(self, slot: Slot, reusable: int) -> int:
-        """Tokens spared less tokens lost. A slot that costs more than it spares is no better than any other: 0."""
-        return max(0, reusable - (len(slot.tokens) - reusable))
+    def _worth(self, slot: Slot, reusable: int) -> tuple[int, bool, int]:
+        """Most tokens spared less tokens lost; where nothing is gained, an empty slot, then the least recently used."""
+        lost = len(slot.tokens) - reusable
+        return max(0, reusable - lost), not slot.tokens, -slot.used_at
 
 
 def common_prefix(a: TokenIds[int], b: TokenIds[int]) -> int:

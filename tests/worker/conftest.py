@@ -1,0 +1,143 @@
+"""A real worker process, and a gateway that the tests write by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from services.protocol.messages import (
+    Event,
+    Failed,
+    Finished,
+    Frame,
+    GenerateRequest,
+    Prompt,
+    SamplingParams,
+    StopConditions,
+    TextPrompt,
+    new_id,
+)
+from services.protocol.queue import Queue
+from services.protocol.replies import ReplyReader
+from services.protocol.reports import WorkerReport, WorkerState
+from tests.conditions import eventually
+
+VERSION = "f" * 64
+
+HELLO = TextPrompt("hello")
+GREEDY = SamplingParams(temperature=0)
+
+StartWorker = Callable[..., Awaitable[asyncio.subprocess.Process]]
+
+
+class ScriptedGateway:
+    """Enqueues requests and collects what comes back, entry by entry."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.queue = Queue(redis)
+        self.reader = ReplyReader(redis, "gateway")
+        self.entries: list[tuple[Event, ...]] = []
+        self.events: defaultdict[str, list[Event]] = defaultdict(list)
+
+    async def ask(
+        self,
+        prompt: Prompt = HELLO,
+        *,
+        max_tokens: int | None = 8,
+        stop: tuple[str, ...] = (),
+        sampling: SamplingParams = GREEDY,
+        context: tuple[int, ...] = (),
+        return_prompt_ids: bool = False,
+    ) -> str:
+        request = GenerateRequest(
+            id=new_id(),
+            version=VERSION,
+            gateway="gateway",
+            caller="tests",
+            prompt=prompt,
+            sampling=sampling,
+            stopping=StopConditions(max_tokens, stop),
+            context=context,
+            return_prompt_ids=return_prompt_ids,
+        )
+        await self.queue.enqueue(request, cost=1, limit=1000)
+        return request.id
+
+    async def read(self) -> None:
+        for reply in await self.reader.read(timeout_s=0.2):
+            self.entries.append(reply.events)
+            for event in reply.events:
+                self.events[event.request].append(event)
+
+    async def until(self, condition: Callable[[], bool], *, timeout_s: float = 20) -> None:
+        async def met() -> bool:
+            await self.read()
+            return condition()
+
+        await eventually(met, timeout_s=timeout_s)
+
+    async def answer(self, request: str, *, timeout_s: float = 20) -> Event:
+        """The request's terminal event."""
+        await self.until(lambda: self.is_done(request), timeout_s=timeout_s)
+        return self.events[request][-1]
+
+    def is_done(self, request: str) -> bool:
+        return bool(self.events[request]) and isinstance(self.events[request][-1], Finished | Failed)
+
+    def frames(self, request: str) -> list[Frame]:
+        return [event for event in self.events[request] if isinstance(event, Frame)]
+
+    def text(self, request: str) -> str:
+        return "".join(frame.text for frame in self.frames(request))
+
+    async def worker(self, *states: WorkerState) -> WorkerReport:
+        """The worker's report, once it is in one of the states."""
+
+        async def found() -> WorkerReport | None:
+            reports = await self.queue.workers()
+            return next((report for report in reports if report.state in states), None)
+
+        report = await eventually(found, timeout_s=30)
+        assert report is not None
+        return report
+
+
+@pytest_asyncio.fixture
+async def gateway(redis: Redis) -> ScriptedGateway:
+    gateway = ScriptedGateway(redis)
+    await gateway.reader.keep(lease_ms=600_000)
+    return gateway
+
+
+@pytest.fixture
+async def start_worker(redis_url: str) -> AsyncIterator[StartWorker]:
+    """Starts `python -m services.worker`; settings as keywords. All are gone after the test."""
+    started: list[asyncio.subprocess.Process] = []
+
+    async def start(**settings: object) -> asyncio.subprocess.Process:
+        environment = {
+            "CORRAL_REDIS_URL": redis_url,
+            "CORRAL_NODE": "here",
+            "CORRAL_REPLICA": "replica-1",
+            "CORRAL_VERSION": VERSION,
+            "CORRAL_RUNNER": "fake",
+            **{f"CORRAL_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "services.worker", env={**os.environ, **environment}, stderr=asyncio.subprocess.PIPE
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()

@@ -1,0 +1,52 @@
+"""Sequences and engines for the tests of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as TokenIds
+
+from services.protocol.messages import SamplingParams
+from services.worker.engine.engine import Engine
+from services.worker.engine.fake import END, FakeRunner, babble
+from services.worker.engine.runner import ModelRunner
+from services.worker.engine.sampling import Sampler
+from services.worker.engine.sequence import Sequence
+
+GREEDY = SamplingParams(temperature=0)
+
+
+def make_sequence(
+    prompt: str | TokenIds[int],
+    *,
+    id: str = "s",
+    max_tokens: int | None = 8,
+    sampling: SamplingParams = GREEDY,
+    context_tokens: int = 4096,
+) -> Sequence:
+    ids = list(prompt.encode()) if isinstance(prompt, str) else list(prompt)
+    return Sequence(id, ids, Sampler(sampling), max_tokens=max_tokens, context_tokens=context_tokens)
+
+
+def make_engine(runner: ModelRunner | None = None, *, batch_tokens: int = 64, prefill_tokens: int = 16) -> Engine:
+    return Engine(runner or FakeRunner(), batch_tokens=batch_tokens, prefill_tokens=prefill_tokens)
+
+
+def ends_after(count: int, prompt: str) -> FakeRunner:
+    """A model that babbles `count` tokens behind `prompt` and then ends its text."""
+    return FakeRunner(script=lambda tokens: END if len(tokens) >= len(prompt) + count else babble(tokens))
+
+
+def run(engine: Engine) -> None:
+    while engine.has_work:
+        engine.step()
+
+
+def completion(sequence: Sequence) -> list[int]:
+    return sequence.tokens[sequence.num_prompt_tokens :]
+
+
+def solo(prompt: str, *, max_tokens: int = 8, sampling: SamplingParams = GREEDY) -> list[int]:
+    """What the fake model says when nothing else is in the batch."""
+    engine, sequence = make_engine(), make_sequence(prompt, max_tokens=max_tokens, sampling=sampling)
+    engine.add(sequence)
+    run(engine)
+    return completion(sequence)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.worker.output import OutputPipeline
+
+
+def pipe(pieces: list[bytes], stop: list[str]) -> tuple[list[str], bool]:
+    """The deltas of a text that comes in `pieces`, up to its end or a stop string."""
+    pipeline = OutputPipeline(pieces.__getitem__, stop)
+    deltas = []
+    for token in range(len(pieces)):
+        delta = pipeline.push(token)
+        deltas.append(delta.text)
+        if delta.stopped:
+            return deltas, True
+    return [*deltas, pipeline.flush().text], False
+
+
+def test_a_character_over_several_tokens_appears_when_it_is_whole() -> None:
+    deltas, _ = pipe([b"a\xf0\x9f", b"\x8c", b"\xb3b"], [])
+    assert deltas == ["a", "", "🌳b", ""]
+
+
+def test_bytes_that_never_become_a_character_are_no_text() -> None:
+    assert pipe([b"a", b"\xe2\x82"], []) == (["a", "", ""], False)
+
+
+def test_invalid_bytes_become_the_replacement_character() -> None:
+    assert pipe([b"a\xffb"], [])[0] == ["a\ufffdb", ""]
+
+
+def test_a_stop_string_over_several_tokens_is_held_back_and_never_shown() -> None:
+    assert pipe([b"one EN", b"D", b" two"], ["END"]) == (["one ", ""], True)
+
+
+def test_what_only_began_like_a_stop_string_is_released() -> None:
+    assert pipe([b"one EN", b"OUGH"], ["END"]) == (["one ", "ENOUGH", ""], False)
+
+
+def test_what_is_held_at_the_end_is_released() -> None:
+    assert pipe([b"one EN"], ["END"]) == (["one ", "EN"], False)
+
+
+def test_the_earliest_stop_string_counts_and_empty_ones_do_not() -> None:
+    assert pipe([b"a, b; c"], [";", "", ","]) == (["a"], True)
+
+
+@st.composite
+def cut_texts(draw: st.DrawFn) -> tuple[str, list[bytes]]:
+    text = draw(st.text(st.sampled_from("abé🌳\n"), max_size=30))
+    data = text.encode()
+    cuts = sorted(draw(st.sets(st.integers(0, len(data)))) | {0, len(data)})
+    return text, [data[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+@given(cut_texts(), st.lists(st.text(st.sampled_from("abé🌳"), min_size=1, max_size=4), max_size=3))
+def test_however_a_text_is_cut_it_comes_out_whole_up_to_the_first_stop_string(
+    cut: tuple[str, list[bytes]], stop: list[str]
+) -> None:
+    text, pieces = cut
+    # Between two stop strings that are complete in the same piece the earlier one counts; a stop string that is complete
+    # in an earlier piece counts before one that begins earlier and is complete later.
+    ends = [(text.index(s) + len(s), text.index(s)) for s in stop if s in text]
+    deltas, stopped = pipe(pieces, stop)
+    assert stopped == bool(ends)
+    if not ends:
+        assert "".join(deltas) == text
+    else:
+        shown = "".join(deltas)
+        assert text.startswith(shown)
+        assert len(shown) in [begin for _, begin in ends]
+        assert not any(s in shown for s in stop)

@@ -1,0 +1,229 @@
+"""The worker process from outside: requests in through the queue, events out through the reply stream."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from services.protocol.messages import (
+    ChatMessage,
+    ChatPrompt,
+    Failed,
+    Finished,
+    FinishReason,
+    SamplingParams,
+    Started,
+    TextPrompt,
+)
+from services.protocol.reports import WorkerState
+from tests.conditions import eventually
+from tests.ggufs import write_gguf
+from tests.worker.conftest import VERSION, ScriptedGateway, StartWorker
+
+SLOW = 0.02
+
+
+async def test_an_answer_has_a_start_numbered_frames_and_one_end(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker()
+    request = await gateway.ask(TextPrompt("hello"), return_prompt_ids=True)
+    end = await gateway.answer(request)
+    events = gateway.events[request]
+    assert [event.seq for event in events] == list(range(len(events)))
+    assert {event.epoch for event in events} == {1}
+    assert isinstance(events[0], Started)
+    assert (events[0].prompt_tokens, events[0].prompt_ids) == (5, tuple(b"hello"))
+    assert isinstance(end, Finished)
+    assert end.reason is FinishReason.LENGTH
+    assert (end.usage.prompt_tokens, end.usage.completion_tokens) == (5, 8)
+    assert bytes(token for frame in gateway.frames(request) for token in frame.token_ids).decode() == gateway.text(request)
+
+
+async def test_eight_chats_at_once_share_entries_of_the_reply_stream(
+    gateway: ScriptedGateway, start_worker: StartWorker
+) -> None:
+    requests = [await gateway.ask(TextPrompt(f"chat {n}"), max_tokens=20) for n in range(8)]
+    await start_worker(fake_step_s=SLOW)
+    for request in requests:
+        await gateway.answer(request)
+    assert max(len({event.request for event in entry}) for entry in gateway.entries) == 8
+
+
+async def test_more_requests_than_slots_are_all_answered(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker(slots=2)
+    requests = [await gateway.ask(TextPrompt(f"{n}")) for n in range(20)]
+    for request in requests:
+        assert isinstance(await gateway.answer(request), Finished)
+    assert [demand.waiting for demand in await gateway.queue.demand()] == [0]
+
+
+async def test_an_idle_worker_is_woken_by_a_request(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker()
+    await gateway.worker(WorkerState.READY)
+    for _ in range(3):
+        request = await gateway.ask()
+        assert isinstance(await gateway.answer(request, timeout_s=0.9), Finished)
+
+
+async def test_a_cancelled_request_frees_its_slot_and_the_next_one_takes_it(
+    gateway: ScriptedGateway, start_worker: StartWorker
+) -> None:
+    await start_worker(slots=1, fake_step_s=SLOW)
+    endless = await gateway.ask(max_tokens=None)
+    await gateway.until(lambda: len(gateway.frames(endless)) > 2)
+    waiting = await gateway.ask(TextPrompt("next"))
+    assert await gateway.queue.cancel(endless) == "claimed"
+    end = await gateway.answer(endless)
+    assert isinstance(end, Finished)
+    assert end.reason is FinishReason.ABORT
+    assert isinstance(await gateway.answer(waiting), Finished)
+
+
+async def test_a_request_is_cancelled_in_the_middle_of_its_prefill(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker(slots=1, batch_tokens=4, fake_step_s=SLOW)
+    request = await gateway.ask(TextPrompt("x" * 2000))
+    await gateway.until(lambda: bool(gateway.events[request]))
+    await gateway.queue.cancel(request)
+    end = await gateway.answer(request, timeout_s=2)
+    assert isinstance(end, Finished)
+    assert (end.reason, end.usage.completion_tokens) == (FinishReason.ABORT, 0)
+
+
+async def test_a_stop_string_ends_the_text_before_it(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker()
+    whole = await gateway.ask(max_tokens=40)
+    await gateway.answer(whole)
+    stop = gateway.text(whole)[10:13]
+    request = await gateway.ask(max_tokens=40, stop=(stop,))
+    end = await gateway.answer(request)
+    assert isinstance(end, Finished)
+    assert end.reason is FinishReason.STOP
+    assert gateway.text(request) == gateway.text(whole)[: gateway.text(whole).index(stop)]
+
+
+async def test_seeds_repeat_and_differ(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker()
+
+    async def say(seed: int) -> str:
+        # The fake model's likeliest byte is at 8 logits; at temperature 4 others have their chance.
+        request = await gateway.ask(TextPrompt("x"), max_tokens=30, sampling=SamplingParams(seed=seed, temperature=4))
+        await gateway.answer(request)
+        return gateway.text(request)
+
+    assert await say(1) == await say(1) != await say(2)
+
+
+async def test_a_second_turn_counts_cached_tokens(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker()
+    first = await gateway.ask(TextPrompt("a conversation that goes on"))
+    await gateway.answer(first)
+    second = await gateway.ask(TextPrompt("a conversation that goes on" + gateway.text(first) + " and on"))
+    end = await gateway.answer(second)
+    assert isinstance(end, Finished)
+    assert end.usage.cached_tokens == len("a conversation that goes on") + 7
+
+
+async def test_no_tokens_asked_for_is_a_load_and_no_more(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker()
+    request = await gateway.ask(TextPrompt(""), max_tokens=0)
+    assert isinstance(await gateway.answer(request), Finished)
+    assert gateway.frames(request) == []
+
+
+async def test_refused_prompts_fail_by_name_and_the_worker_lives_on(
+    gateway: ScriptedGateway, start_worker: StartWorker
+) -> None:
+    await start_worker(context_tokens=64)
+    long = await gateway.ask(TextPrompt("x" * 100))
+    end = await gateway.answer(long)
+    assert isinstance(end, Failed)
+    assert end.code == "context_length_exceeded"
+    assert isinstance(await gateway.answer(await gateway.ask()), Finished)
+
+
+async def test_a_term_signal_lets_running_requests_end_and_claims_nothing_new(
+    gateway: ScriptedGateway, start_worker: StartWorker
+) -> None:
+    process = await start_worker(slots=2, fake_step_s=SLOW)
+    running = await gateway.ask(max_tokens=30)
+    await gateway.until(lambda: bool(gateway.frames(running)))
+    process.send_signal(signal.SIGTERM)
+    await gateway.worker(WorkerState.DRAINING)
+    late = await gateway.ask()
+    end = await gateway.answer(running)
+    assert isinstance(end, Finished)
+    assert end.reason is FinishReason.LENGTH
+    assert await process.wait() == 0
+    assert gateway.events[late] == []
+    assert await gateway.queue.workers() == []
+
+
+async def test_requests_that_outlast_the_drain_are_lost_at_once_not_after_the_lease(
+    gateway: ScriptedGateway, start_worker: StartWorker
+) -> None:
+    process = await start_worker(slots=1, fake_step_s=SLOW, drain_s=0.2, lease_ms=600_000)
+    request = await gateway.ask(max_tokens=None)
+    await gateway.until(lambda: bool(gateway.frames(request)))
+    process.send_signal(signal.SIGTERM)
+    assert await process.wait() == 0
+    assert [lost.request for lost in await gateway.queue.lost("gateway")] == [request]
+
+
+async def test_a_killed_worker_is_lost_when_its_lease_ends(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    process = await start_worker(fake_step_s=SLOW, lease_ms=1000, report_s=0.2)
+    request = await gateway.ask(max_tokens=None)
+    await gateway.until(lambda: bool(gateway.frames(request)))
+    process.kill()
+    (lost,) = await eventually(lambda: gateway.queue.lost("gateway"), timeout_s=5)
+    assert (lost.request, lost.epoch) == (request, 1)
+
+
+async def test_requests_of_a_gateway_that_is_gone_are_aborted(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker(fake_step_s=SLOW)
+    request = await gateway.ask(max_tokens=None)
+    await gateway.until(lambda: bool(gateway.frames(request)))
+    await gateway.reader.close()
+
+    async def idle() -> bool:
+        return [worker.running for worker in await gateway.queue.workers()] == [0]
+
+    await eventually(idle, timeout_s=5)
+
+
+async def test_a_worker_whose_node_is_silent_ends_itself(start_worker: StartWorker) -> None:
+    process = await start_worker(orphan_s=0.5)
+    assert await process.wait() == 0
+
+
+async def test_a_file_that_is_no_model_is_reported_and_ends_the_process(
+    gateway: ScriptedGateway, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    os.truncate(path, path.stat().st_size // 2)
+    process = await start_worker(runner="llama", model_path=path)
+    report = await gateway.worker(WorkerState.FAILED)
+    assert report.error_code == "model_load_failed"
+    assert "corrupted or incomplete" in report.error
+    assert await process.wait() == 3
+
+
+async def test_smollm2_chats(gateway: ScriptedGateway, start_worker: StartWorker, smollm2_path: Path) -> None:
+    await start_worker(runner="llama", model_path=smollm2_path, context_tokens=512)
+    question = ChatPrompt((ChatMessage("user", "What is the capital of France? Answer in one word."),))
+    request = await gateway.ask(question, max_tokens=16)
+    end = await gateway.answer(request, timeout_s=60)
+    assert isinstance(end, Finished)
+    assert "Paris" in gateway.text(request)
+    report = await gateway.worker(WorkerState.READY)
+    assert (report.version, report.context_tokens) == (VERSION, 512)
+
+
+async def test_a_tiny_gguf_without_template_refuses_chats(
+    gateway: ScriptedGateway, start_worker: StartWorker, tmp_path: Path, redis: Redis
+) -> None:
+    await start_worker(runner="llama", model_path=write_gguf(tmp_path / "tiny.gguf", template=None))
+    end = await gateway.answer(await gateway.ask(ChatPrompt((ChatMessage("user", "hi"),))))
+    assert isinstance(end, Failed)
+    assert end.code == "unsupported_capability"
