@@ -1,0 +1,158 @@
+"""Does the jobs that the registry sends to this node. What comes of each is told exactly once it is certain.
+
+A job comes as the Celery task `corral.job` on the queue `node.<name>` and runs in one of the pool's threads. It is
+acknowledged when its outcome has been told, so one that the agent dies over is delivered again. Deliveries of one job while
+it is in work wait for that outcome; later ones are told it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from services.node.progress import Progress, Stopping
+from services.node.pull import pull
+from services.node.runtime import Runtime, StartSpec
+from services.node.store import Store
+from services.protocol.errors import BadRequest, CorralError, Unavailable
+from services.protocol.jobs import (
+    Delete,
+    Job,
+    JobEvent,
+    JobFailed,
+    JobProgress,
+    JobSucceeded,
+    Pull,
+    PulledModel,
+    Start,
+    Stop,
+    job_from_payload,
+)
+from services.protocol.names import ModelName
+
+#: Outcomes kept for jobs that are delivered again.
+_OUTCOMES_KEPT = 1000
+_RETRY_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Agent:
+    """Thread-safe. `publish` hands an event to the registry and raises Unavailable where that fails; `pip_environment` is for
+    the processes that fetch models."""
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        store: Store,
+        runtime: Runtime,
+        publish: Callable[[JobEvent], None],
+        pip_environment: Mapping[str, str],
+    ) -> None:
+        self._node = node
+        self._store = store
+        self._runtime = runtime
+        self._publish = publish
+        self._pip_environment = pip_environment
+        self._lock = threading.Lock()
+        self._working: dict[str, threading.Event] = {}
+        self._outcomes: OrderedDict[str, JobSucceeded | JobFailed] = OrderedDict()
+        self._stopping = threading.Event()
+
+    def jobs(self) -> tuple[str, ...]:
+        """Ids of the jobs in work."""
+        with self._lock:
+            return tuple(self._working)
+
+    def stop(self) -> None:
+        """From now on jobs end with Stopping instead of an outcome."""
+        self._stopping.set()
+
+    def do(self, payload: dict[str, Any]) -> None:
+        """Returns when the job's outcome has been told. Raises Stopping where the job has to be delivered again."""
+        if self._stopping.is_set():
+            raise Stopping
+        try:
+            job = job_from_payload(payload)
+        except msgspec.ValidationError as error:
+            self._refuse(payload, error)
+            return
+        with self._lock:
+            elsewhere = self._working.get(job.job)
+            if elsewhere is None:
+                self._working[job.job] = threading.Event()
+        if elsewhere:
+            elsewhere.wait()
+            return
+        try:
+            self._tell(self._outcome(job))
+        finally:
+            with self._lock:
+                self._working.pop(job.job).set()
+
+    def _outcome(self, job: Job) -> JobSucceeded | JobFailed:
+        with self._lock:
+            known = self._outcomes.get(job.job)
+        outcome = known or self._attempt(job)
+        with self._lock:
+            self._outcomes[job.job] = outcome
+            while len(self._outcomes) > _OUTCOMES_KEPT:
+                self._outcomes.popitem(last=False)
+        return outcome
+
+    def _attempt(self, job: Job) -> JobSucceeded | JobFailed:
+        kind = type(job).__name__.lower()
+        try:
+            pulled = self._dispatch(job)
+        except Stopping:
+            raise
+        except CorralError as error:
+            log.info("%s %s failed: %s", kind, job.job, error.message)
+            return JobFailed(job.job, self._node, error.code, error.message)
+        except Exception as error:  # one broken job must not keep this node from doing the others
+            log.exception("%s %s failed", kind, job.job)
+            return JobFailed(job.job, self._node, CorralError.code, f"the node's agent failed: {type(error).__name__}")
+        log.info("%s %s done", kind, job.job)
+        return JobSucceeded(job.job, self._node, pulled)
+
+    def _dispatch(self, job: Job) -> PulledModel | None:
+        match job:
+            case Pull():
+                progress = Progress(job.job, self._tell_progress, self._stopping)
+                return pull(job, self._store, progress, environment=self._pip_environment)
+            case Start():
+                path = self._store.blob(job.model)
+                self._runtime.start(StartSpec(job.replica, job.version, path, job.engine))
+            case Stop():
+                self._runtime.stop(job.replica)
+            case Delete():
+                self._store.delete(ModelName.parse(job.name))
+        return None
+
+    def _refuse(self, payload: dict[str, Any], error: msgspec.ValidationError) -> None:
+        log.error("a job that does not decode: %s", error)
+        job = payload.get("job")
+        if isinstance(job, str):
+            self._tell(JobFailed(job, self._node, BadRequest.code, f"a job that does not decode: {error}"))
+
+    def _tell(self, event: JobSucceeded | JobFailed) -> None:
+        """Until it is told."""
+        while True:
+            try:
+                return self._publish(event)
+            except Unavailable as error:
+                log.warning("the outcome of job %s waits: %s", event.job, error.message)
+            if self._stopping.wait(_RETRY_S):
+                raise Stopping
+
+    def _tell_progress(self, event: JobProgress) -> None:
+        try:
+            self._publish(event)
+        except Unavailable as error:
+            log.debug("a line of progress is lost: %s", error.message)

@@ -1,0 +1,59 @@
+"""Every setting of a node agent: environment variables with the prefix CORRAL_. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
+
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|DATABASE_URL|^PG", re.IGNORECASE)
+_INDEX = re.compile(r"^(PIP|UV)_")
+
+
+class NodeSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="CORRAL_")
+
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis that jobs come from and reports go to.")
+    node: str = Field(default_factory=socket.gethostname, description="Name of this machine; unique in the cluster.")
+    store: Path = Field(default=Path("~/.corral/models"), description="Models on disk, laid out like Ollama's.")
+    state: Path = Field(default=Path("~/.corral/node"), description="Where the agent keeps pid files and the workers' logs.")
+    runner: Literal["llama", "fake"] = Field(default="llama", description="What workers run: llama.cpp, or scripted tokens.")
+    drain_s: float = Field(default=30.0, ge=0, description="How long a worker that is stopped may finish its requests.")
+    lease_ms: int = Field(default=5000, ge=1500, description="How long a node that has gone silent counts as alive.")
+    report_s: float = Field(default=1.0, gt=0, description="Time between two reports.")
+    job_threads: int = Field(
+        default=16,
+        ge=2,
+        description="Jobs done at the same time. They wait for networks and for workers that drain, so there are many: a few "
+        "long pulls must not hold up a start.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe line logged.")
+
+    @field_validator("node")
+    @classmethod
+    def _node_is_a_name(cls, node: str) -> str:
+        if not _NAME.fullmatch(node):
+            raise ValueError("a node's name has at most 63 letters, digits, '.', '-' and '_'")
+        return node
+
+    @field_validator("store", "state")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+
+def pip_environment() -> dict[str, str]:
+    """The agent's own environment (proxies, certificates, the site's package index) without secrets of the platform."""
+    return {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+
+
+def worker_environment() -> dict[str, str]:
+    """The same (CUDA_VISIBLE_DEVICES, settings of the worker) without package indexes, whose URLs may hold passwords."""
+    return {name: value for name, value in pip_environment().items() if not _INDEX.search(name)}

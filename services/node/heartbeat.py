@@ -1,0 +1,105 @@
+"""Says once a second how this machine is, whatever its jobs are doing. A machine that falls silent counts as lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable
+
+from services.node import hardware
+from services.node.runtime import Runtime
+from services.node.store import Store
+from services.node.uplink import Uplink
+from services.protocol.errors import Unavailable
+from services.protocol.messages import new_id
+from services.protocol.reports import Device, NodeReport, NodeReports
+
+_DEVICES_EVERY_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Runs on the uplink's loop from `start` to `stop`. `jobs` gives the ids of the jobs in work."""
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        store: Store,
+        runtime: Runtime,
+        jobs: Callable[[], tuple[str, ...]],
+        uplink: Uplink,
+        lease_ms: int,
+        report_s: float,
+    ) -> None:
+        self._node = node
+        self._agent = new_id()
+        self._store = store
+        self._runtime = runtime
+        self._jobs = jobs
+        self._uplink = uplink
+        self._reports = NodeReports(uplink.redis)
+        self._lease_ms = lease_ms
+        self._report_s = report_s
+        self._devices: tuple[Device, ...] = ()
+        self._silent = False
+
+    def start(self) -> None:
+        self._tasks = [self._uplink.spawn(self._watch_devices()), self._uplink.spawn(self._beat())]
+
+    def stop(self) -> None:
+        """Ends the reports and takes the last one back: the node is gone now, not after its lease."""
+        for task in self._tasks:
+            task.cancel()
+        with contextlib.suppress(Unavailable):
+            self._uplink.call(self._reports.withdraw, self._node)
+
+    async def _watch_devices(self) -> None:
+        """Keeps what was seen last where the driver does not answer: a busy card is still there."""
+        while True:
+            found = await asyncio.to_thread(hardware.devices)
+            self._devices = self._devices if found is None else found
+            await asyncio.sleep(_DEVICES_EVERY_S)
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            next_at = loop.time() + self._report_s
+            try:
+                await self._publish()
+            except Exception:  # without reports this node would count as lost; the next one may go through
+                log.exception("the node's report failed")
+            await asyncio.sleep(max(0.0, next_at - loop.time()))
+
+    async def _publish(self) -> None:
+        report = await asyncio.to_thread(self._observe)
+        try:
+            await self._reports.publish(report, lease_ms=self._lease_ms)
+        except Unavailable as error:
+            if not self._silent:
+                log.warning("no reports: %s", error.message)
+            self._silent = True
+        else:
+            if self._silent:
+                log.info("reports again")
+            self._silent = False
+
+    def _observe(self) -> NodeReport:
+        memory = hardware.memory()
+        disk = shutil.disk_usage(self._store.root)
+        return NodeReport(
+            node=self._node,
+            agent=self._agent,
+            cpus=hardware.cpus(),
+            memory_total=memory.total,
+            memory_available=memory.available,
+            disk_total=disk.total,
+            disk_free=disk.free,
+            devices=self._devices,
+            processes=self._runtime.reports(),
+            blobs=self._store.blobs(),
+            jobs=self._jobs(),
+        )

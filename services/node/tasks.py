@@ -1,0 +1,112 @@
+"""The Celery worker that hands jobs to the agent. Celery carries messages here and nothing else: no result backend, no remote
+control, no events, no logging of its own.
+
+A job that this node did not acknowledge stays in keys of this node (`node.<name>.unacked*`). As one agent at a time has this
+node's name and store, whatever lies there when an agent starts was left by one that died: `restore` puts it back in the
+queue at once, where Celery would wait for a time-out that no pull may outlast.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+
+from celery import Celery
+from celery.exceptions import Reject
+from celery.worker import WorkController, state
+
+from services.node.agent import Agent
+from services.node.progress import Stopping
+from services.protocol.jobs import JOB_TASK, node_queue
+
+_NEVER_S = 10 * 365 * 24 * 3600
+
+log = logging.getLogger(__name__)
+
+
+class JobConsumer:
+    """Runs from `start` to `stop`, in a thread of its own and one for each job."""
+
+    def __init__(self, agent: Agent, *, redis_url: str, node: str, threads: int) -> None:
+        self._app = _app(agent, redis_url, node_queue(node))
+        self._queue = node_queue(node)
+        self._threads = threads
+        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+
+    def start(self) -> None:
+        state.should_stop = None
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Takes no more jobs, and returns when those in work have ended."""
+        state.should_stop = 0
+        self._thread.join()
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        self._restore()
+        worker = WorkController(
+            app=self._app,
+            hostname=self._queue,
+            queues=[self._queue],
+            pool="threads",
+            concurrency=self._threads,
+            use_eventloop=False,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            loglevel="WARNING",
+        )
+        worker.start()
+
+    def _restore(self) -> None:
+        with self._app.connection_for_write() as connection:
+            connection.ensure_connection(lambda error, wait: log.warning("Redis does not answer (%s)", type(error).__name__))
+            channel = connection.default_channel
+            for tag in channel.client.zrange(channel.unacked_index_key, 0, -1):
+                log.info("a job that was in work when the last agent died is taken up again")
+                channel.qos.restore_by_tag(tag)
+
+
+def _app(agent: Agent, redis_url: str, queue: str) -> Celery:
+    app = Celery("corral.node", broker=_broker_url(redis_url), set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "unacked_key": f"{queue}.unacked",
+            "unacked_index_key": f"{queue}.unacked_index",
+            "unacked_mutex_key": f"{queue}.unacked_mutex",
+            "visibility_timeout": _NEVER_S,
+        },
+    )
+
+    def job(payload: dict[str, Any]) -> None:
+        try:
+            agent.do(payload)
+        except Stopping:
+            raise Reject("the agent is stopping", requeue=True) from None
+
+    app.task(name=JOB_TASK)(job)
+    return app
+
+
+def _broker_url(redis_url: str) -> str:
+    """kombu has a spelling of its own for a Unix socket."""
+    url = urlsplit(redis_url)
+    return f"redis+socket://{url.path}?{url.query.replace('db=', 'virtual_host=')}" if url.scheme == "unix" else redis_url

@@ -1,0 +1,38 @@
+"""The agent's own line to Redis, beside Celery's: one event loop in one thread. Job threads hand their messages to it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from redis.asyncio import Redis
+
+from services.protocol.connection import connect
+
+T = TypeVar("T")
+
+
+class Uplink:
+    """`redis` is for coroutines that run on this loop, and for nobody else."""
+
+    def __init__(self, redis_url: str) -> None:
+        self.redis: Redis = connect(redis_url)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="uplink", daemon=True)
+        self._thread.start()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T:
+        """The coroutine's result, or its error, in the calling thread."""
+        return self.spawn(function(*args)).result()
+
+    def close(self) -> None:
+        self.call(self.redis.aclose)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
