@@ -1,0 +1,81 @@
+"""`python -m services.gateway`: serves until SIGINT or SIGTERM.
+
+On a signal the gateway stops accepting connections, lets the answers that are under way come to their end for up to
+CORRAL_SHUTDOWN_S, gives up the rest, takes back what it still has in the queue, and exits with 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
+from pydantic import ValidationError
+
+from services.gateway.app import create_app
+from services.gateway.config import BindAddress, Settings
+
+logger = logging.getLogger("services.gateway")
+
+#: Clients keep connections open between requests; uvicorn's own 5 s race with them.
+KEEP_ALIVE_S = 75
+BACKLOG = 2048
+
+
+def main() -> None:
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        _refuse("\n".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()), status=2)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        listener = _listen(settings.bind)
+    except OSError as error:
+        _refuse(f"cannot listen on {settings.host}: {error.strerror}; stop what uses it, or set CORRAL_HOST", status=1)
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again once it has shut down
+        signal.signal(number, _exit)
+    _serve(settings, listener)
+
+
+def _serve(settings: Settings, listener: socket.socket) -> None:
+    config = uvicorn.Config(
+        create_app(settings),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=round(settings.shutdown_s),
+    )
+    address, port = listener.getsockname()[:2]
+    logger.info("listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(bind: BindAddress) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(
+        bind.host or None, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(0)
+
+
+def _refuse(text: str, *, status: int) -> NoReturn:
+    sys.stderr.write(f"corral gateway: {text}\n")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Lets a request in: gives it an id and a sender's address, estimates its cost, and puts it in its version's queue."""
+
+from __future__ import annotations
+
+import msgspec
+
+from services.gateway.generation import Generation
+from services.gateway.inflight import Inflight
+from services.gateway.snapshot import Target
+from services.protocol.messages import ChatPrompt, GenerateRequest, Prompt, new_id
+from services.protocol.routes import Caller
+
+#: Of a request that does not say how many tokens it wants at most. Settled on what it really took.
+EXPECTED_TOKENS = 256
+CHARACTERS_PER_TOKEN = 4
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """What a dialect needs besides the body to write a GenerateRequest."""
+
+    id: str
+    gateway: str
+    caller: str
+    target: Target
+
+
+class Admission:
+    def __init__(self, inflight: Inflight) -> None:
+        self._inflight = inflight
+
+    def ticket(self, caller: Caller, target: Target) -> Ticket:
+        return Ticket(new_id(), self._inflight.gateway, caller.id, target)
+
+    async def admit(self, request: GenerateRequest, *, keep_alive_ms: int | None) -> Generation:
+        """Raises QueueFull, and Unavailable while Redis does not answer."""
+        return await self._inflight.admit(request, cost=estimated_cost(request), keep_alive_ms=keep_alive_ms)
+
+    def abandon(self, generation: Generation) -> None:
+        """Nobody waits for it any more. Does nothing to one that has ended."""
+        self._inflight.abandon(generation)
+
+    async def unload(self, target: Target) -> None:
+        """Asks for the version to be unloaded as soon as it is idle."""
+        await self._inflight.touch(target.version.digest, keep_alive_ms=0)
+
+
+def estimated_cost(request: GenerateRequest) -> float:
+    """Tokens of the prompt and of the answer, guessed before anything is tokenized."""
+    wanted = request.stopping.max_tokens
+    answer = EXPECTED_TOKENS if wanted is None else wanted
+    return _characters(request.prompt) / CHARACTERS_PER_TOKEN + len(request.context) + answer
+
+
+def _characters(prompt: Prompt) -> int:
+    if isinstance(prompt, ChatPrompt):
+        return sum(len(message.content) for message in prompt.messages)
+    return len(prompt.text)

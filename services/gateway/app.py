@@ -1,0 +1,91 @@
+"""The gateway's ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from services.gateway import errors
+from services.gateway.admission import Admission
+from services.gateway.config import Settings
+from services.gateway.dependencies import State
+from services.gateway.inflight import Inflight
+from services.gateway.origins import OriginMiddleware, OriginPolicy
+from services.gateway.registry import RegistryClient
+from services.gateway.routes import chat, completions, health, management, models
+from services.gateway.snapshot import RoutesView
+from services.protocol.connection import connect
+from services.protocol.errors import CorralError
+from services.protocol.messages import new_id
+from services.protocol.queue import Queue
+from services.protocol.replies import ReplyReader
+from services.protocol.routes import LOCAL_CALLER, Routes
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        async with running(settings) as state:
+            yield state
+
+    app = FastAPI(
+        title="Corral gateway",
+        lifespan=lifespan,
+        openapi_url=None,
+        redirect_slashes=False,
+        max_body_size=settings.max_body_bytes,
+    )
+    for router in (chat.router, completions.router, models.router, health.router, management.router):
+        app.include_router(router)
+    app.add_middleware(OriginMiddleware, policy=OriginPolicy(settings.origins.split(",")), check_host=settings.bind.loopback)
+    app.add_exception_handler(CorralError, errors.corral_error)
+    app.add_exception_handler(HTTPException, errors.http_error)
+    app.add_exception_handler(ClientDisconnect, _nobody_to_answer)
+    app.add_exception_handler(Exception, errors.unexpected_error)
+    return app
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[State]:
+    """The parts behind the routes. They end in the order in which they depend on each other: what is still in flight is taken
+    back while the connections stand, and the connections go last."""
+    redis = connect(settings.redis_url)
+    # A reader whose driver reconnects by itself would never learn that Redis has lost its requests.
+    replies = connect(settings.redis_url, retry=False)
+    queue = Queue(redis)
+    gateway = f"gateway-{new_id()}"
+    inflight = Inflight(queue, ReplyReader(replies, gateway), gateway=gateway, max_queue=settings.max_queue)
+    routes = RoutesView(Routes(redis))
+    registry = RegistryClient(settings.registry_url, settings.registry_token)
+    tasks = [asyncio.create_task(inflight.run()), asyncio.create_task(routes.follow())]
+    try:
+        yield State(
+            routes=routes,
+            queue=queue,
+            inflight=inflight,
+            admission=Admission(inflight),
+            registry=registry,
+            anonymous=None if settings.key_required else LOCAL_CALLER,
+        )
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await inflight.close()
+        await registry.aclose()
+        await replies.aclose()
+        await redis.aclose()
+
+
+async def _nobody_to_answer(request: Request, error: Exception) -> Response:
+    """The client left before its body had arrived; 499 is only seen in logs."""
+    return Response(status_code=499)

@@ -1,0 +1,46 @@
+"""Ollama's own API: NDJSON, nanoseconds, errors as `{"error": "text"}`."""
+
+from services.gateway.dialects.ollama.errors import error_body
+from services.gateway.dialects.ollama.listings import decode_registry_model, ps_body, show_body, tags_body
+from services.gateway.dialects.ollama.replies import (
+    JSON,
+    NDJSON,
+    ChatReply,
+    GenerateReply,
+    IdleAnswer,
+    LoadReply,
+    idle_chat,
+    idle_generate,
+)
+from services.gateway.dialects.ollama.requests import (
+    chat_request,
+    decode_chat,
+    decode_generate,
+    decode_named,
+    decode_pull,
+    generate_request,
+    load_request,
+)
+
+__all__ = [
+    "JSON",
+    "NDJSON",
+    "ChatReply",
+    "GenerateReply",
+    "IdleAnswer",
+    "LoadReply",
+    "chat_request",
+    "decode_chat",
+    "decode_generate",
+    "decode_named",
+    "decode_pull",
+    "decode_registry_model",
+    "error_body",
+    "generate_request",
+    "idle_chat",
+    "idle_generate",
+    "load_request",
+    "ps_body",
+    "show_body",
+    "tags_body",
+]

@@ -1,0 +1,15 @@
+"""Ollama's error body."""
+
+from __future__ import annotations
+
+import msgspec
+
+from services.protocol.errors import CorralError
+
+
+class _ErrorBody(msgspec.Struct):
+    error: str
+
+
+def error_body(error: CorralError) -> bytes:
+    return msgspec.json.encode(_ErrorBody(error.message))

@@ -1,0 +1,42 @@
+"""OpenAI's error body."""
+
+from __future__ import annotations
+
+import msgspec
+
+from services.gateway.dialects.bodies import InvalidField
+from services.protocol.errors import CorralError
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+}
+
+
+class _Error(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error
+
+
+def error_body(error: CorralError) -> bytes:
+    param = error.field if isinstance(error, InvalidField) and error.field else None
+    return _body(error.message, error.status, param=param, code=error.code)
+
+
+def status_body(status: int, message: str) -> bytes:
+    """For what is refused before any route sees it."""
+    return _body(message, status, param=None, code=None)
+
+
+def _body(message: str, status: int, *, param: str | None, code: str | None) -> bytes:
+    return msgspec.json.encode(_ErrorBody(_Error(message, _TYPES.get(status, "api_error"), param, code)))

@@ -1,0 +1,101 @@
+"""One logical request, from admission to its terminal event.
+
+The gateway owns it: workers may be lost under it. It knows every token id that has been committed, the epoch of the claim
+that may speak for it, and the sequence number that must come next. Only services.gateway.inflight writes it, and only the
+response that waits for it reads it; both run on one event loop, therefore no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+
+from services.protocol.errors import WorkerLost, from_code
+from services.protocol.messages import Event, Failed, Finished, FinishReason, Frame, GenerateRequest, Started
+
+WORKER_LOST = "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error"
+
+
+class Verdict(enum.Enum):
+    TAKEN = "taken"
+    LATE = "late"
+    """From a claim that was superseded: dropped."""
+    GAP = "gap"
+    """Something is missing before it: the claim is as good as lost."""
+
+
+class ClientGone(Exception):
+    """The client went away; there is nobody to answer."""
+
+
+class Generation:
+    """`abandoned`: nobody waits for it any more. `withdrawn`: whoever holds it has been told so."""
+
+    def __init__(self, request: GenerateRequest) -> None:
+        self.request = request
+        self.epoch = 0
+        self.committed: list[int] = []
+        self.abandoned = False
+        self.withdrawn = False
+        self._next_seq = 0
+        self._started: Started | None = None
+        self._pending: list[Event] = []
+        self._error: Exception | None = None
+        self._arrived = asyncio.Event()
+
+    @property
+    def spent(self) -> int:
+        """Tokens that were computed for it so far."""
+        prefilled = self._started.prompt_tokens - self._started.cached_tokens if self._started else 0
+        return prefilled + len(self.committed)
+
+    async def events(self) -> list[Event]:
+        """All that has arrived, at least one event. Raises what ended the request once the events before it are read."""
+        while not self._pending:
+            if self._error:
+                raise self._error
+            self._arrived.clear()
+            await self._arrived.wait()
+        pending, self._pending = self._pending, []
+        return pending
+
+    def accept(self, event: Event) -> Verdict:
+        """Takes the next event of the current claim, or of a newer one."""
+        if event.epoch < self.epoch:
+            return Verdict.LATE
+        if event.epoch > self.epoch:
+            self.supersede(event.epoch)
+        if event.seq != self._next_seq:
+            return Verdict.GAP
+        self._next_seq += 1
+        self._hand_on(event)
+        return Verdict.TAKEN
+
+    def supersede(self, epoch: int) -> None:
+        """From now on only the claim of `epoch`, or a later one, is listened to."""
+        self.epoch = epoch
+        self._next_seq = 0
+
+    def fail(self, error: Exception) -> None:
+        """Ends the wait; an error that came first stays."""
+        self._error = self._error or error
+        self._arrived.set()
+
+    def _hand_on(self, event: Event) -> None:
+        match event:
+            case Failed():
+                self.fail(from_code(event.code, event.message))
+            case Finished(reason=FinishReason.ABORT | FinishReason.ERROR):  # not on this gateway's word
+                self.fail(WorkerLost(WORKER_LOST))
+            case Started() if self._started:  # before, on a worker that was lost ahead of the first token
+                pass
+            case _:
+                self._keep(event)
+                self._pending.append(event)
+                self._arrived.set()
+
+    def _keep(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._started = event
+        elif isinstance(event, Frame):
+            self.committed.extend(event.token_ids)

@@ -1,0 +1,234 @@
+"""The requests that this gateway has admitted and not yet settled.
+
+One task reads the gateway's reply stream and hands the events out; nothing else writes a Generation, except a response that
+abandons its own. A second task looks once a second after claims whose worker was lost and requests that nobody waits for.
+Redis's absence fails what is in flight at once; the tasks go on trying, and withdraw what was failed when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from services.gateway.backoff import Backoff
+from services.gateway.generation import WORKER_LOST, ClientGone, Generation, Verdict
+from services.protocol.errors import ProtocolMismatch, Unavailable, WorkerLost
+from services.protocol.messages import Event, Failed, Finished, GenerateRequest, Usage
+from services.protocol.queue import Queue
+from services.protocol.replies import ReplyReader
+
+logger = logging.getLogger(__name__)
+
+#: The reply stream outlives a gateway that crashed by so much.
+LEASE_MS = 60_000
+#: Below the driver's socket time-out of 5 s, so that a Redis that hangs is told from one that has nothing to say.
+READ_S = 2.0
+WATCH_S = 1.0
+#: The driver's pool holds 100 connections and refuses the next; a burst of requests waits here instead.
+MAX_COMMANDS = 64
+
+_Claim = tuple[str, int]
+
+
+class Inflight:
+    def __init__(self, queue: Queue, reader: ReplyReader, *, gateway: str, max_queue: int) -> None:
+        self.gateway = gateway
+        self.connected = False
+        self._queue = queue
+        self._reader = reader
+        self._max_queue = max_queue
+        self._open: dict[str, Generation] = {}
+        self._suspected: set[_Claim] = set()
+        self._strays: set[str] = set()
+        self._commands = asyncio.Semaphore(MAX_COMMANDS)
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    async def admit(self, request: GenerateRequest, *, cost: float, keep_alive_ms: int | None) -> Generation:
+        """Raises QueueFull, and Unavailable while Redis does not answer."""
+        if not self.connected:
+            raise Unavailable("Redis does not answer")
+        generation = Generation(request)
+        self._open[request.id] = generation
+        try:
+            async with self._commands:
+                await self._queue.enqueue(request, cost=cost, limit=self._max_queue, keep_alive_ms=keep_alive_ms)
+        except BaseException:  # should it have been admitted all the same, its events are strays
+            del self._open[request.id]
+            raise
+        return generation
+
+    async def touch(self, version: str, *, keep_alive_ms: int) -> None:
+        """Counts as a use of the version. Raises Unavailable."""
+        async with self._commands:
+            await self._queue.touch(version, keep_alive_ms=keep_alive_ms)
+
+    def abandon(self, generation: Generation) -> None:
+        """Nobody waits for it any more. Does nothing to one that has ended."""
+        if generation.request.id in self._open and not generation.abandoned:
+            generation.abandoned = True
+            generation.fail(ClientGone())
+            self._spawn(self._withdraw(generation))
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read_replies())
+            group.create_task(self._keep_stream())
+            group.create_task(self._watch())
+
+    async def close(self) -> None:
+        """After `run` has ended: takes back what is still open, then the reply stream. Leaves what Redis does not let it."""
+        try:
+            for generation in list(self._open.values()):
+                await self._queue.cancel(generation.request.id)
+                await self._queue.settle(generation.request.id, generation.epoch, cost=generation.spent)
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            await self._reader.close()
+        except Unavailable as error:
+            logger.warning("%d requests were left in the queue: %s", len(self._open), error.message)
+
+    async def _read_replies(self) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                await self._reader.keep(lease_ms=LEASE_MS)
+                self.connected = True
+                backoff.reset()
+                while True:
+                    for reply in await self._reader.read(timeout_s=READ_S):
+                        for event in reply.events:
+                            self._deliver(event)
+            except Unavailable as error:
+                self._disconnected(error)
+            except ProtocolMismatch as error:  # whose request that was shows as a gap in its sequence numbers
+                logger.error("reply dropped: %s", error.message)
+            await backoff.wait()
+
+    async def _keep_stream(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_MS / 1000 / 4)
+            try:
+                await self._reader.keep(lease_ms=LEASE_MS)
+            except Unavailable as error:
+                logger.warning("reply stream not extended: %s", error.message)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            try:
+                await self._recover_lost()
+                await self._withdraw_abandoned()
+            except Unavailable as error:
+                logger.warning("claims not checked: %s", error.message)
+
+    def _deliver(self, event: Event) -> None:
+        generation = self._open.get(event.request)
+        if generation is None:
+            self._turn_away(event)
+            return
+        match generation.accept(event):
+            case Verdict.TAKEN if isinstance(event, Finished | Failed):
+                del self._open[event.request]
+                cost = _cost(event.usage) if isinstance(event, Finished) else generation.spent
+                self._spawn(self._settle(event.request, event.epoch, cost))
+            case Verdict.GAP:
+                logger.warning("request %s: events of claim %d are missing", event.request, event.epoch)
+                generation.supersede(event.epoch + 1)
+                self._spawn(self._replace_claim(generation, event.epoch))
+            case _:
+                pass
+
+    def _turn_away(self, event: Event) -> None:
+        """The event is of a request that this gateway no longer has: admitted in doubt, or failed when Redis went."""
+        if isinstance(event, Finished | Failed):
+            self._strays.discard(event.request)
+            self._spawn(self._settle(event.request, event.epoch, _cost(event.usage) if isinstance(event, Finished) else 0))
+        elif event.request not in self._strays:
+            self._strays.add(event.request)
+            self._spawn(self._cancel(event.request))
+
+    def _disconnected(self, error: Unavailable) -> None:
+        if self.connected:
+            logger.error("%s; %d requests in flight failed", error.message, len(self._open))
+        self.connected = False
+        self._strays.clear()
+        for generation in self._open.values():
+            generation.abandoned, generation.withdrawn = True, False
+            generation.fail(Unavailable(error.message))
+
+    async def _recover_lost(self) -> None:
+        """Acts on claims that were lost at the last look already: by now the reader has seen all that their worker wrote."""
+        lost = {(claim.request, claim.epoch) for claim in await self._queue.lost(self.gateway)}
+        for request, epoch in lost & self._suspected:
+            generation = self._open.get(request)
+            if generation is None:
+                await self._queue.settle(request, epoch, cost=0)
+            elif epoch >= generation.epoch:
+                await self._recover(generation, epoch)
+        self._suspected = lost
+
+    async def _recover(self, generation: Generation, epoch: int) -> None:
+        """The claim of `epoch` is lost. What the client has not seen anything of starts again; the rest has failed."""
+        request = generation.request.id
+        generation.supersede(epoch + 1)
+        if not generation.committed and not generation.abandoned and await self._queue.requeue(request, epoch):
+            return
+        await self._queue.settle(request, epoch, cost=generation.spent)
+        self._open.pop(request, None)
+        generation.fail(WorkerLost(WORKER_LOST))
+
+    async def _replace_claim(self, generation: Generation, epoch: int) -> None:
+        """The worker lives, but not all that it said arrived."""
+        try:
+            await self._queue.cancel(generation.request.id)
+            await self._recover(generation, epoch)
+        except Unavailable as error:
+            generation.fail(error)
+
+    async def _withdraw_abandoned(self) -> None:
+        for generation in [generation for generation in self._open.values() if generation.abandoned]:
+            if not generation.withdrawn:
+                await self._withdraw(generation)
+
+    async def _withdraw(self, generation: Generation) -> None:
+        """A waiting request is gone after this; a claimed one ends with the worker's terminal event."""
+        outcome = await self._cancel(generation.request.id)
+        generation.withdrawn = outcome is not None
+        if outcome in ("waiting", "gone"):
+            self._open.pop(generation.request.id, None)
+
+    async def _cancel(self, request: str) -> str | None:
+        try:
+            async with self._commands:
+                return await self._queue.cancel(request)
+        except Unavailable as error:
+            logger.warning("request %s not cancelled: %s", request, error.message)
+            return None
+
+    async def _settle(self, request: str, epoch: int, cost: float) -> None:
+        try:
+            async with self._commands:
+                await self._queue.settle(request, epoch, cost=cost)
+        except Unavailable as error:
+            logger.warning("request %s not settled: %s", request, error.message)
+
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            logger.error("request not looked after", exc_info=task.exception())
+
+
+def _cost(usage: Usage) -> int:
+    """What a request costs its caller: the tokens that had to be computed."""
+    return usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens

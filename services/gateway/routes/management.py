@@ -1,0 +1,85 @@
+"""Management: forwarded to the registry, which alone decides. All but /api/show need an admin key.
+
+A change is read back from the routes snapshot before its success is told, so that whoever asked for it can use it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response, StreamingResponse
+
+from services.gateway.dependencies import AdminDep, BodyDep, CallerDep, RegistryDep, RoutesDep
+from services.gateway.dialects import ollama
+from services.gateway.registry import lines_of, read, read_good
+from services.gateway.snapshot import RoutesView
+from services.protocol.errors import BadRequest, CorralError
+
+router = APIRouter()
+
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+@router.post("/api/show")
+async def show(caller: CallerDep, raw: BodyDep, routes: RoutesDep, registry: RegistryDep) -> Response:
+    body = ollama.decode_named(raw)
+    if not body.asked:
+        raise BadRequest("model is required")
+    target = await routes.resolve(body.asked)
+    answer = await registry.call("GET", "/registry/v1/models/show", params={"name": target.name.display})
+    return Response(ollama.show_body(ollama.decode_registry_model(answer)), media_type=ollama.JSON)
+
+
+@router.post("/api/pull")
+async def pull(admin: AdminDep, raw: BodyDep, routes: RoutesDep, registry: RegistryDep) -> Response:
+    body = ollama.decode_pull(raw)
+    if not body.asked:
+        raise BadRequest("invalid model name")
+    wanted = msgspec.json.encode({"model": body.asked, "as": body.as_, "stream": body.streamed})
+    upstream = await registry.open("POST", "/registry/v1/pull", content=wanted)
+    if body.streamed and upstream.is_success:
+        return StreamingResponse(_progress(upstream, routes), media_type=ollama.NDJSON)
+    answer = await read_good(upstream)
+    await routes.refresh()
+    return Response(answer, media_type=ollama.JSON)
+
+
+@router.delete("/api/delete")
+async def delete(admin: AdminDep, raw: BodyDep, routes: RoutesDep, registry: RegistryDep) -> Response:
+    body = ollama.decode_named(raw)
+    if not body.asked:
+        raise BadRequest('name "" is invalid')
+    await registry.call("DELETE", "/registry/v1/models", body={"model": body.asked})
+    await routes.refresh()
+    return Response()
+
+
+@router.api_route("/registry/v1/{path:path}", methods=_METHODS)
+async def forward(
+    path: str, request: Request, admin: AdminDep, raw: BodyDep, routes: RoutesDep, registry: RegistryDep
+) -> Response:
+    """The registry's own API, verbatim."""
+    query = request.scope["query_string"]
+    target = request.scope["raw_path"] + (b"?" + query if query else b"")
+    upstream = await registry.open(request.method, target.decode("ascii"), content=raw)
+    media_type = upstream.headers.get("content-type")
+    if media_type == ollama.NDJSON:
+        return StreamingResponse(_progress(upstream, routes), upstream.status_code, media_type=media_type)
+    answer = await read(upstream)
+    if request.method != "GET":
+        await routes.refresh()
+    return Response(answer, upstream.status_code, media_type=media_type)
+
+
+async def _progress(upstream: httpx.Response, routes: RoutesView) -> AsyncIterator[bytes]:
+    """The lines of a pull; what breaks it off becomes its last one."""
+    try:
+        async for line in lines_of(upstream):
+            if b'"success"' in line:
+                await routes.refresh()
+            yield line
+    except CorralError as error:
+        yield ollama.error_body(error) + b"\n"

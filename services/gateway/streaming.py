@@ -1,0 +1,86 @@
+"""A generation becomes an HTTP response: SSE or NDJSON as it is generated, or one JSON body at its end.
+
+A client that leaves is noticed at once, while its request waits and while nothing is streamed too, and the request is given
+up. Headers are sent with the first part of the answer, so that an error before it has its own status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from services.gateway.dialects.reply import Reply
+from services.gateway.generation import ClientGone, Generation
+from services.protocol.errors import CorralError
+from services.protocol.messages import Finished
+
+logger = logging.getLogger(__name__)
+
+#: Proxies that buffer would undo the streaming.
+_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class GenerationResponse(Response):
+    """Raises what fails before the first part, for the app's error handler to answer. `abandon` is called when the client
+    leaves and when the response is over, however it ended."""
+
+    def __init__(self, generation: Generation, reply: Reply, *, abandon: Callable[[Generation], None]) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self._generation = generation
+        self._reply = reply
+        self._abandon = abandon
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        departure = asyncio.ensure_future(self._notice_departure(receive))
+        try:
+            await (self._send_stream(send) if self._reply.stream else self._send_whole(send))
+        except ClientGone:
+            logger.debug("request %s: the client left", self._generation.request.id)
+        finally:
+            departure.cancel()
+            self._abandon(self._generation)
+
+    async def _notice_departure(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._abandon(self._generation)
+
+    async def _send_whole(self, send: Send) -> None:
+        body = b"".join([part async for part in self._parts()])
+        await self._start(send, {"Content-Length": str(len(body))})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _send_stream(self, send: Send) -> None:
+        started = False
+        try:
+            async for part in self._parts():
+                if not started:
+                    await self._start(send, _STREAM_HEADERS)
+                    started = True
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        except CorralError as error:
+            if not started:
+                raise
+            logger.info("request %s failed after it began: %s", self._generation.request.id, error.message)
+            await send({"type": "http.response.body", "body": self._reply.render_error(error), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        """Each holds all that had arrived; those that have nothing to say are left out."""
+        while True:
+            events = await self._generation.events()
+            part = b"".join([self._reply.render(event) for event in events])
+            if part:
+                yield part
+            if isinstance(events[-1], Finished):
+                return
+
+    async def _start(self, send: Send, headers: dict[str, str]) -> None:
+        self.init_headers(headers | {"Content-Type": self._reply.content_type})
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
