@@ -11,14 +11,14 @@ import sys
 import uvloop
 
 from services.protocol.connection import connect
-from services.worker.config import WorkerSettings
+from services.worker.config import Settings
 from services.worker.engine.fake import CostModel, FakeRunner
 from services.worker.engine.llama import LlamaRunner, LlamaSettings
 from services.worker.engine.runner import ModelRunner
 from services.worker.worker import Worker
 
 
-def load(settings: WorkerSettings) -> ModelRunner:
+def load(settings: Settings) -> ModelRunner:
     if settings.runner == "fake":
         return FakeRunner(
             num_slots=settings.slots,
@@ -38,7 +38,7 @@ def load(settings: WorkerSettings) -> ModelRunner:
     )
 
 
-async def serve(settings: WorkerSettings) -> int:
+async def serve(settings: Settings) -> int:
     redis = connect(settings.redis_url)
     worker = Worker(settings, redis, lambda: load(settings))
     loop = asyncio.get_running_loop()
@@ -58,7 +58,7 @@ async def serve(settings: WorkerSettings) -> int:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    sys.exit(uvloop.run(serve(WorkerSettings())))
+    sys.exit(uvloop.run(serve(Settings())))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from services.protocol.queue import Queue
 from services.protocol.replies import ReplyWriter
 from services.protocol.reports import NodeReports, WorkerReport, WorkerState
 from services.worker.chat.template import ChatTemplate
-from services.worker.config import WorkerSettings
+from services.worker.config import Settings
 from services.worker.engine.runner import ModelRunner, ModelUnusable
 from services.worker.loop import Abort, Addressed, Begin, EngineLoop, Quit
 from services.worker.prompt import PromptBuilder
@@ -59,7 +59,7 @@ class InFlight:
 class Worker:
     """`load` makes the model's runner, in the engine thread; it raises ModelUnusable."""
 
-    def __init__(self, settings: WorkerSettings, redis: Redis, load: Callable[[], ModelRunner]) -> None:
+    def __init__(self, settings: Settings, redis: Redis, load: Callable[[], ModelRunner]) -> None:
         self.id = new_id()
         self._settings = settings
         self._load = load
