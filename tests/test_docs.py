@@ -1,0 +1,86 @@
+"""Documentation that cannot rot. `python -m tests.test_docs` rewrites what is generated."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic_settings import BaseSettings
+
+ROOT = Path(__file__).parent.parent
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+
+INTRODUCTION = """\
+# Settings
+
+Every setting is an environment variable. `corral up` and the node agent set those that a service needs; what you may want to set
+yourself is mostly in the gateway's table and in that of the command line. Durations and sizes have their unit in the name.
+This page is generated from the settings classes (`python -m tests.test_docs`).
+"""
+
+
+def settings_classes() -> list[tuple[str, type[BaseSettings]]]:
+    from services.cli.config import Settings as CliSettings
+    from services.gateway.config import Settings as GatewaySettings
+    from services.node.config import Settings as NodeSettings
+    from services.registry.config import Settings as RegistrySettings
+    from services.worker.config import Settings as WorkerSettings
+
+    return [
+        ("Gateway", GatewaySettings),
+        ("Command line and `corral up`", CliSettings),
+        ("Registry", RegistrySettings),
+        ("Node agent", NodeSettings),
+        ("Worker", WorkerSettings),
+    ]
+
+
+def _variables(settings: type[BaseSettings], name: str) -> str:
+    alias = settings.model_fields[name].validation_alias
+    names = (
+        [f"{settings.model_config['env_prefix']}{name}".upper()]
+        if alias is None
+        else [str(choice) for choice in getattr(alias, "choices", [alias])]
+    )
+    return ", ".join(f"`{variable}`" for variable in dict.fromkeys(names))
+
+
+def _default(settings: type[BaseSettings], name: str) -> str:
+    field = settings.model_fields[name]
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    home = str(Path.home())
+    return f"`{value}`".replace(home, "~") if value not in (None, "", ()) else ""
+
+
+def render_configuration() -> str:
+    parts = [INTRODUCTION]
+    for title, settings in settings_classes():
+        parts.append(f"\n## {title}\n\n| variable | default | meaning |\n|---|---|---|")
+        for name, field in settings.model_fields.items():
+            description = (field.description or "").replace("|", "\\|")
+            parts.append(f"| {_variables(settings, name)} | {_default(settings, name)} | {description} |")
+    return "\n".join(parts) + "\n"
+
+
+def test_every_setting_is_described() -> None:
+    for title, settings in settings_classes():
+        for name, field in settings.model_fields.items():
+            assert field.description, f"{title}: {name}"
+
+
+def test_configuration_page_matches_the_settings_classes() -> None:
+    assert CONFIGURATION.read_text() == render_configuration(), "run python -m tests.test_docs"
+
+
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+if __name__ == "__main__":
+    CONFIGURATION.write_text(render_configuration())
