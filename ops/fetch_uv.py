@@ -4,33 +4,44 @@ For Debian's Python, which comes without venv and without pip. Runs on any Pytho
 """
 
 import hashlib
+import html
 import io
-import json
 import os
 import platform
+import re
 import sys
+import urllib.parse
 import urllib.request
 import zipfile
 
+INDEX = "https://pypi.org/simple/uv/"
 TIMEOUT_S = 60
 
 
 def main(version: str, folder: str) -> None:
-    with urllib.request.urlopen(f"https://pypi.org/pypi/uv/{version}/json", timeout=TIMEOUT_S) as response:
-        files = json.load(response)["urls"]
-    wheel = next((file for file in files if fits(file["filename"])), None)
-    if wheel is None:
+    links = re.findall(r'href="([^"]+)"', fetch(INDEX).decode())
+    link = next((html.unescape(link) for link in links if fits(link, version)), None)
+    if link is None:
         sys.exit(f"there is no uv {version} for {platform.system()} on {platform.machine()}")
-    with urllib.request.urlopen(wheel["url"], timeout=TIMEOUT_S) as response:
-        data = response.read()
-    if hashlib.sha256(data).hexdigest() != wheel["digests"]["sha256"]:
-        sys.exit(f"{wheel['filename']} came damaged")
-    install(data, folder)
+    url, _, sha256 = urllib.parse.urljoin(INDEX, link).partition("#sha256=")
+    wheel = fetch(url)
+    if hashlib.sha256(wheel).hexdigest() != sha256:
+        sys.exit(f"{url} came damaged")
+    install(wheel, folder)
 
 
-def fits(filename: str) -> bool:
+def fetch(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+            return response.read()
+    except OSError as error:
+        sys.exit(f"{url}: {error}")
+
+
+def fits(link: str, version: str) -> bool:
+    filename = link.partition("#")[0].rpartition("/")[2]
     system = "manylinux" if platform.system() == "Linux" else "macosx"
-    return filename.endswith(f"_{platform.machine()}.whl") and system in filename
+    return filename.startswith(f"uv-{version}-") and filename.endswith(f"_{platform.machine()}.whl") and system in filename
 
 
 def install(wheel: bytes, folder: str) -> None:
