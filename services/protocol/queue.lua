@@ -15,7 +15,7 @@ Keys, all under one prefix (K below, KEYS[1] in the script; one Redis, not a Red
   K:workers              sorted set   workers by the time (ms) at which their lease ends
   K:demand               set          versions that have been asked for
   K:demand:<version>     hash         used_at (ms), keep_alive_ms (negative: for ever; absent: the platform's default)
-  K:signal               channel      "demand": the registry may have to load something
+  K:signal               channel      "demand": the registry may have to load something; "registry": its rows changed
 
 Times are Redis's own, in milliseconds. Virtual times count tokens: a request's start tag is the later of the version's
 virtual time and its caller's last finish tag, and its finish tag lies `cost` tokens after that, so that callers with

@@ -137,7 +137,8 @@ class Queue:
         return [LostRequest(request.decode(), epoch, worker.decode()) for request, epoch, worker in _triples(flat)]
 
     async def workers(self) -> list[WorkerReport]:
-        return [_decode_report(report) for report in await self._call("workers")]
+        reports = (_decode_report.known(report) for report in await self._call("workers"))
+        return [report for report in reports if report]
 
     async def touch(self, version: str, *, keep_alive_ms: int | None) -> None:
         """Counts as a use of the version; a keep_alive of 0 asks for it to be unloaded once idle."""
@@ -158,6 +159,11 @@ class Queue:
         """Takes every waiting request out of the queue; the caller of this owes each of them a Failed frame."""
         flat = await self._call("refuse", version)
         return [RefusedRequest(request.decode(), epoch, gateway.decode()) for request, epoch, gateway in _triples(flat)]
+
+    async def signal(self) -> None:
+        """Wakes the registry's loop: something changed in its own rows."""
+        with redis_errors():
+            await self._redis.publish(f"{self._prefix}:signal", "registry")
 
     async def next_control(self, worker: str, *, timeout_s: float) -> Control | None:
         """Blocks until the worker's inbox has a message; None after `timeout_s`."""

@@ -1,0 +1,140 @@
+"""Acts on decisions. Each is one transaction; what leaves the database leaves after the commit, or is found by the next turn."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.protocol.jobs import EngineSettings, JobEvents, JobFailed, Pull, Start, Stop
+from services.protocol.messages import Event, Failed, StepReply, new_id
+from services.protocol.queue import Queue
+from services.protocol.replies import ReplyWriter
+from services.registry import catalog, deployments, jobs, models, nodes, replicas
+from services.registry.db import Database
+from services.registry.decisions import (
+    CreateReplica,
+    Decision,
+    DrainReplica,
+    EndProcess,
+    ExplainReplica,
+    FailJob,
+    FailReplica,
+    FetchModel,
+    ForgetDemand,
+    ForgetVersion,
+    LoseNode,
+    MeasureReplica,
+    ReadyReplica,
+    RefuseWaiting,
+    ReplicaDecision,
+    SendJob,
+    StartReplica,
+    StopReplica,
+    UnwantDeployment,
+    WantVersion,
+)
+from services.registry.tasks import JobSender
+
+log = logging.getLogger(__name__)
+
+
+class Actor:
+    """Raises Unavailable when PostgreSQL, Redis or the broker does not answer."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        queue: Queue,
+        replies: ReplyWriter,
+        events: JobEvents,
+        sender: JobSender,
+        engine: EngineSettings,
+    ) -> None:
+        self._database = database
+        self._queue = queue
+        self._replies = replies
+        self._events = events
+        self._sender = sender
+        self._engine = engine
+
+    async def act(self, decision: Decision) -> None:
+        log.log(
+            logging.DEBUG if isinstance(decision, SendJob | MeasureReplica | ForgetDemand) else logging.INFO, "%s", decision
+        )
+        match decision:
+            case SendJob(job):
+                await self._send(job)
+            case FailJob(job, node, code, message):
+                await self._events.publish(JobFailed(job, node, code, message))
+            case RefuseWaiting():
+                await self._refuse(decision)
+            case ForgetDemand(version):
+                await self._queue.forget(version)
+            case UnwantDeployment(version=version, unused=True) if not await self._queue.forget(version):
+                log.debug("%s is asked for again", version[:12])
+            case _:
+                async with self._database.transaction() as session:
+                    await self._change(session, decision)
+
+    async def _change(self, session: AsyncSession, decision: Decision) -> None:
+        """What changes rows alone."""
+        match decision:
+            case LoseNode(node):
+                await nodes.lose(session, node)
+            case WantVersion(version):
+                await deployments.want_on_demand(session, version, self._engine)
+            case UnwantDeployment(deployment, reason=reason):
+                await deployments.unwant(session, deployment, reason)
+            case CreateReplica():
+                await replicas.create(session, decision)
+            case EndProcess(replica, node):
+                await jobs.create(session, Stop(new_id(), replica), node=node, replica=replica)
+            case ForgetVersion(version):
+                await catalog.forget(session, version)
+            case (
+                FetchModel()
+                | StartReplica()
+                | ExplainReplica()
+                | ReadyReplica()
+                | MeasureReplica()
+                | DrainReplica()
+                | StopReplica()
+                | FailReplica()
+            ):
+                if await replicas.apply(session, decision):
+                    await self._order(session, decision)
+
+    async def _order(self, session: AsyncSession, decision: ReplicaDecision) -> None:
+        """The job that goes with a replica's change, in the same transaction."""
+        match decision:
+            case FetchModel(replica, version=version, node=node, source=source, name=name):
+                await jobs.create(session, Pull(new_id(), source, name), node=node, replica=replica, version=version)
+            case StartReplica(replica, version=version, node=node, model_blob=blob):
+                row = await session.get_one(models.Replica, replica)
+                engine = await deployments.engine_settings(session, row.deployment_id)
+                start = Start(new_id(), replica, version, blob, engine)
+                await jobs.create(session, start, node=node, replica=replica, version=version)
+                await nodes.mark_used(session, node, blob)
+            case DrainReplica(replica, node=node, stop=True):
+                await jobs.create(session, Stop(new_id(), replica), node=node, replica=replica)
+
+    async def _send(self, job: str) -> None:
+        """Sent twice where the registry dies in between; agents do a job once."""
+        async with self._database.transaction() as session:
+            found = await jobs.payload(session, job)
+        if found is None:
+            return
+        await self._sender.send(*found)
+        async with self._database.transaction() as session:
+            await jobs.mark_sent(session, job)
+
+    async def _refuse(self, decision: RefuseWaiting) -> None:
+        by_gateway: defaultdict[str, list[Event]] = defaultdict(list)
+        for refused in await self._queue.refuse(decision.version):
+            by_gateway[refused.gateway].append(Failed(refused.request, refused.epoch, 0, decision.code, decision.message))
+        if by_gateway:
+            replies = {gateway: StepReply(worker="", events=tuple(events)) for gateway, events in by_gateway.items()}
+            await self._replies.publish(replies)

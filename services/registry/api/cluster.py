@@ -1,0 +1,127 @@
+"""/nodes, /replicas, /jobs, /status: what the platform is doing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from importlib.metadata import version as installed_version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy.orm import joinedload
+
+from services.registry import catalog
+from services.registry.api.dependencies import PartsDep, rfc3339
+from services.registry.models import BlobCopy, Job, Node, Replica, Tag, VersionBlob
+from services.registry.states import CopyState, ReplicaState
+
+router = APIRouter()
+
+#: Ended replicas stay in sight for so long.
+SHOW_ENDED = timedelta(hours=1)
+
+_OVER = (ReplicaState.STOPPED, ReplicaState.FAILED)
+
+
+@router.get("/nodes")
+async def nodes(parts: PartsDep) -> dict[str, Any]:
+    async with parts.database.snapshot() as session:
+        live = select(Replica.node_name, func.count()).where(Replica.state.not_in(_OVER)).group_by(Replica.node_name)
+        replicas = {row[0]: row[1] for row in await session.execute(live)}
+        held = (
+            select(BlobCopy.node_name, func.count(VersionBlob.version_digest.distinct()))
+            .join(VersionBlob, VersionBlob.blob_digest == BlobCopy.blob_digest)
+            .where(BlobCopy.state == CopyState.VERIFIED, VersionBlob.media_type == catalog.MODEL_MEDIA_TYPE)
+            .group_by(BlobCopy.node_name)
+        )
+        models = {row[0]: row[1] for row in await session.execute(held)}
+        rows = await session.scalars(select(Node).order_by(Node.name))
+        return {"nodes": [_node(row, replicas.get(row.name, 0), models.get(row.name, 0)) for row in rows]}
+
+
+def _node(row: Node, replicas: int, models: int) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "state": row.state.value,
+        "last_seen_at": rfc3339(row.last_seen_at),
+        "cpus": row.cpus,
+        "memory_total": row.memory_total,
+        "memory_available": row.memory_available,
+        "disk_total": row.disk_total,
+        "disk_free": row.disk_free,
+        "devices": row.devices,
+        "replicas": replicas,
+        "models": models,
+    }
+
+
+def _in_sight() -> ColumnElement[bool]:
+    return or_(Replica.state.not_in(_OVER), Replica.state_changed_at > func.now() - SHOW_ENDED)
+
+
+@router.get("/replicas")
+async def replicas(parts: PartsDep) -> dict[str, Any]:
+    """The live ones and those that ended within the hour, the newest first."""
+    async with parts.database.snapshot() as session:
+        names: dict[str, str] = {}
+        for tag in await catalog.tags(session):
+            names.setdefault(tag.version_digest, catalog.tag_name(tag).display)
+        rows = await session.scalars(
+            select(Replica).where(_in_sight()).options(joinedload(Replica.deployment)).order_by(Replica.id.desc())
+        )
+        return {"replicas": [_replica(row, names) for row in rows]}
+
+
+def _replica(row: Replica, names: dict[str, str]) -> dict[str, Any]:
+    version = row.deployment.version_digest
+    return {
+        "id": row.id,
+        "model": names.get(version, version[:12]),
+        "version": version,
+        "node": row.node_name,
+        "state": row.state.value,
+        "reason": row.reason,
+        "attempts": row.attempts,
+        "memory_bytes": row.memory_measured or row.memory_estimated,
+        "created_at": rfc3339(row.created_at),
+        "state_changed_at": rfc3339(row.state_changed_at),
+    }
+
+
+@router.get("/jobs")
+async def jobs(parts: PartsDep, limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> dict[str, Any]:
+    """The newest first."""
+    async with parts.database.transaction() as session:
+        rows = await session.scalars(select(Job).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit))
+        return {"jobs": [_job(row) for row in rows]}
+
+
+def _job(row: Job) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "kind": row.kind.value,
+        "node": row.node_name,
+        "state": row.state.value,
+        "error": row.error,
+        "created_at": rfc3339(row.created_at),
+        "finished_at": rfc3339(row.finished_at),
+    }
+
+
+@router.get("/status")
+async def status(parts: PartsDep) -> dict[str, Any]:
+    """Everything in one look: counts by state, and why what waits is waiting."""
+    async with parts.database.snapshot() as session:
+        node_states = Counter(state.value for state in await session.scalars(select(Node.state)))
+        rows = (await session.scalars(select(Replica).where(_in_sight()).order_by(Replica.id))).all()
+        models = await session.scalar(select(func.count()).select_from(Tag))
+        running = await session.scalar(select(func.count()).where(Job.finished_at.is_(None)))
+    return {
+        "nodes": dict(node_states),
+        "replicas": dict(Counter(row.state.value for row in rows)),
+        "waiting": [row.reason for row in rows if row.state is ReplicaState.PENDING],
+        "models": models,
+        "jobs": running,
+        "version": installed_version("corral"),
+    }

@@ -1,0 +1,167 @@
+"""Models, versions, tags and blobs: register what a node pulled, look up, move and delete tags. The only writer of these.
+
+A version that no tag names is garbage: its replicas are drained, its files leave the nodes, and then `forget` drops its rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import delete, exists, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import joinedload, selectinload
+
+from services.protocol.errors import InvalidModelFile, ModelNotFound
+from services.protocol.jobs import Layer, PulledModel
+from services.protocol.names import ModelName
+from services.registry.memory import trained_context_tokens
+from services.registry.models import Blob, BlobCopy, Model, Tag, Version, VersionBlob
+from services.registry.states import CopyState
+
+MODEL_MEDIA_TYPE = "application/vnd.ollama.image.model"
+
+_BLOB_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class _ManifestLayer(msgspec.Struct, rename={"media_type": "mediaType"}):
+    media_type: str
+    digest: str
+    size: int
+
+
+class _Manifest(msgspec.Struct):
+    config: _ManifestLayer
+    layers: list[_ManifestLayer]
+
+
+def version_digest(pulled: PulledModel) -> str:
+    """The sha256 of the manifest. Raises InvalidModelFile where the manifest does not list the files that were pulled."""
+    try:
+        manifest = msgspec.json.decode(pulled.manifest.encode(), type=_Manifest)
+    except msgspec.MsgspecError as error:
+        raise InvalidModelFile(f"the manifest of {pulled.name} does not decode: {error}") from error
+    listed = [Layer(layer.media_type, layer.digest, layer.size) for layer in (manifest.config, *manifest.layers)]
+    if listed != [pulled.config, *pulled.layers] or not all(_BLOB_DIGEST.fullmatch(layer.digest) for layer in listed):
+        raise InvalidModelFile(f"the manifest of {pulled.name} does not name the files that were pulled")
+    if not any(layer.media_type == MODEL_MEDIA_TYPE for layer in pulled.layers):
+        raise InvalidModelFile(f"{pulled.name} holds no model file")
+    return hashlib.sha256(pulled.manifest.encode()).hexdigest()
+
+
+async def register(session: AsyncSession, pulled: PulledModel, *, source: str) -> str:
+    """Makes the pulled model known and points its tag at it. Returns the version's digest."""
+    digest = version_digest(pulled)
+    files = (pulled.config, *pulled.layers)
+    await _add_blobs(session, files)
+    added = await session.scalar(
+        insert(Version).values(**_version_row(digest, pulled, source)).on_conflict_do_nothing().returning(Version.digest)
+    )
+    if added:
+        session.add_all(
+            VersionBlob(version_digest=digest, position=position, blob_digest=layer.digest, media_type=layer.media_type)
+            for position, layer in enumerate(files)
+        )
+        await session.flush()
+    await move_tag(session, ModelName.parse(pulled.name), digest)
+    return digest
+
+
+async def move_tag(session: AsyncSession, name: ModelName, digest: str) -> None:
+    """Points the name at the version, making the model and the tag where they do not exist. Spelling stays as first given."""
+    model_key, _, tag_key = name.key.rpartition(":")
+    model = {"key": model_key, "host": name.host, "namespace": name.namespace, "name": name.model}
+    upsert = insert(Model).values(**model).on_conflict_do_update(index_elements=["key"], set_={"key": model_key})
+    model_id = await session.scalar(upsert.returning(Model.id))
+    target = {"version_digest": digest, "modified_at": func.now()}
+    await session.execute(
+        insert(Tag)
+        .values(model_id=model_id, key=tag_key, name=name.tag, **target)
+        .on_conflict_do_update(index_elements=["model_id", "key"], set_=target)
+    )
+
+
+async def find_tag(session: AsyncSession, name: ModelName) -> Tag:
+    """With its model, version and files. Raises ModelNotFound."""
+    model_key, _, tag_key = name.key.rpartition(":")
+    tag = await session.scalar(
+        select(Tag)
+        .join(Tag.model)
+        .where(Model.key == model_key, Tag.key == tag_key)
+        .options(joinedload(Tag.model), joinedload(Tag.version).selectinload(Version.blobs).joinedload(VersionBlob.blob))
+    )
+    if tag is None:
+        raise ModelNotFound(f"model '{name.display}' not found")
+    return tag
+
+
+async def delete_tag(session: AsyncSession, tag: Tag) -> None:
+    await session.delete(tag)
+    await session.flush()
+    await session.execute(delete(Model).where(Model.id == tag.model_id, ~exists().where(Tag.model_id == Model.id)))
+
+
+async def holders(session: AsyncSession, version: str) -> Sequence[str]:
+    """The nodes that hold a file of the version, as far as is known."""
+    copies = select(BlobCopy.node_name).join(VersionBlob, VersionBlob.blob_digest == BlobCopy.blob_digest)
+    held = (VersionBlob.version_digest == version) & (BlobCopy.state == CopyState.VERIFIED)
+    return (await session.scalars(copies.where(held).distinct().order_by(BlobCopy.node_name))).all()
+
+
+async def forget(session: AsyncSession, version: str) -> bool:
+    """Drops a version that no tag names, and its blobs where no other version has them. False where a tag names it again."""
+    row = await session.get(Version, version, with_for_update=True)
+    if row is None or await session.scalar(select(exists().where(Tag.version_digest == version))):
+        return False
+    await session.execute(delete(Version).where(Version.digest == version))
+    await session.execute(delete(Blob).where(~exists().where(VersionBlob.blob_digest == Blob.digest)))
+    return True
+
+
+async def versions(session: AsyncSession) -> Sequence[Version]:
+    return (await session.scalars(select(Version).options(selectinload(Version.blobs).joinedload(VersionBlob.blob)))).all()
+
+
+async def tags(session: AsyncSession) -> Sequence[Tag]:
+    """All, with their models, the newest first."""
+    return (await session.scalars(select(Tag).options(joinedload(Tag.model)).order_by(Tag.modified_at.desc(), Tag.key))).all()
+
+
+def tag_name(tag: Tag) -> ModelName:
+    return ModelName(tag.model.host, tag.model.namespace, tag.model.name, tag.name)
+
+
+def model_blob(version: Version) -> Blob:
+    """Its GGUF; `register` lets none in without."""
+    return next(entry.blob for entry in version.blobs if entry.media_type == MODEL_MEDIA_TYPE)
+
+
+async def _add_blobs(session: AsyncSession, files: Sequence[Layer]) -> None:
+    rows = {layer.digest: {"digest": layer.digest, "size": layer.size} for layer in files}
+    await session.execute(insert(Blob).values([rows[digest] for digest in sorted(rows)]).on_conflict_do_nothing())
+
+
+def _version_row(digest: str, pulled: PulledModel, source: str) -> dict[str, Any]:
+    arch = str(pulled.metadata.get("general.architecture", "unknown"))
+    return {
+        "digest": digest,
+        "manifest": pulled.manifest,
+        "config": msgspec.to_builtins(pulled.config),
+        "metadata_": pulled.metadata,
+        "architecture": arch,
+        "parameter_count": pulled.parameter_count,
+        "quantization": pulled.quantization,
+        "context_length": trained_context_tokens(pulled.metadata),
+        "embedding_length": int(pulled.metadata.get(f"{arch}.embedding_length", 0)),
+        "template": pulled.template,
+        "system": pulled.system,
+        "license": pulled.license,
+        "parameters": pulled.parameters,
+        "size": sum(layer.size for layer in (pulled.config, *pulled.layers)),
+        "tensor_bytes": pulled.tensor_bytes,
+        "source": source,
+    }

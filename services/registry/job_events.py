@@ -1,0 +1,96 @@
+"""Reads what agents say of their jobs, turns outcomes into rows, and tells the watchers, once the rows are committed.
+
+Every registry process reads the stream, from its start: outcomes are taken under the job's row lock and a finished job is
+passed over, so that a second reader, or reading twice, changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.protocol.errors import CorralError, InvalidModelFile, ProtocolMismatch, Unavailable
+from services.protocol.jobs import JobEvent, JobEvents, JobFailed, JobProgress, JobSucceeded, Pull, job_from_payload
+from services.protocol.queue import Queue
+from services.registry import catalog, jobs, models, nodes
+from services.registry.db import Database
+from services.registry.outage import Outage
+from services.registry.publish import Publisher
+from services.registry.watchers import Watchers
+
+log = logging.getLogger(__name__)
+
+#: A read that found nothing is asked again after so long.
+READ_S = 2.0
+
+
+class JobEventReader:
+    def __init__(
+        self, *, database: Database, events: JobEvents, publisher: Publisher, queue: Queue, watchers: Watchers
+    ) -> None:
+        self._database = database
+        self._events = events
+        self._publisher = publisher
+        self._queue = queue
+        self._watchers = watchers
+        self._position = b"0-0"
+
+    async def run(self) -> None:
+        """For ever. An event that PostgreSQL could not take is read again."""
+        outage = Outage("job events", log)
+        while True:
+            try:
+                for position, event in await self._events.read(self._position, timeout_s=READ_S):
+                    await self._take(event)
+                    self._position = position
+                outage.over()
+            except Unavailable as error:
+                await outage.wait(error)
+            except ProtocolMismatch as error:
+                log.error("job events: %s; skipping what is there", error.message)
+                self._position = b"$"
+
+    async def _take(self, event: JobEvent) -> None:
+        if isinstance(event, JobProgress):
+            self._watchers.tell(event)
+            return
+        try:
+            changed = await self._record(event)
+        except CorralError as error:
+            if isinstance(error, Unavailable):
+                raise
+            event = JobFailed(event.job, event.node, error.code, error.message)
+            changed = await self._record(event)
+        if not changed:
+            return
+        if isinstance(event, JobFailed):
+            log.warning("job %s on %s failed: %s", event.job, event.node, event.message)
+        await self._publisher.publish()
+        self._watchers.tell(event)
+        await self._queue.signal()
+
+    async def _record(self, event: JobSucceeded | JobFailed) -> bool:
+        async with self._database.transaction() as session:
+            if isinstance(event, JobFailed):
+                message = event.message or event.code
+                return await jobs.finish(session, event.job, error_code=event.code, error=message) is not None
+            row = await jobs.finish(session, event.job)
+            if row is None:
+                return False
+            if event.pulled:
+                await _take_model(session, row, event)
+            return True
+
+
+async def _take_model(session: AsyncSession, row: models.Job, event: JobSucceeded) -> None:
+    """A pull that somebody asked for makes the model known; one for a replica must bring what is known already."""
+    pull, pulled = job_from_payload(row.payload), event.pulled
+    if pulled is None or not isinstance(pull, Pull):
+        return
+    if row.replica_id is None:
+        await catalog.register(session, pulled, source=pull.source)
+        await jobs.drop_deletions(session, pulled.name)
+    elif catalog.version_digest(pulled) != row.version_digest:
+        raise InvalidModelFile(f"{pull.source} holds another version now")
+    await nodes.add_copies(session, event.node, {layer.digest for layer in (pulled.config, *pulled.layers)})

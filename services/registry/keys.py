@@ -1,0 +1,53 @@
+"""API keys: made, listed, revoked. The only writer of their table; of a secret only the hash is kept."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.protocol.errors import BadRequest, Conflict, NotFound
+from services.protocol.messages import new_id
+from services.protocol.routes import Caller, key_hash
+from services.registry.models import ApiKey
+
+SECRET_PREFIX = "corral-"
+
+#: Of the secret, kept to recognise a key by.
+PREFIX_LENGTH = 12
+
+
+async def create(session: AsyncSession, *, name: str, team: str, admin: bool) -> tuple[ApiKey, str]:
+    """The row and the secret, which is nowhere else. Raises Conflict where an unrevoked key has that name."""
+    if not name.strip():
+        raise BadRequest("a key needs a name")
+    secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+    key = ApiKey(id=new_id(), name=name, team=team, admin=admin, hash=key_hash(secret), prefix=secret[:PREFIX_LENGTH])
+    session.add(key)
+    try:
+        await session.flush()
+    except IntegrityError as error:
+        raise Conflict(f"a key named '{name}' exists already") from error
+    await session.refresh(key)
+    return key, secret
+
+
+async def listing(session: AsyncSession) -> Sequence[ApiKey]:
+    return (await session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))).all()
+
+
+async def revoke(session: AsyncSession, name: str) -> None:
+    """Raises NotFound where no unrevoked key has that name."""
+    key = await session.scalar(select(ApiKey).where(ApiKey.name == name, ApiKey.revoked_at.is_(None)).with_for_update())
+    if key is None:
+        raise NotFound(f"key '{name}' not found")
+    key.revoked_at = await session.scalar(select(func.now()))
+
+
+async def callers(session: AsyncSession) -> dict[str, Caller]:
+    """The unrevoked keys by hash."""
+    keys = await session.scalars(select(ApiKey).where(ApiKey.revoked_at.is_(None)))
+    return {key.hash: Caller(id=key.id, name=key.name, team=key.team, admin=key.admin) for key in keys}

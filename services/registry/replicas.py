@@ -1,0 +1,144 @@
+"""The replica state machine: the only code that changes Replica.state.
+
+The machine is drawn in states.ReplicaState. `transition` is the rule, pure; `apply` is the writer: it locks the row, checks
+that the decision still stands on the state that it was made on, and changes the row. A decision made on a stale read changes
+nothing: the loop looks again and decides anew.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete, exists, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+
+from services.protocol.messages import new_id
+from services.registry.backoff import failures_in_a_row, retry_delay_s
+from services.registry.decisions import (
+    CreateReplica,
+    DrainReplica,
+    ExplainReplica,
+    FailReplica,
+    FetchModel,
+    MeasureReplica,
+    ReadyReplica,
+    ReplicaDecision,
+    StartReplica,
+    StopReplica,
+)
+from services.registry.models import Deployment, Replica
+from services.registry.states import ReplicaState
+
+_S = ReplicaState
+
+NEXT: dict[ReplicaState, frozenset[ReplicaState]] = {
+    _S.PENDING: frozenset({_S.FETCHING, _S.STARTING, _S.STOPPED, _S.FAILED}),
+    _S.FETCHING: frozenset({_S.STARTING, _S.STOPPED, _S.FAILED}),
+    _S.STARTING: frozenset({_S.READY, _S.DRAINING, _S.FAILED}),
+    _S.READY: frozenset({_S.DRAINING, _S.FAILED}),
+    _S.DRAINING: frozenset({_S.STOPPED, _S.FAILED}),
+    _S.STOPPED: frozenset(),
+    _S.FAILED: frozenset(),
+}
+
+
+_SERVING = (_S.PENDING, _S.FETCHING, _S.STARTING, _S.READY)
+
+
+class IllegalTransition(Exception):
+    """A decision that the machine does not know: a fault in reconcile.py."""
+
+
+def target(decision: ReplicaDecision) -> ReplicaState:
+    """The state in which the decision leaves its replica."""
+    match decision:
+        case FetchModel():
+            return _S.FETCHING
+        case StartReplica():
+            return _S.STARTING
+        case ReadyReplica():
+            return _S.READY
+        case DrainReplica():
+            return _S.DRAINING
+        case StopReplica():
+            return _S.STOPPED
+        case FailReplica():
+            return _S.FAILED
+        case ExplainReplica() | MeasureReplica():
+            return decision.seen
+
+
+def transition(state: ReplicaState, to: ReplicaState) -> ReplicaState:
+    """`to`, where the machine may go there from `state`. Raises IllegalTransition."""
+    if to is not state and to not in NEXT[state]:
+        raise IllegalTransition(f"{state} → {to}")
+    return to
+
+
+async def create(session: AsyncSession, decision: CreateReplica) -> bool:
+    """new → pending. False where the deployment, now locked, has enough."""
+    deployment = await session.get(Deployment, decision.deployment, with_for_update=True)
+    serving = (Replica.deployment_id == decision.deployment) & Replica.state.in_(_SERVING)
+    count = await session.scalar(select(func.count()).where(serving).select_from(Replica))
+    if deployment is None or (count or 0) >= deployment.replicas_wanted:
+        return False
+    replica = Replica(
+        id=new_id(),
+        deployment_id=decision.deployment,
+        state=_S.PENDING,
+        attempts=decision.attempts,
+        reason="looking for a node",
+    )
+    session.add(replica)
+    return True
+
+
+async def apply(session: AsyncSession, decision: ReplicaDecision) -> bool:
+    """Changes the row under its lock. False where it is gone or no longer in the state that the decision was made on."""
+    replica = await session.get(Replica, decision.replica, with_for_update=True)
+    if replica is None or replica.state is not decision.seen:
+        return False
+    to = transition(replica.state, target(decision))
+    if to is not replica.state:
+        replica.state = to
+        replica.state_changed_at = await session.scalar(select(func.now()))  # type: ignore[assignment]
+    for column, value in _facts(replica, decision).items():
+        setattr(replica, column, value)
+    return True
+
+
+def _facts(replica: Replica, decision: ReplicaDecision) -> dict[str, Any]:
+    """What else changes with the transition; `state_changed_at` is already that of the new state."""
+    match decision:
+        case FetchModel(node=node, memory_bytes=memory, source=source):
+            return {"node_name": node, "memory_estimated": memory, "reason": f"fetching {source}"}
+        case StartReplica(node=node, memory_bytes=memory):
+            return {"node_name": node, "memory_estimated": memory, "reason": "loading"}
+        case ReadyReplica(memory_bytes=memory, slots=slots, context_tokens=context):
+            facts = {"memory_measured": memory, "slots": slots, "context_tokens": context}
+            return facts | {"reason": "", "ready_at": replica.state_changed_at}
+        case MeasureReplica(memory_bytes=memory):
+            return {"memory_measured": memory}
+        case FailReplica(code=code, reason=reason):
+            return _failure(replica, code, reason)
+        case ExplainReplica(reason=reason) | DrainReplica(reason=reason) | StopReplica(reason=reason):
+            return {"reason": reason}
+
+
+def _failure(replica: Replica, code: str, reason: str) -> dict[str, Any]:
+    failed_at = replica.state_changed_at
+    ready_s = (failed_at - replica.ready_at).total_seconds() if replica.ready_at else None
+    attempts = failures_in_a_row(replica.attempts, ready_s)
+    delay_s = retry_delay_s(attempts, code)
+    retry_at = None if delay_s is None else failed_at + timedelta(seconds=delay_s)
+    return {"error_code": code, "reason": reason, "attempts": attempts, "retry_at": retry_at}
+
+
+async def prune(session: AsyncSession, *, older_than: timedelta) -> None:
+    """Drops what ended that long ago; each deployment keeps its newest, from which the next attempt counts."""
+    newer = aliased(Replica)
+    succeeded = exists().where(newer.deployment_id == Replica.deployment_id, newer.id > Replica.id)
+    ended = Replica.state.in_((_S.STOPPED, _S.FAILED)) & (Replica.state_changed_at < func.now() - older_than)
+    await session.execute(delete(Replica).where(ended, succeeded))

@@ -1,0 +1,37 @@
+"""Who watches which job over HTTP, in this process's memory. One event loop, so no lock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from services.protocol.jobs import JobEvent, JobProgress
+
+
+class Watchers:
+    def __init__(self) -> None:
+        self._queues: dict[str, list[asyncio.Queue[JobEvent]]] = {}
+        self._latest: dict[str, JobProgress] = {}
+
+    @contextmanager
+    def watch(self, job: str) -> Iterator[asyncio.Queue[JobEvent]]:
+        """The job's events from now on, and first the newest that there was: who joins late sees where it stands."""
+        queue: asyncio.Queue[JobEvent] = asyncio.Queue()
+        if latest := self._latest.get(job):
+            queue.put_nowait(latest)
+        self._queues.setdefault(job, []).append(queue)
+        try:
+            yield queue
+        finally:
+            self._queues[job].remove(queue)
+            if not self._queues[job]:
+                del self._queues[job]
+
+    def tell(self, event: JobEvent) -> None:
+        if isinstance(event, JobProgress):
+            self._latest[event.job] = event
+        else:
+            self._latest.pop(event.job, None)
+        for queue in self._queues.get(event.job, ()):
+            queue.put_nowait(event)
