@@ -161,4 +161,8 @@ class JobEvents:
     async def read(self, after: bytes, *, timeout_s: float) -> list[tuple[bytes, JobEvent]]:
         """Entries behind the id `after` (`0-0`: from the start) with their ids; empty after `timeout_s`."""
         entries = await read_stream(self._redis, self._key, after, timeout_s=timeout_s)
-        return [(entry, _decode(fields[b"e"]).event) for entry, fields in entries]
+        envelopes = {entry: _decode.known(fields[b"e"]) for entry, fields in entries}
+        if unknown := [entry for entry, envelope in envelopes.items() if not envelope]:
+            with redis_errors():
+                await self._redis.xdel(self._key, *unknown)
+        return [(entry, envelope.event) for entry, envelope in envelopes.items() if envelope]

@@ -55,6 +55,7 @@ class ReplyReader:
         """Creates the stream where it does not exist and lets it live for another `lease_ms`."""
         with redis_errors():
             if not await self._redis.pexpire(self._key, lease_ms):
+                self._last = b"0-0"
                 async with self._redis.pipeline() as pipe:
                     pipe.xadd(self._key, {"hello": b""})
                     pipe.xtrim(self._key, maxlen=0, approximate=False)
@@ -69,7 +70,8 @@ class ReplyReader:
         self._last = entries[-1][0]
         with redis_errors():
             await self._redis.xtrim(self._key, minid=self._last, approximate=True)
-        return [_decode(fields[b"r"]) for _, fields in entries if b"r" in fields]
+        replies = (_decode.known(fields[b"r"]) for _, fields in entries if b"r" in fields)
+        return [reply for reply in replies if reply]
 
     async def close(self) -> None:
         with redis_errors():

@@ -107,4 +107,5 @@ class NodeReports:
         with redis_errors():
             keys = [key async for key in self._redis.scan_iter(match=f"{self._prefix}:node:*", count=1000)]
             values = cast("list[bytes | None]", await self._redis.mget(keys)) if keys else []
-        return [_decode(data) for data in values if data]
+        reports = (_decode.known(data) for data in values if data)
+        return [report for report in reports if report]

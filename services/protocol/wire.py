@@ -5,11 +5,14 @@ Data only, never pickle. A reader of another protocol version refuses the messag
 
 from __future__ import annotations
 
+import logging
 from typing import Generic, TypeVar
 
 import msgspec
 
 from services.protocol.errors import ProtocolMismatch
+
+log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
 
@@ -39,3 +42,11 @@ class Decoder(Generic[Message]):
             return self._decoder.decode(memoryview(data)[1:])
         except msgspec.MsgspecError as error:
             raise ProtocolMismatch(f"{self._kind.__name__} that does not decode: {error}") from error
+
+    def known(self, data: bytes) -> Message | None:
+        """For a place where many senders write: one of another release must not keep the others from being heard."""
+        try:
+            return self(data)
+        except ProtocolMismatch as mismatch:
+            log.warning("passed over: %s", mismatch)
+            return None

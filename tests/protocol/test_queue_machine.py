@@ -1,0 +1,227 @@
+"""Random interleavings of everything that gateways, workers and the registry do to the queue, against a model in Python."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from services.protocol.connection import connect
+from services.protocol.queue import LostRequest, Queue, RefusedRequest
+from tests.protocol.samples import LEASE_MS, a_report, a_request
+
+VERSIONS = {"v1": ["w1", "w2"], "v2": ["w3"]}
+WORKERS = {worker: version for version, workers in VERSIONS.items() for worker in workers}
+GATEWAYS = ["g1", "g2"]
+CALLERS = ["alice", "bob", "carol"]
+
+T = TypeVar("T")
+
+costs = st.floats(min_value=0.01, max_value=10_000)
+
+
+@dataclass
+class Entry:
+    """A request that has not ended. `worker` is None while it waits."""
+
+    number: int
+    version: str
+    caller: str
+    gateway: str
+    epoch: int = 0
+    worker: str | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.number:06}"
+
+
+class QueueMachine(RuleBasedStateMachine):
+    redis_url: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.redis = connect(self.redis_url)
+        self.queue = Queue(self.redis, prefix="t")
+        self.alive: dict[str, Entry] = {}
+        self.leased: set[str] = set()
+        self.handed_out: set[tuple[str, int]] = set()
+        self.admitted = 0
+
+    def do(self, call: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(call)
+
+    def waiting(self, version: str) -> list[Entry]:
+        return [entry for entry in self.alive.values() if entry.version == version and entry.worker is None]
+
+    def draw(self, data: st.DataObject, *, claimed: bool | None = None) -> Entry:
+        entries = [entry for entry in self.alive.values() if claimed is None or (entry.worker is not None) == claimed]
+        return data.draw(st.sampled_from(entries))
+
+    @initialize()
+    def start(self) -> None:
+        self.do(self.redis.flushdb())
+
+    @rule(
+        version=st.sampled_from(list(VERSIONS)), caller=st.sampled_from(CALLERS), gateway=st.sampled_from(GATEWAYS), cost=costs
+    )
+    def enqueue(self, version: str, caller: str, gateway: str, cost: float) -> None:
+        self.admitted += 1
+        entry = Entry(self.admitted, version, caller, gateway)
+        request = a_request(entry.id, version=version, caller=caller, gateway=gateway)
+        depth = self.do(self.queue.enqueue(request, cost=cost, limit=1000))
+        self.alive[entry.id] = entry
+        assert depth == len(self.waiting(version))
+
+    @rule(worker=st.sampled_from(list(WORKERS)), capacity=st.integers(0, 3))
+    def claim(self, worker: str, capacity: int) -> None:
+        version = WORKERS[worker]
+        expected = min(capacity, len(self.waiting(version))) if worker in self.leased else 0
+        claims = self.do(self.queue.claim(version, worker, capacity=capacity))
+        assert len(claims) == expected
+        for claim in claims:
+            entry = self.alive[claim.request.id]
+            assert entry.worker is None, "claimed while claimed"
+            first = min(self.waiting(version), key=lambda other: (other.caller != entry.caller, other.number))
+            assert entry == first, "overtook an earlier request of its caller"
+            assert claim.epoch == entry.epoch + 1
+            assert (entry.id, claim.epoch) not in self.handed_out, "claimed twice under one epoch"
+            self.handed_out.add((entry.id, claim.epoch))
+            entry.epoch, entry.worker = claim.epoch, worker
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), cost=costs)
+    def settle(self, data: st.DataObject, cost: float) -> None:
+        entry = self.draw(data)
+        assert not self.do(self.queue.settle(entry.id, entry.epoch - 1, cost=cost))
+        assert not self.do(self.queue.settle(entry.id, entry.epoch + 1, cost=cost))
+        assert self.do(self.queue.settle(entry.id, entry.epoch, cost=cost))
+        del self.alive[entry.id]
+        assert not self.do(self.queue.settle(entry.id, entry.epoch, cost=cost))
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        entry = self.draw(data)
+        outcome = self.do(self.queue.cancel(entry.id))
+        assert outcome == ("waiting" if entry.worker is None else "claimed")
+        if entry.worker is None:
+            del self.alive[entry.id]
+            assert self.do(self.queue.cancel(entry.id)) == "gone"
+
+    @precondition(lambda self: any(entry.worker for entry in self.alive.values()))
+    @rule(data=st.data())
+    def requeue(self, data: st.DataObject) -> None:
+        entry = self.draw(data, claimed=True)
+        assert not self.do(self.queue.requeue(entry.id, entry.epoch - 1))
+        assert self.do(self.queue.requeue(entry.id, entry.epoch))
+        entry.epoch, entry.worker = entry.epoch + 1, None
+        assert not self.do(self.queue.requeue(entry.id, entry.epoch))
+
+    @rule(worker=st.sampled_from(list(WORKERS)))
+    def report(self, worker: str) -> None:
+        self.do(self.queue.report(a_report(worker, version=WORKERS[worker]), lease_ms=LEASE_MS))
+        self.leased.add(worker)
+        if self.waiting(WORKERS[worker]):
+            assert self.do(self.redis.llen(f"t:inbox:{worker}")), "requests wait, and nobody wakes a worker with free slots"
+
+    @rule(worker=st.sampled_from(list(WORKERS)))
+    def read_inbox(self, worker: str) -> None:
+        self.do(self.queue.next_control(worker, timeout_s=0.001))
+
+    @rule(worker=st.sampled_from(list(WORKERS)))
+    def leave(self, worker: str) -> None:
+        self.do(self.queue.leave(worker, WORKERS[worker]))
+        self.leased.discard(worker)
+
+    @precondition(lambda self: self.leased)
+    @rule(data=st.data())
+    def lease_ends(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.leased)))
+        self.do(self.queue.report(a_report(worker, version=WORKERS[worker]), lease_ms=1))
+        deadline = time.monotonic() + 5
+        while self.do(self.redis.exists(f"t:worker:{worker}")):
+            assert time.monotonic() < deadline
+        self.leased.discard(worker)
+
+    @rule(gateway=st.sampled_from(GATEWAYS))
+    def look_for_lost(self, gateway: str) -> None:
+        lost = self.do(self.queue.lost(gateway))
+        assert len(lost) == len(set(lost))
+        assert set(lost) == {
+            LostRequest(entry.id, entry.epoch, entry.worker)
+            for entry in self.alive.values()
+            if entry.worker and entry.worker not in self.leased and entry.gateway == gateway
+        }
+
+    @rule(version=st.sampled_from(list(VERSIONS)))
+    def refuse(self, version: str) -> None:
+        refused = self.do(self.queue.refuse(version))
+        assert len(refused) == len(set(refused))
+        assert set(refused) == {RefusedRequest(entry.id, entry.epoch, entry.gateway) for entry in self.waiting(version)}
+        for request in refused:
+            del self.alive[request.request]
+
+    @rule(version=st.sampled_from(list(VERSIONS)))
+    def forget(self, version: str) -> None:
+        assert self.do(self.queue.forget(version)) == (not self.waiting(version))
+
+    @invariant()
+    def every_request_is_in_one_place_and_no_key_stays_for_ever(self) -> None:
+        places, lasting = self.do(self.look())
+        assert places == {entry.id: entry.worker for entry in self.alive.values()}
+        assert lasting <= {"t:workers", "t:demand", *(f"t:demand:{version}" for version in VERSIONS)}
+
+    async def look(self) -> tuple[dict[str, str | None], set[str]]:
+        """Where Redis has each request (None: waiting), and the keys without an expiry."""
+        keys = sorted(key.decode() for key in await self.redis.keys("*"))
+        async with self.redis.pipeline() as pipe:
+            for version in VERSIONS:
+                pipe.zrange(f"t:queue:{version}", 0, -1)
+            for worker in WORKERS:
+                pipe.smembers(f"t:claims:{worker}")
+            for key in keys:
+                pipe.ttl(key)
+            answers = iter(await pipe.execute())
+        found: list[tuple[str, str | None]] = []
+        for place in [*(None for _ in VERSIONS), *WORKERS]:
+            found += [(member.decode(), place) for member in next(answers)]
+        assert len(found) == len(dict(found)), f"in two places: {found}"
+        assert {key.removeprefix("t:request:") for key in keys if key.startswith("t:request:")} == set(dict(found))
+        return dict(found), {key for key, ttl in zip(keys, answers, strict=True) if ttl < 0}
+
+    def teardown(self) -> None:
+        try:
+            self.do(self.end_everything())
+        finally:
+            self.do(self.redis.aclose())
+            self.loop.close()
+
+    async def end_everything(self) -> None:
+        for entry in self.alive.values():
+            if entry.worker is None:
+                assert await self.queue.cancel(entry.id) == "waiting"
+            else:
+                assert await self.queue.settle(entry.id, entry.epoch, cost=1)
+        for worker, version in WORKERS.items():
+            await self.queue.leave(worker, version)
+        for gateway in GATEWAYS:
+            assert await self.queue.lost(gateway) == []
+        for version in VERSIONS:
+            assert await self.queue.forget(version)
+        left = {key.decode() for key in await self.redis.keys("*")}
+        assert left <= {f"t:{kind}:{version}" for kind in ("vtime", "finish") for version in VERSIONS}
+
+
+def test_every_interleaving_keeps_every_request(redis_url: str) -> None:
+    QueueMachine.redis_url = redis_url
+    run_state_machine_as_test(
+        QueueMachine, settings=settings(max_examples=30, stateful_step_count=40, deadline=None, database=None)
+    )

@@ -1,0 +1,168 @@
+"""Reply streams from both ends: workers publish, one gateway reads."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from services.protocol.connection import connect
+from services.protocol.errors import Unavailable
+from services.protocol.messages import Finished, FinishReason, Frame, Started, StepReply, Timings, Usage
+from services.protocol.replies import ReplyReader, ReplyWriter
+from tests.conditions import eventually
+
+LEASE_MS = 600_000
+
+
+def a_reply(number: int = 0, *, worker: str = "worker-1") -> StepReply:
+    return StepReply(worker, (Frame("request-1", 1, number, (number,), f"token {number}"),))
+
+
+@pytest.fixture
+def writer(redis: Redis) -> ReplyWriter:
+    return ReplyWriter(redis)
+
+
+@pytest.fixture
+async def reader(redis: Redis) -> ReplyReader:
+    reader = ReplyReader(redis, "gateway-1")
+    await reader.keep(lease_ms=LEASE_MS)
+    return reader
+
+
+async def read(reader: ReplyReader, count: int) -> list[StepReply]:
+    replies: list[StepReply] = []
+    while len(replies) < count:
+        more = await reader.read(timeout_s=5)
+        assert more, f"only {len(replies)} of {count} came"
+        replies += more
+    return replies
+
+
+async def test_every_kind_of_event_arrives_as_it_was_sent(writer: ReplyWriter, reader: ReplyReader) -> None:
+    reply = StepReply(
+        "worker-1",
+        (
+            Started("r1", 1, 0, 12, 4, (1, 2, 3)),
+            Frame("r1", 1, 1, (5, 6), "né"),
+            Finished("r1", 1, 2, FinishReason.STOP, Usage(12, 4, 2), Timings(10, 20)),
+        ),
+    )
+    assert await writer.publish({"gateway-1": reply}) == set()
+    assert await read(reader, 1) == [reply]
+
+
+async def test_replies_come_in_the_order_of_each_writer(writer: ReplyWriter, reader: ReplyReader) -> None:
+    async def publish(worker: str) -> None:
+        for number in range(100):
+            await writer.publish({"gateway-1": a_reply(number, worker=worker)})
+
+    workers = ["worker-1", "worker-2", "worker-3"]
+    _, replies = await asyncio.gather(asyncio.gather(*map(publish, workers)), read(reader, 300))
+    for worker in workers:
+        assert [reply for reply in replies if reply.worker == worker] == [a_reply(n, worker=worker) for n in range(100)]
+
+
+async def test_a_blocked_reader_gets_a_reply_at_once(writer: ReplyWriter, reader: ReplyReader) -> None:
+    blocked = asyncio.create_task(reader.read(timeout_s=5))
+    await writer.publish({"gateway-1": a_reply()})
+    assert await asyncio.wait_for(blocked, 1) == [a_reply()]
+
+
+async def test_nothing_to_read_is_an_empty_list(reader: ReplyReader) -> None:
+    assert await reader.read(timeout_s=0.01) == []
+    assert await asyncio.wait_for(reader.read(timeout_s=0), 1) == []
+
+
+async def test_one_publish_reaches_several_gateways(redis: Redis, writer: ReplyWriter, reader: ReplyReader) -> None:
+    other = ReplyReader(redis, "gateway-2")
+    await other.keep(lease_ms=LEASE_MS)
+    await writer.publish({"gateway-1": a_reply(1), "gateway-2": a_reply(2)})
+    assert await read(reader, 1) == [a_reply(1)]
+    assert await read(other, 1) == [a_reply(2)]
+
+
+async def test_a_gateway_that_is_gone_is_named_and_nothing_piles_up(
+    redis: Redis, writer: ReplyWriter, reader: ReplyReader
+) -> None:
+    assert await writer.publish({"never-there": a_reply(), "gateway-1": a_reply()}) == {"never-there"}
+    assert len(await read(reader, 1)) == 1
+    await reader.close()
+    assert await writer.publish({"gateway-1": a_reply()}) == {"gateway-1"}
+    assert await redis.keys("*") == []
+
+
+async def test_a_gateway_that_does_not_keep_its_stream_is_gone_after_its_lease(redis: Redis, writer: ReplyWriter) -> None:
+    await ReplyReader(redis, "gateway-1").keep(lease_ms=1)
+
+    async def gone() -> bool:
+        return await writer.publish({"gateway-1": a_reply()}) == {"gateway-1"}
+
+    await eventually(gone, timeout_s=5)
+    assert await redis.keys("*") == []
+
+
+async def test_keeping_a_stream_extends_it_and_loses_nothing(redis: Redis, writer: ReplyWriter, reader: ReplyReader) -> None:
+    await writer.publish({"gateway-1": a_reply()})
+    await redis.pexpire("corral:replies:gateway-1", 1000)
+    await reader.keep(lease_ms=LEASE_MS)
+    assert await redis.pttl("corral:replies:gateway-1") > 1000
+    assert await read(reader, 1) == [a_reply()]
+
+
+async def test_what_was_read_is_trimmed(redis: Redis, writer: ReplyWriter, reader: ReplyReader) -> None:
+    for start in range(0, 3000, 500):
+        for number in range(start, start + 500):
+            await writer.publish({"gateway-1": a_reply(number)})
+        await read(reader, 500)
+        # Redis trims whole nodes of 100 entries.
+        assert await redis.xlen("corral:replies:gateway-1") <= 200
+
+
+async def test_the_stream_is_made_again_after_redis_lost_its_memory(
+    redis: Redis, writer: ReplyWriter, reader: ReplyReader
+) -> None:
+    await writer.publish({"gateway-1": a_reply(1)})
+    await read(reader, 1)
+    await redis.flushdb()
+    assert await writer.publish({"gateway-1": a_reply(2)}) == {"gateway-1"}
+    await reader.keep(lease_ms=LEASE_MS)
+    await writer.publish({"gateway-1": a_reply(3)})
+    assert await read(reader, 1) == [a_reply(3)]
+
+
+async def test_a_new_redis_whose_clock_is_behind_is_read_from_its_start(
+    redis: Redis, writer: ReplyWriter, reader: ReplyReader
+) -> None:
+    """Stream ids are times: behind the last id of a server whose clock was ahead, nothing would come for as long."""
+    await writer.publish({"gateway-1": a_reply(1)})
+    [[_, entries]] = (await redis.xread({"corral:replies:gateway-1": "0-0"})).items()
+    [[[_, fields]]] = entries
+    await redis.xadd("corral:replies:gateway-1", fields, id="99999999999999-0")
+    await read(reader, 2)
+    await redis.flushdb()
+    await reader.keep(lease_ms=LEASE_MS)
+    await writer.publish({"gateway-1": a_reply(2)})
+    assert await read(reader, 1) == [a_reply(2)]
+
+
+async def test_an_entry_of_another_release_is_passed_over(redis: Redis, writer: ReplyWriter, reader: ReplyReader) -> None:
+    await writer.publish({"gateway-1": a_reply(1)})
+    await redis.xadd("corral:replies:gateway-1", {"r": b"\x63of another release"})
+    await writer.publish({"gateway-1": a_reply(2)})
+    assert await read(reader, 2) == [a_reply(1), a_reply(2)]
+
+
+async def test_both_ends_say_unavailable_without_redis(unused_tcp_port: int) -> None:
+    async with connect(f"redis://127.0.0.1:{unused_tcp_port}/0") as redis:
+        reader = ReplyReader(redis, "gateway-1")
+        for call in (
+            ReplyWriter(redis).publish({"gateway-1": a_reply()}),
+            reader.keep(lease_ms=1000),
+            reader.read(timeout_s=1),
+            reader.close(),
+        ):
+            with pytest.raises(Unavailable):
+                await call
