@@ -18,9 +18,9 @@ DEFAULT_NAMESPACE = "library"
 DEFAULT_TAG = "latest"
 
 # Host and tag may hold what a file name may; 80 and 128 bytes are the limits of Docker's registry for these parts.
-_HOST = re.compile(r"[a-z0-9][a-z0-9._:-]{0,254}", re.IGNORECASE)
-_PART = re.compile(r"[a-z0-9_][a-z0-9._-]{0,79}", re.IGNORECASE)
-_TAG = re.compile(r"[a-z0-9_][a-z0-9._-]{0,127}", re.IGNORECASE)
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 class ModelName(msgspec.Struct, frozen=True):
@@ -34,10 +34,17 @@ class ModelName(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises BadRequest where `text` is no name."""
-        head, _, last = text.strip().rpartition("/")
+        match text.strip().split("/"):
+            case [last]:
+                place = (DEFAULT_HOST, DEFAULT_NAMESPACE)
+            case [namespace, last]:
+                place = (DEFAULT_HOST, namespace)
+            case [host, namespace, last]:
+                place = (host, namespace)
+            case _:
+                raise BadRequest("invalid model name")
         model, colon, tag = last.partition(":")
-        host, _, namespace = head.rpartition("/")
-        name = cls(host or DEFAULT_HOST, namespace or DEFAULT_NAMESPACE, model, tag if colon else DEFAULT_TAG)
+        name = cls(*place, model, tag if colon else DEFAULT_TAG)
         if not (
             _HOST.fullmatch(name.host)
             and _PART.fullmatch(name.namespace)
@@ -57,8 +64,8 @@ class ModelName(msgspec.Struct, frozen=True):
 
     @property
     def display(self) -> str:
-        if self.host != DEFAULT_HOST:
+        if self.host.lower() != DEFAULT_HOST:
             return self.full
-        if self.namespace != DEFAULT_NAMESPACE:
+        if self.namespace.lower() != DEFAULT_NAMESPACE:
             return f"{self.namespace}/{self.model}:{self.tag}"
         return f"{self.model}:{self.tag}"

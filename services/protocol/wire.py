@@ -40,7 +40,7 @@ class Decoder(Generic[Message]):
             )
         try:
             return self._decoder.decode(memoryview(data)[1:])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolMismatch(f"{self._kind.__name__} that does not decode: {error}") from error
 
     def known(self, data: bytes) -> Message | None:

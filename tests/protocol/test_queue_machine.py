@@ -223,5 +223,5 @@ class QueueMachine(RuleBasedStateMachine):
 def test_every_interleaving_keeps_every_request(redis_url: str) -> None:
     QueueMachine.redis_url = redis_url
     run_state_machine_as_test(
-        QueueMachine, settings=settings(max_examples=30, stateful_step_count=40, deadline=None, database=None)
+        QueueMachine, settings=settings(max_examples=25, stateful_step_count=40, deadline=None, database=None)
     )
