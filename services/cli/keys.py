@@ -22,9 +22,13 @@ def create(
     name: NameArgument,
     team: Annotated[str, typer.Option(help="The team that it counts for.")] = "",
     admin: Annotated[bool, typer.Option("--admin", help="Also allow pulls, deletions, nodes and keys.")] = False,
+    json: Json = False,
 ) -> None:
     """Make a key. Only the secret goes to stdout, and it is shown this once."""
     key = connect().post("/registry/v1/keys", {"name": name, "team": team, "admin": admin})
+    if json:
+        print_json(key)
+        return
     kind = "an admin key" if key["admin"] else "a key"
     err.print(f"Made {kind} named '{key['name']}'. This is the only time that its secret is shown:")
     out.print(key["secret"])
@@ -33,9 +37,9 @@ def create(
 @app.command("list")
 def list_keys(json: Json = False) -> None:
     """List keys, without their secrets."""
-    keys = connect().get("/registry/v1/keys")["keys"]
+    found = connect().get("/registry/v1/keys")
     if json:
-        print_json(keys)
+        print_json(found)
         return
     rows = [
         (
@@ -46,7 +50,7 @@ def list_keys(json: Json = False) -> None:
             time_text(datetime.fromisoformat(key["created_at"])),
             time_text(datetime.fromisoformat(key["revoked_at"])) if key["revoked_at"] else "-",
         )
-        for key in keys
+        for key in found["keys"]
     ]
     print_table(("NAME", "KEY", "TEAM", "MAY", "CREATED", "REVOKED"), rows)
 

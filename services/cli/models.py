@@ -25,7 +25,7 @@ def list_models(
     """List models."""
     models = [model for model in connect().get("/api/tags")["models"] if model["name"].lower().startswith(prefix.lower())]
     if json:
-        print_json(models)
+        print_json({"models": models})
         return
     rows = [
         (model["name"], model["digest"][:12], size_text(model["size"]), time_text(datetime.fromisoformat(model["modified_at"])))

@@ -13,11 +13,11 @@ from services.cli.server import connect
 
 def list_nodes(json: Json = False) -> None:
     """List the machines that run models."""
-    nodes = connect().get("/registry/v1/nodes")["nodes"]
+    found = connect().get("/registry/v1/nodes")
     if json:
-        print_json(nodes)
+        print_json(found)
     else:
-        print_nodes(nodes)
+        print_nodes(found["nodes"])
 
 
 def print_nodes(nodes: list[dict[str, Any]]) -> None:

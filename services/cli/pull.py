@@ -55,7 +55,7 @@ def absolute(source: str) -> str:
 
 
 class PullDisplay:
-    """On a terminal a bar for each file, with rate and time left; elsewhere one line for each new status."""
+    """On a terminal a bar for each file, with rate and time left; elsewhere one line for each step that was done."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -66,7 +66,7 @@ class PullDisplay:
             TextColumn("{task.description}", markup=False),
             _WhileDownloading(BarColumn(bar_width=28)),
             _Sized(DownloadColumn()),
-            _Sized(TransferSpeedColumn()),
+            _WhileDownloading(TransferSpeedColumn()),
             _WhileDownloading(TimeRemainingColumn(compact=True)),
             console=console,
         )
@@ -90,17 +90,18 @@ class PullDisplay:
         """Raises CommandError where the last line was not `success`."""
         if self._status != "success":
             raise CommandError(f"the pull ended early, after {self._status or 'nothing'!r}")
+        self._complete()
 
     def _begin(self, status: str) -> None:
         self._complete()
         self._status = status
-        if not self._console.is_terminal:
-            self._console.print(status)
-        elif status != "success":
+        if self._console.is_terminal and status != "success":
             self._task = self._bars.add_task(status, total=None)
 
     def _complete(self) -> None:
         """Ticks off what was going on; a step without a size counts as one of one."""
+        if not self._console.is_terminal and self._status:
+            self._console.print(self._status)
         if self._task is None:
             return
         total = self._bars.tasks[self._task].total

@@ -14,11 +14,11 @@ from services.cli.server import connect
 
 def ps(json: Json = False) -> None:
     """List the models that are loaded."""
-    models = connect().get("/api/ps")["models"]
+    loaded = connect().get("/api/ps")
     if json:
-        print_json(models)
+        print_json(loaded)
     else:
-        print_loaded(models)
+        print_loaded(loaded["models"])
 
 
 def print_loaded(models: list[dict[str, Any]]) -> None:

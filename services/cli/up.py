@@ -154,21 +154,21 @@ class _Platform:
         self._say_step("gateway and node agent")
 
     async def _until_ready(self) -> None:
-        """Raises PartFailed that says what the gateway is missing."""
+        """Raises PartFailed that says what is missing."""
         url = f"{self._address.url}/readyz"
         deadline = time.monotonic() + self._settings.up_timeout_s
         answer = "no answer"
         while time.monotonic() < deadline:
             try:
                 response = await self._client.get(url)
-                if response.is_success:
+                if response.is_success and await self._management.has_node():
                     return
-                answer = response.text.strip()[:300]
+                answer = "no node has reported yet" if response.is_success else response.text.strip()[:300]
             except httpx.HTTPError as error:
                 answer = type(error).__name__
             await asyncio.sleep(READY_POLL_S)
         raise PartFailed(
-            f"the gateway is not ready after {self._settings.up_timeout_s:.0f} s: {answer} (logs: {self._home.logs})"
+            f"the platform is not ready after {self._settings.up_timeout_s:.0f} s: {answer} (logs: {self._home.logs})"
         )
 
     async def _pull_demo(self) -> None:

@@ -31,6 +31,9 @@ class Home:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    def log_of(self, part: str) -> Path:
+        return self.logs / f"{part.lower().replace(' ', '-')}.log"
+
     @property
     def parts_file(self) -> Path:
         return self.path / "run" / "parts.json"

@@ -25,6 +25,11 @@ class Management:
         self._url = f"{url}/registry/v1"
         self._headers = {"Authorization": f"Bearer {token}"}
 
+    async def has_node(self) -> bool:
+        """Whether there is a machine to pull to and to run on."""
+        response = await self._request("GET", "/nodes")
+        return response.is_success and any(node["state"] == "ready" for node in response.json()["nodes"])
+
     async def has_model(self, name: str) -> bool:
         response = await self._request("GET", "/models/show", params={"name": name})
         return response.is_success

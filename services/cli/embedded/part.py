@@ -14,12 +14,11 @@ LONGEST_DELAY_S = 30.0
 
 @dataclass(frozen=True)
 class Part:
-    """`environment` is all that the process sees. `ready` is asked again and again with its pid; `stdin` is where secrets go that
+    """`name` is what people read. `environment` is all that the process sees. `ready` is asked again and again with its pid; `stdin` is where secrets go that
     have no place in arguments. `stop_signal` asks it to end in order within `grace_s`,
     `hurry_signal` at once."""
 
     name: str
-    title: str
     command: tuple[str, ...]
     ready: Callable[[int], Awaitable[bool]]
     environment: Mapping[str, str] = field(repr=False)

@@ -65,8 +65,7 @@ class Postgres:
             return postgres_is_ready(self.data, pid)
 
         return Part(
-            name="postgres",
-            title="PostgreSQL",
+            name="PostgreSQL",
             command=(
                 str(programs() / "postgres"),
                 "-D",

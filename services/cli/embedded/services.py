@@ -62,7 +62,7 @@ class Services:
             "CORRAL_DATABASE_URL": self.database_url,
         }
         ready = self._answers(f"{self.registry_url}/healthz")
-        return self._part("registry", "the registry", settings, ready, port=self.registry_port)
+        return self._part("registry", "services.registry", settings, ready, port=self.registry_port)
 
     @property
     def node(self) -> Part:
@@ -71,7 +71,7 @@ class Services:
         async def started(_pid: int) -> bool:
             return True  # it listens nowhere; the gateway's /readyz says whether it reports
 
-        return self._part("node", "the node agent", settings, started, grace_s=SHUTDOWN_S + 10)
+        return self._part("node agent", "services.node", settings, started, grace_s=SHUTDOWN_S + 10)
 
     @property
     def gateway(self) -> Part:
@@ -81,7 +81,7 @@ class Services:
             "CORRAL_REGISTRY_TOKEN": self.secrets.registry_token,
         }
         ready = self._answers(f"{self.address.url}/healthz")
-        return self._part("gateway", "the gateway", settings, ready, port=self.address.port, grace_s=SHUTDOWN_S + 5)
+        return self._part("gateway", "services.gateway", settings, ready, port=self.address.port, grace_s=SHUTDOWN_S + 5)
 
     async def migrate(self) -> None:
         """Brings the database's schema to the newest version. Raises PartFailed."""
@@ -117,7 +117,7 @@ class Services:
     def _part(
         self,
         name: str,
-        title: str,
+        module: str,
         settings: dict[str, str],
         ready: Callable[[int], Awaitable[bool]],
         *,
@@ -126,8 +126,7 @@ class Services:
     ) -> Part:
         return Part(
             name=name,
-            title=title,
-            command=(sys.executable, "-m", f"services.{name}"),
+            command=(sys.executable, "-m", module),
             environment=self._environment(settings | {"CORRAL_REDIS_URL": self.redis_url}),
             ready=ready,
             port=port,

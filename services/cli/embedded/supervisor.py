@@ -22,7 +22,7 @@ from services.cli.errors import PartFailed
 
 #: A gateway that is gone takes no requests; the agent drains the workers; the registry may still write what they report;
 #: both databases go last, because all others use them.
-STOP_ORDER = ("gateway", "node", "registry", "valkey", "postgres")
+STOP_ORDER = ("gateway", "node agent", "registry", "Valkey", "PostgreSQL")
 
 #: A part that ends this often without ever having been ready will not get better by itself.
 FIRST_TRIES = 3
@@ -51,12 +51,12 @@ class Supervisor:
 
     async def start(self, part: Part) -> None:
         """Returns once the part is ready; from then on it is kept running. Raises PartFailed."""
-        kept = self._kept[part.name] = _Kept(part, self._home.logs / f"{part.name}.log", self._say, self._write, self._hurry)
+        kept = self._kept[part.name] = _Kept(part, self._home.log_of(part.name), self._say, self._write, self._hurry)
         kept.begin()
         try:
             await asyncio.wait_for(asyncio.shield(kept.first_ready), self._start_timeout_s)
         except TimeoutError:
-            raise PartFailed(f"{part.title} was not ready after {self._start_timeout_s:.0f} s{kept.last_words()}") from None
+            raise PartFailed(f"{part.name} was not ready after {self._start_timeout_s:.0f} s{kept.last_words()}") from None
 
     def hurry(self) -> None:
         """Nothing gets any more grace."""
@@ -127,7 +127,7 @@ class _Kept:
             if self._stopping.is_set() or self._gave_up(code):
                 return
             delay_s = backoff.after(time.monotonic() - started)
-            self._say(f"{self.part.title} {describe_exit(code)}; starting it again in {delay_s:g} s (log: {self._log})")
+            self._say(f"{self.part.name} {describe_exit(code)}; starting it again in {delay_s:g} s (log: {self._log})")
             await _set_within(self._stopping, delay_s)
 
     async def _live(self) -> int:
@@ -150,7 +150,7 @@ class _Kept:
         if not self.first_ready.done():
             self.first_ready.set_result(None)
         elif not self._stopping.is_set():
-            self._say(f"{self.part.title} is up again")
+            self._say(f"{self.part.name} is up again")
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._starts += 1
@@ -179,7 +179,7 @@ class _Kept:
     def _gave_up(self, code: int) -> bool:
         if self.first_ready.done() or self._starts < FIRST_TRIES:
             return False
-        self.first_ready.set_exception(PartFailed(f"{self.part.title} {describe_exit(code)}{self.last_words()}"))
+        self.first_ready.set_exception(PartFailed(f"{self.part.name} {describe_exit(code)}{self.last_words()}"))
         return True
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
@@ -187,7 +187,7 @@ class _Kept:
             process.send_signal(self.part.stop_signal)
             await _first(process.wait(), self._hurry.wait(), timeout_s=self.part.grace_s)
         if process.returncode is None:
-            self._say(f"{self.part.title} does not end in time and is made to")
+            self._say(f"{self.part.name} does not end in time and is made to")
             process.send_signal(self.part.hurry_signal)
             await _first(process.wait(), timeout_s=HURRY_GRACE_S)
         if process.returncode is None:

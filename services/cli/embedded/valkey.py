@@ -54,8 +54,7 @@ class Valkey:
             return await valkey_answers(self._port, self._password)
 
         return Part(
-            name="valkey",
-            title="Valkey",
+            name="Valkey",
             command=(str(program()), "-"),
             environment={"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", processes.MARK: str(self._home)},
             stdin="".join(f"{name} {value}\n" for name, value in settings.items()).encode(),

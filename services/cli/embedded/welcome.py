@@ -8,6 +8,9 @@ from pathlib import Path
 
 from services.cli.address import Address
 
+#: Where commands look for a server by themselves.
+DEFAULT_URL = "http://127.0.0.1:11434"
+
 QUESTION = "Why is the sky blue?"
 
 
@@ -24,7 +27,10 @@ def welcome(address: Address, *, model: str, key: str | None) -> str:
         f"curl {address.url}/v1/chat/completions{header} -H 'Content-Type: application/json' "
         f'-d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}\''
     )
-    run = f"{'CORRAL_API_KEY=' + key + ' ' if key else ''}{command()} run {model}"
+    variables = ([] if address.url == DEFAULT_URL else [f"CORRAL_HOST={address.url}"]) + (
+        [f"CORRAL_API_KEY={key}"] if key else []
+    )
+    run = " ".join([*variables, command(), "run", model])
     return f"\nTry it. In a shell:\n\n{curl}\n\nIn Python, with the openai package:\n\n{python}\n\nOr chat in another terminal:\n\n{run}\n"
 
 
