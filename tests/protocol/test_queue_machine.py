@@ -175,12 +175,15 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_request_is_in_one_place_and_no_key_stays_for_ever(self) -> None:
-        places, lasting = self.do(self.look())
+        places, keys, lasting = self.do(self.look())
         assert places == {entry.id: entry.worker for entry in self.alive.values()}
+        assert {key for key in keys if key.startswith("t:waiting:")} == {
+            f"t:waiting:{entry.version}:{entry.caller}" for entry in self.alive.values() if entry.worker is None
+        }
         assert lasting <= {"t:workers", "t:demand", *(f"t:demand:{version}" for version in VERSIONS)}
 
-    async def look(self) -> tuple[dict[str, str | None], set[str]]:
-        """Where Redis has each request (None: waiting), and the keys without an expiry."""
+    async def look(self) -> tuple[dict[str, str | None], list[str], set[str]]:
+        """Where Redis has each request (None: waiting), all keys, and those without an expiry."""
         keys = sorted(key.decode() for key in await self.redis.keys("*"))
         async with self.redis.pipeline() as pipe:
             for version in VERSIONS:
@@ -195,7 +198,7 @@ class QueueMachine(RuleBasedStateMachine):
             found += [(member.decode(), place) for member in next(answers)]
         assert len(found) == len(dict(found)), f"in two places: {found}"
         assert {key.removeprefix("t:request:") for key in keys if key.startswith("t:request:")} == set(dict(found))
-        return dict(found), {key for key, ttl in zip(keys, answers, strict=True) if ttl < 0}
+        return dict(found), keys, {key for key, ttl in zip(keys, answers, strict=True) if ttl < 0}
 
     def teardown(self) -> None:
         try:
