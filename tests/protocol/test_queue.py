@@ -169,6 +169,18 @@ class TestWake:
         await put(queue, "2")
         assert await queue.next_control("worker-1", timeout_s=0.01) is None
 
+    async def test_a_worker_that_came_by_itself_and_is_busy_now_is_not_woken(self, queue: Queue) -> None:
+        workers = {"worker-1", "worker-2"}
+        await join(queue, *workers)
+        for worker in workers:
+            await take(queue, worker=worker)
+        await put(queue, "1")
+        [woken] = [worker for worker in workers if await queue.next_control(worker, timeout_s=0.01)]
+        [other] = workers - {woken}
+        assert await take(queue, worker=other) == ["1"]
+        await put(queue, "2")
+        assert await queue.next_control(other, timeout_s=0.01) is None
+
     async def test_a_dead_worker_is_passed_over(self, queue: Queue) -> None:
         for _ in range(8):  # who is woken is drawn at random
             await join(queue, "alive", "dead", "left")

@@ -8,9 +8,10 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import redis
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from services.protocol.connection import connect
 from services.protocol.queue import LostRequest, Queue, RefusedRequest
@@ -23,7 +24,10 @@ CALLERS = ["alice", "bob", "carol"]
 
 T = TypeVar("T")
 
+versions = st.sampled_from(list(VERSIONS))
+workers = st.sampled_from(list(WORKERS))
 costs = st.floats(min_value=0.01, max_value=10_000)
+arrivals = st.lists(st.tuples(versions, st.sampled_from(CALLERS), st.sampled_from(GATEWAYS), costs), min_size=1, max_size=4)
 
 
 @dataclass
@@ -49,6 +53,7 @@ class QueueMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.redis = connect(self.redis_url)
+        self.observer = redis.Redis.from_url(self.redis_url)
         self.queue = Queue(self.redis, prefix="t")
         self.alive: dict[str, Entry] = {}
         self.leased: set[str] = set()
@@ -61,27 +66,43 @@ class QueueMachine(RuleBasedStateMachine):
     def waiting(self, version: str) -> list[Entry]:
         return [entry for entry in self.alive.values() if entry.version == version and entry.worker is None]
 
-    def draw(self, data: st.DataObject, *, claimed: bool | None = None) -> Entry:
-        entries = [entry for entry in self.alive.values() if claimed is None or (entry.worker is not None) == claimed]
-        return data.draw(st.sampled_from(entries))
+    def claimed(self) -> list[Entry]:
+        return [entry for entry in self.alive.values() if entry.worker]
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(data=st.data())
+    def start(self, data: st.DataObject) -> None:
         self.do(self.redis.flushdb())
+        for worker in WORKERS:
+            self.report(worker)
+        self.arrive(data)
 
-    @rule(
-        version=st.sampled_from(list(VERSIONS)), caller=st.sampled_from(CALLERS), gateway=st.sampled_from(GATEWAYS), cost=costs
-    )
-    def enqueue(self, version: str, caller: str, gateway: str, cost: float) -> None:
-        self.admitted += 1
-        entry = Entry(self.admitted, version, caller, gateway)
-        request = a_request(entry.id, version=version, caller=caller, gateway=gateway)
-        depth = self.do(self.queue.enqueue(request, cost=cost, limit=1000))
-        self.alive[entry.id] = entry
-        assert depth == len(self.waiting(version))
+    # One rule with weights, not a rule for each: Hypothesis leaves most rules out of most runs, and claims need several.
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        actions = (
+            [self.arrive] * 3
+            + [self.claim] * 5
+            + [self.live_or_die] * 4
+            + [self.look_for_lost] * 2
+            + [self.refuse, self.forget]
+        )
+        if self.claimed():
+            actions += [self.go_on_with_a_claim] * 5
+        if any(map(self.waiting, VERSIONS)):
+            actions += [self.end_a_waiting_request]
+        data.draw(st.sampled_from(actions))(data)
 
-    @rule(worker=st.sampled_from(list(WORKERS)), capacity=st.integers(0, 3))
-    def claim(self, worker: str, capacity: int) -> None:
+    def arrive(self, data: st.DataObject) -> None:
+        for version, caller, gateway, cost in data.draw(arrivals):
+            self.admitted += 1
+            entry = Entry(self.admitted, version, caller, gateway)
+            request = a_request(entry.id, version=version, caller=caller, gateway=gateway)
+            depth = self.do(self.queue.enqueue(request, cost=cost, limit=1000))
+            self.alive[entry.id] = entry
+            assert depth == len(self.waiting(version))
+
+    def claim(self, data: st.DataObject) -> None:
+        worker, capacity = data.draw(workers), data.draw(st.sampled_from([1, 1, 2, 3, 0]))
         version = WORKERS[worker]
         expected = min(capacity, len(self.waiting(version))) if worker in self.leased else 0
         claims = self.do(self.queue.claim(version, worker, capacity=capacity))
@@ -96,63 +117,69 @@ class QueueMachine(RuleBasedStateMachine):
             self.handed_out.add((entry.id, claim.epoch))
             entry.epoch, entry.worker = claim.epoch, worker
 
-    @precondition(lambda self: self.alive)
-    @rule(data=st.data(), cost=costs)
-    def settle(self, data: st.DataObject, cost: float) -> None:
-        entry = self.draw(data)
+    def go_on_with_a_claim(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.claimed()))
+        action = data.draw(st.sampled_from(["settle", "requeue", "cancel"]))
+        if action == "settle":
+            self.settle(entry, data.draw(costs))
+        elif action == "requeue":
+            self.requeue(entry)
+        else:
+            assert self.do(self.queue.cancel(entry.id)) == "claimed"
+
+    def end_a_waiting_request(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from([entry for version in VERSIONS for entry in self.waiting(version)]))
+        if data.draw(st.booleans()):
+            self.settle(entry, data.draw(costs))
+        else:
+            assert self.do(self.queue.cancel(entry.id)) == "waiting"
+            del self.alive[entry.id]
+        assert self.do(self.queue.cancel(entry.id)) == "gone"
+
+    def settle(self, entry: Entry, cost: float) -> None:
         assert not self.do(self.queue.settle(entry.id, entry.epoch - 1, cost=cost))
         assert not self.do(self.queue.settle(entry.id, entry.epoch + 1, cost=cost))
         assert self.do(self.queue.settle(entry.id, entry.epoch, cost=cost))
         del self.alive[entry.id]
         assert not self.do(self.queue.settle(entry.id, entry.epoch, cost=cost))
 
-    @precondition(lambda self: self.alive)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        entry = self.draw(data)
-        outcome = self.do(self.queue.cancel(entry.id))
-        assert outcome == ("waiting" if entry.worker is None else "claimed")
-        if entry.worker is None:
-            del self.alive[entry.id]
-            assert self.do(self.queue.cancel(entry.id)) == "gone"
-
-    @precondition(lambda self: any(entry.worker for entry in self.alive.values()))
-    @rule(data=st.data())
-    def requeue(self, data: st.DataObject) -> None:
-        entry = self.draw(data, claimed=True)
+    def requeue(self, entry: Entry) -> None:
         assert not self.do(self.queue.requeue(entry.id, entry.epoch - 1))
         assert self.do(self.queue.requeue(entry.id, entry.epoch))
         entry.epoch, entry.worker = entry.epoch + 1, None
         assert not self.do(self.queue.requeue(entry.id, entry.epoch))
 
-    @rule(worker=st.sampled_from(list(WORKERS)))
+    def live_or_die(self, data: st.DataObject) -> None:
+        busy = [entry.worker for entry in self.claimed() if entry.worker]
+        worker = data.draw(workers | st.sampled_from(busy) if busy else workers)
+        action = data.draw(st.sampled_from(["report", "report", "read", "leave", "fall silent"]))
+        if action == "report":
+            self.report(worker)
+        elif action == "read":
+            self.do(self.queue.next_control(worker, timeout_s=0.001))
+        elif action == "leave":
+            self.do(self.queue.leave(worker, WORKERS[worker]))
+            self.leased.discard(worker)
+        elif worker in self.leased:
+            self.fall_silent(worker)
+        if data.draw(st.booleans()):
+            self.look_for_lost(data)
+
     def report(self, worker: str) -> None:
         self.do(self.queue.report(a_report(worker, version=WORKERS[worker]), lease_ms=LEASE_MS))
         self.leased.add(worker)
         if self.waiting(WORKERS[worker]):
             assert self.do(self.redis.llen(f"t:inbox:{worker}")), "requests wait, and nobody wakes a worker with free slots"
 
-    @rule(worker=st.sampled_from(list(WORKERS)))
-    def read_inbox(self, worker: str) -> None:
-        self.do(self.queue.next_control(worker, timeout_s=0.001))
-
-    @rule(worker=st.sampled_from(list(WORKERS)))
-    def leave(self, worker: str) -> None:
-        self.do(self.queue.leave(worker, WORKERS[worker]))
-        self.leased.discard(worker)
-
-    @precondition(lambda self: self.leased)
-    @rule(data=st.data())
-    def lease_ends(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from(sorted(self.leased)))
+    def fall_silent(self, worker: str) -> None:
         self.do(self.queue.report(a_report(worker, version=WORKERS[worker]), lease_ms=1))
         deadline = time.monotonic() + 5
         while self.do(self.redis.exists(f"t:worker:{worker}")):
             assert time.monotonic() < deadline
         self.leased.discard(worker)
 
-    @rule(gateway=st.sampled_from(GATEWAYS))
-    def look_for_lost(self, gateway: str) -> None:
+    def look_for_lost(self, data: st.DataObject) -> None:
+        gateway = data.draw(st.sampled_from(GATEWAYS))
         lost = self.do(self.queue.lost(gateway))
         assert len(lost) == len(set(lost))
         assert set(lost) == {
@@ -161,38 +188,38 @@ class QueueMachine(RuleBasedStateMachine):
             if entry.worker and entry.worker not in self.leased and entry.gateway == gateway
         }
 
-    @rule(version=st.sampled_from(list(VERSIONS)))
-    def refuse(self, version: str) -> None:
+    def refuse(self, data: st.DataObject) -> None:
+        version = data.draw(versions)
         refused = self.do(self.queue.refuse(version))
         assert len(refused) == len(set(refused))
         assert set(refused) == {RefusedRequest(entry.id, entry.epoch, entry.gateway) for entry in self.waiting(version)}
         for request in refused:
             del self.alive[request.request]
 
-    @rule(version=st.sampled_from(list(VERSIONS)))
-    def forget(self, version: str) -> None:
+    def forget(self, data: st.DataObject) -> None:
+        version = data.draw(versions)
         assert self.do(self.queue.forget(version)) == (not self.waiting(version))
 
     @invariant()
     def every_request_is_in_one_place_and_no_key_stays_for_ever(self) -> None:
-        places, keys, lasting = self.do(self.look())
+        places, keys, lasting = self.look()
         assert places == {entry.id: entry.worker for entry in self.alive.values()}
         assert {key for key in keys if key.startswith("t:waiting:")} == {
             f"t:waiting:{entry.version}:{entry.caller}" for entry in self.alive.values() if entry.worker is None
         }
         assert lasting <= {"t:workers", "t:demand", *(f"t:demand:{version}" for version in VERSIONS)}
 
-    async def look(self) -> tuple[dict[str, str | None], list[str], set[str]]:
+    def look(self) -> tuple[dict[str, str | None], list[str], set[str]]:
         """Where Redis has each request (None: waiting), all keys, and those without an expiry."""
-        keys = sorted(key.decode() for key in await self.redis.keys("*"))
-        async with self.redis.pipeline() as pipe:
+        keys = sorted(key.decode() for key in self.observer.keys("*"))
+        with self.observer.pipeline() as pipe:
             for version in VERSIONS:
                 pipe.zrange(f"t:queue:{version}", 0, -1)
             for worker in WORKERS:
                 pipe.smembers(f"t:claims:{worker}")
             for key in keys:
                 pipe.ttl(key)
-            answers = iter(await pipe.execute())
+            answers = iter(pipe.execute())
         found: list[tuple[str, str | None]] = []
         for place in [*(None for _ in VERSIONS), *WORKERS]:
             found += [(member.decode(), place) for member in next(answers)]
@@ -205,6 +232,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.do(self.end_everything())
         finally:
             self.do(self.redis.aclose())
+            self.observer.close()
             self.loop.close()
 
     async def end_everything(self) -> None:
@@ -226,5 +254,5 @@ class QueueMachine(RuleBasedStateMachine):
 def test_every_interleaving_keeps_every_request(redis_url: str) -> None:
     QueueMachine.redis_url = redis_url
     run_state_machine_as_test(
-        QueueMachine, settings=settings(max_examples=25, stateful_step_count=40, deadline=None, database=None)
+        QueueMachine, settings=settings(max_examples=40, stateful_step_count=50, deadline=None, database=None)
     )
