@@ -19,7 +19,7 @@ from types import FrameType
 from pydantic import ValidationError
 
 from services.node.agent import Agent
-from services.node.config import NodeSettings, pip_environment, worker_environment
+from services.node.config import Settings, pip_environment, worker_environment
 from services.node.heartbeat import Heartbeat
 from services.node.processes import ProcessRuntime
 from services.node.store import Store
@@ -33,7 +33,7 @@ log = logging.getLogger("services.node")
 
 def main() -> int:
     try:
-        settings = NodeSettings()
+        settings = Settings()
         store = Store(settings.store)
     except ValidationError as error:
         first = error.errors()[0]
@@ -42,7 +42,7 @@ def main() -> int:
     except (Conflict, OSError) as error:
         print(f"corral node: {error}", file=sys.stderr)  # noqa: T201 likewise
         return 1
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _log(settings.log_level)
     try:
         run(settings, store)
     finally:
@@ -50,7 +50,13 @@ def main() -> int:
     return 0
 
 
-def run(settings: NodeSettings, store: Store) -> None:
+def _log(level: str) -> None:
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for chatty in ("celery", "kombu"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def run(settings: Settings, store: Store) -> None:
     runtime = ProcessRuntime(
         settings.state / "workers",
         environment={
@@ -71,15 +77,7 @@ def run(settings: NodeSettings, store: Store) -> None:
         publish=lambda event: uplink.call(events.publish, event),
         pip_environment=pip_environment(),
     )
-    heartbeat = Heartbeat(
-        settings.node,
-        store=store,
-        runtime=runtime,
-        jobs=agent.jobs,
-        uplink=uplink,
-        lease_ms=settings.lease_ms,
-        report_s=settings.report_s,
-    )
+    heartbeat = Heartbeat(settings.node, store=store, runtime=runtime, jobs=agent.jobs, uplink=uplink)
     jobs = JobConsumer(agent, redis_url=settings.redis_url, node=settings.node, threads=settings.job_threads)
     heartbeat.start()
     jobs.start()

@@ -17,17 +17,19 @@ _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|DATABASE
 _INDEX = re.compile(r"^(PIP|UV)_")
 
 
-class NodeSettings(BaseSettings):
+class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CORRAL_")
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis that jobs come from and reports go to.")
-    node: str = Field(default_factory=socket.gethostname, description="Name of this machine; unique in the cluster.")
-    store: Path = Field(default=Path("~/.corral/models"), description="Models on disk, laid out like Ollama's.")
-    state: Path = Field(default=Path("~/.corral/node"), description="Where the agent keeps pid files and the workers' logs.")
+    node: str = Field(
+        default="", validate_default=True, description="Name of this machine, unique in the cluster; empty: its host name."
+    )
+    store: Path = Field(default=Path("~/.local/state/corral/models"), description="Models on disk, laid out like Ollama's.")
+    state: Path = Field(
+        default=Path("~/.local/state/corral/node"), description="Where the agent keeps pid files and the workers' logs."
+    )
     runner: Literal["llama", "fake"] = Field(default="llama", description="What workers run: llama.cpp, or scripted tokens.")
     drain_s: float = Field(default=30.0, ge=0, description="How long a worker that is stopped may finish its requests.")
-    lease_ms: int = Field(default=5000, ge=1500, description="How long a node that has gone silent counts as alive.")
-    report_s: float = Field(default=1.0, gt=0, description="Time between two reports.")
     job_threads: int = Field(
         default=16,
         ge=2,
@@ -39,6 +41,7 @@ class NodeSettings(BaseSettings):
     @field_validator("node")
     @classmethod
     def _node_is_a_name(cls, node: str) -> str:
+        node = node or socket.gethostname()
         if not _NAME.fullmatch(node):
             raise ValueError("a node's name has at most 63 letters, digits, '.', '-' and '_'")
         return node

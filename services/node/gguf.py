@@ -19,7 +19,7 @@ import msgspec
 from services.protocol.errors import InvalidModelFile
 
 #: Vocabularies make headers long: Gemma's has 6 MB, one that also embeds a tokenizer.json some 40 MB.
-HEADER_LIMIT_BYTES = 128 * 1024**2
+HEADER_LIMIT_BYTES = 64 * 1024**2
 ENTRY_LIMIT = 65_536
 TENSOR_LIMIT = 1_000_000
 NAME_LIMIT_BYTES = 65_535

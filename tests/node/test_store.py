@@ -1,0 +1,264 @@
+"""The store: what is in it is whole, shared, and gone when nobody needs it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from services.node import manifests
+from services.node.manifests import MODEL_TYPE
+from services.node.store import Store
+from services.protocol.errors import BadRequest, Conflict, InvalidModelFile, NotFound, Unavailable
+from services.protocol.jobs import Layer
+from services.protocol.names import ModelName
+
+NAME = ModelName.parse("tiny")
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def put(store: Store, name: ModelName, *blobs: bytes) -> set[str]:
+    """Publishes a model that consists of these blobs; the first is its config. Returns their digests."""
+    with store.staging() as staging:
+        staged = [staging.write([blob]) for blob in blobs]
+        layers = tuple(Layer(MODEL_TYPE, blob.digest, blob.size) for blob in staged)
+        manifest = (
+            f'{{"schemaVersion":2,"config":{entry(layers[0])},"layers":[{",".join(entry(layer) for layer in layers[1:])}]}}'
+        )
+        store.publish(name, manifest, staged)
+    return {blob.digest for blob in staged}
+
+
+def entry(layer: Layer) -> str:
+    return f'{{"digest":"{layer.digest}","size":{layer.size}}}'
+
+
+def digests(store: Store) -> set[str]:
+    return {blob.digest for blob in store.blobs()}
+
+
+def files(store: Store) -> list[str]:
+    return sorted(str(path.relative_to(store.root)) for path in store.root.rglob("*") if path.is_file())
+
+
+def test_layout_is_ollamas(store: Store) -> None:
+    put(store, ModelName.parse("hf.co/org/repo:Q4_K_M"), b"config", b"model")
+    assert files(store) == sorted(
+        [
+            ".lock",
+            f"blobs/sha256-{sha256(b'config')}",
+            f"blobs/sha256-{sha256(b'model')}",
+            "manifests/hf.co/org/repo/Q4_K_M",
+        ]
+    )
+    assert store.blob(f"sha256:{sha256(b'model')}").read_bytes() == b"model"
+
+
+def test_models_share_blobs(store: Store) -> None:
+    put(store, ModelName.parse("a"), b"config a", b"weights")
+    kept = put(store, ModelName.parse("b"), b"config b", b"weights")
+    store.delete(ModelName.parse("a"))
+    assert digests(store) == kept
+    store.delete(ModelName.parse("b"))
+    assert digests(store) == set()
+    assert files(store) == [".lock"]
+    assert list((store.root / "manifests").iterdir()) == []
+
+
+def test_deleting_twice_does_no_harm(store: Store) -> None:
+    kept = put(store, ModelName.parse("b"), b"config", b"weights")
+    store.delete(NAME)
+    store.delete(NAME)
+    assert digests(store) == kept
+
+
+def test_a_replaced_model_leaves_nothing_behind(store: Store) -> None:
+    put(store, NAME, b"config", b"old", b"shared")
+    kept = put(store, NAME, b"config", b"new", b"shared")
+    assert digests(store) == kept
+
+
+def test_names_match_in_any_case(store: Store) -> None:
+    put(store, ModelName.parse("Tiny:Q4"), b"config", b"old")
+    kept = put(store, ModelName.parse("tiny:q4"), b"config", b"new")
+    assert digests(store) == kept
+    assert store.manifest(ModelName.parse("TINY:Q4"))
+    assert files(store)[-1].endswith("Tiny/Q4")
+
+
+def test_wrong_checksum_leaves_nothing(store: Store) -> None:
+    with store.staging() as staging, pytest.raises(InvalidModelFile, match=f"want sha256:{'0' * 64}, got sha256:"):
+        staging.write([b"data"], sha256="0" * 64)
+    assert files(store) == [".lock"]
+
+
+def test_a_failure_while_staging_leaves_nothing(store: Store) -> None:
+    def fail() -> None:
+        with store.staging() as staging:
+            staging.write([b"data"])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert files(store) == [".lock"]
+    assert list((store.root / ".staging").iterdir()) == []
+
+
+def test_reused_blob_survives_a_deletion_meanwhile(store: Store) -> None:
+    put(store, NAME, b"config", b"weights")
+    with store.staging() as staging:
+        blob = staging.reuse(f"sha256:{sha256(b'weights')}")
+        assert blob
+        store.delete(NAME)
+        store.publish(NAME, f'{{"config":{{"digest":"{blob.digest}"}},"layers":[]}}', [blob])
+    assert store.blob(blob.digest).read_bytes() == b"weights"
+
+
+def test_one_agent_at_a_time(store: Store) -> None:
+    with pytest.raises(Conflict, match=rf"{store.root} is in use by another node agent \(process {os.getpid()}\)"):
+        Store(store.root)
+
+
+def test_lock_is_not_inherited_and_ends_with_the_agent(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys; from pathlib import Path; from services.node.store import Store\n"
+        f"Store(Path({str(tmp_path)!r}))\n"
+        "print(subprocess.Popen(['sleep', '30'], stdout=-3, stderr=-3).pid)"
+    )
+    sleeper = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+    try:
+        Store(tmp_path).close()
+    finally:
+        os.kill(sleeper, 9)
+
+
+def test_what_a_crash_left_is_cleared_away(store: Store) -> None:
+    kept = put(store, NAME, b"config", b"weights")
+    store.close()
+    (store.root / ".staging" / "dead").mkdir()
+    (store.root / ".staging" / "dead" / "half").write_bytes(b"half")
+    (store.root / "blobs" / f"sha256-{sha256(b'orphan')}").write_bytes(b"orphan")
+    again = Store(store.root)
+    assert digests(again) == kept
+    assert list((store.root / ".staging").iterdir()) == []
+    again.close()
+
+
+def test_no_blob_goes_while_a_manifest_cannot_be_read(store: Store) -> None:
+    held = put(store, ModelName.parse("other"), b"config", b"weights")
+    path = store.root / "manifests" / "registry.ollama.ai" / "library" / "broken" / "latest"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    store.delete(ModelName.parse("other"))
+    assert digests(store) == held
+
+
+@pytest.mark.parametrize(
+    "digest", ["sha256:../../etc/passwd", "sha256:" + "A" * 64, "sha256-" + "0" * 64, "", "sha256:" + "0" * 63]
+)
+def test_digests_are_no_paths(store: Store, digest: str) -> None:
+    with pytest.raises(NotFound):
+        store.blob(digest)
+
+
+def test_a_manifest_cannot_reach_out_of_the_store(store: Store, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    path = store.root / "manifests" / "registry.ollama.ai" / "library" / "evil" / "latest"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"config":{"digest":"sha256:../../outside"},"layers":[]}')
+    store.delete(ModelName.parse("evil"))
+    assert outside.read_text() == "mine"
+    assert not path.exists()
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(alphabet="a./:\\-_~%A0é\0 ", max_size=30))
+def test_any_name_stays_inside(store: Store, text: str) -> None:
+    try:
+        name = ModelName.parse(text)
+    except BadRequest:
+        return
+    put(store, name, b"config")
+    (path,) = (store.root / "manifests").glob("*/*/*/*")
+    assert path.resolve().is_relative_to(store.root.resolve())
+    store.delete(name)
+
+
+def test_full_disk_names_need_and_free(store: Store) -> None:
+    with pytest.raises(Unavailable, match=r"not enough disk space in .*: 1000000000000.0 MB needed, [\d.]+ MB free"):
+        store.require_room(10**18)
+
+
+def test_the_manifest_of_a_file_is_always_the_same(tiny_gguf: Path) -> None:
+    from services.node import gguf
+
+    model = gguf.read(tiny_gguf)
+    layers = (Layer(MODEL_TYPE, "sha256:" + "1" * 64, 5),)
+    first, second = manifests.build(model, layers), manifests.build(model, layers)
+    assert first == second
+    assert manifests.references(first.text.encode()) == {first.config.digest, layers[0].digest}
+    assert first.config.digest == f"sha256:{sha256(first.config_text.encode())}"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(134_515_008, "134.52M"), (3_200_000_000, "3.2B"), (7_000_000_000, "7B"), (1_000_000, "1M"), (12_345, "12K"), (7, "7")],
+)
+def test_parameter_counts_read_as_ollamas(count: int, text: str) -> None:
+    assert manifests.human_number(count) == text
+
+
+BLOBS = st.lists(st.sampled_from([b"a", b"b", b"c", b"d"]), min_size=1, max_size=3)
+NAMES = st.sampled_from(["x", "y", "z"]).map(ModelName.parse)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Against the simplest model there is: a name has blobs."""
+
+    root: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = Store(self.root)
+        self.models: dict[ModelName, set[str]] = {}
+        for name in ("x", "y", "z"):
+            self.store.delete(ModelName.parse(name))
+
+    def teardown(self) -> None:
+        self.store.close()
+
+    @rule(name=NAMES, blobs=BLOBS)
+    def publish(self, name: ModelName, blobs: list[bytes]) -> None:
+        self.models[name] = put(self.store, name, *blobs)
+
+    @rule(name=NAMES)
+    def delete(self, name: ModelName) -> None:
+        self.store.delete(name)
+        self.models.pop(name, None)
+
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self.store = Store(self.root)
+
+    @invariant()
+    def holds_what_the_models_need_and_no_more(self) -> None:
+        assert digests(self.store) == set().union(*self.models.values())
+        for blob in self.store.blobs():
+            assert sha256(self.store.blob(blob.digest).read_bytes()) == blob.digest.removeprefix("sha256:")
+
+
+def test_any_sequence_of_changes(tmp_path: Path) -> None:
+    StoreMachine.root = tmp_path
+    run_state_machine_as_test(StoreMachine, settings=settings(max_examples=30, stateful_step_count=15, deadline=None))

@@ -1,0 +1,107 @@
+"""Builds tiny wheels, and serves them as a package index does."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class Wheelhouse:
+    """A folder of wheels. `environment` makes pip look there and nowhere else."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return pip_environment() | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.folder)}
+
+    def add(self, name: str, files: Mapping[str, bytes], *, version: str = "1.0", requires: tuple[str, ...] = ()) -> Path:
+        """`files` by path inside the wheel; `{info}` in a path stands for the .dist-info folder."""
+        distribution = name.replace("-", "_")
+        info = f"{distribution}-{version}.dist-info"
+        path = self.folder / f"{distribution}-{version}-py3-none-any.whl"
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        metadata += "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, data in files.items():
+                archive.writestr(member.replace("{info}", info), data)
+            archive.writestr(f"{info}/METADATA", metadata + "\nRequires-Dist: not-this-one\n")
+            archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{info}/RECORD", "")
+        return path
+
+
+def pip_environment() -> dict[str, str]:
+    """Without the machine's own pip settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    return kept | {"PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"}
+
+
+class Index:
+    """A package index over HTTP. While `gate` is clear, downloads stall after their first half."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self.gate = threading.Event()
+        self.gate.set()
+        self.stalled = threading.Event()
+        #: What the index says a wheel's size is, where that is not the truth.
+        self.claimed_size: int | None = None
+        self._port = port
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return pip_environment() | {"PIP_INDEX_URL": f"http://127.0.0.1:{self._port}/simple"}
+
+
+@contextmanager
+def serve_index(folder: Path) -> Iterator[Index]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads = True
+    server.index = Index(folder, server.server_port)  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server.index  # type: ignore[attr-defined]
+    finally:
+        server.index.gate.set()  # type: ignore[attr-defined]
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        index: Index = self.server.index  # type: ignore[attr-defined]
+        name = self.path.rstrip("/").rpartition("/")[2]
+        if self.path.startswith("/simple/"):
+            wheels = [wheel.name for wheel in index.folder.glob(f"{name.replace('-', '_')}-[0-9]*.whl")]
+            links = "".join(f'<a href="/files/{wheel}">{wheel}</a>' for wheel in wheels)
+            self._answer(200 if wheels else 404, "text/html", f"<!DOCTYPE html><html><body>{links}</body></html>".encode())
+        elif (index.folder / name).is_file():
+            self._answer(200, "application/octet-stream", (index.folder / name).read_bytes(), index)
+        else:
+            self._answer(404, "text/plain", b"")
+
+    def _answer(self, status: int, kind: str, body: bytes, index: Index | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str((index and index.claimed_size) or len(body)))
+        self.end_headers()
+        try:
+            self.wfile.write(body[: len(body) // 2])
+            if index and not index.gate.is_set():
+                index.stalled.set()
+                index.gate.wait()
+            self.wfile.write(body[len(body) // 2 :])
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, *_args: object) -> None:
+        pass
