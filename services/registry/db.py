@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, MetaData, Text, text
+from sqlalchemy import BigInteger, DateTime, MetaData, Text, func, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -84,6 +84,11 @@ class Database:
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+
+async def transaction_time(session: AsyncSession) -> datetime:
+    """PostgreSQL's clock at the transaction's begin: what its `now()` writes into rows."""
+    return (await session.execute(select(func.now()))).scalar_one()
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import logging
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.protocol.errors import CorralError, InvalidModelFile, ProtocolMismatch, Unavailable
+from services.protocol.errors import CorralError, InvalidModelFile, Unavailable
 from services.protocol.jobs import JobEvent, JobEvents, JobFailed, JobProgress, JobSucceeded, Pull, job_from_payload
 from services.protocol.queue import Queue
 from services.registry import catalog, jobs, models, nodes
@@ -47,9 +47,6 @@ class JobEventReader:
                 outage.over()
             except Unavailable as error:
                 await outage.wait(error)
-            except ProtocolMismatch as error:
-                log.error("job events: %s; skipping what is there", error.message)
-                self._position = b"$"
 
     async def _take(self, event: JobEvent) -> None:
         if isinstance(event, JobProgress):

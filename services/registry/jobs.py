@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.protocol.errors import Conflict
 from services.protocol.jobs import Delete, Job, Pull, Start, Stop, job_from_payload, job_to_payload
 from services.registry import models
+from services.registry.db import transaction_time
 from services.registry.states import JobKind, JobState
 
 
@@ -61,9 +62,9 @@ async def payload(session: AsyncSession, job: str) -> tuple[str, Job] | None:
 async def mark_sent(session: AsyncSession, job: str) -> None:
     row = await session.get(models.Job, job, with_for_update=True)
     if row and not row.state.is_over:
+        row.sent_at = await transaction_time(session)
         row.state = JobState.SENT
         row.sends += 1
-        row.sent_at = await session.scalar(select(func.now()))
 
 
 async def finish(session: AsyncSession, job: str, *, error_code: str = "", error: str = "") -> models.Job | None:
@@ -71,10 +72,12 @@ async def finish(session: AsyncSession, job: str, *, error_code: str = "", error
     row = await session.get(models.Job, job, with_for_update=True)
     if row is None or row.state is JobState.SUCCEEDED or (row.state is JobState.FAILED and error_code):
         return None
+    # Asked first: the question flushes the row, which must not say that it is over without saying since when.
+    finished_at = await session.scalar(select(func.now()))
     row.state = JobState.FAILED if error_code else JobState.SUCCEEDED
     row.error_code = error_code
     row.error = error or error_code
-    row.finished_at = await session.scalar(select(func.now()))
+    row.finished_at = finished_at
     return row
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.protocol.errors import BadRequest, Conflict, NotFound
 from services.protocol.messages import new_id
 from services.protocol.routes import Caller, key_hash
+from services.registry.db import transaction_time
 from services.registry.models import ApiKey
 
 SECRET_PREFIX = "corral-"
@@ -44,7 +45,7 @@ async def revoke(session: AsyncSession, name: str) -> None:
     key = await session.scalar(select(ApiKey).where(ApiKey.name == name, ApiKey.revoked_at.is_(None)).with_for_update())
     if key is None:
         raise NotFound(f"key '{name}' not found")
-    key.revoked_at = await session.scalar(select(func.now()))
+    key.revoked_at = await transaction_time(session)
 
 
 async def callers(session: AsyncSession) -> dict[str, Caller]:

@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.protocol.reports import NodeReport
+from services.registry.db import transaction_time
 from services.registry.models import Blob, BlobCopy, Node
 from services.registry.states import CopyState, NodeState
 
@@ -26,7 +27,7 @@ async def record(session: AsyncSession, reports: Sequence[NodeReport]) -> None:
     """Every reporting node is ready, was seen now, and holds what it lists."""
     if not reports:
         return
-    now: datetime = (await session.execute(select(func.now()))).scalar_one()
+    now = await transaction_time(session)
     await _record_nodes(session, reports, now)
     await _record_copies(session, reports, now)
 

@@ -15,6 +15,7 @@ from services.protocol.jobs import EngineSettings
 from services.protocol.queue import Demand, Queue
 from services.protocol.reports import NodeReport, NodeReports, WorkerReport
 from services.registry import catalog, models
+from services.registry.db import transaction_time
 from services.registry.memory import memory_needed
 from services.registry.states import CopyState, JobKind, ReplicaState
 from services.registry.world import DeploymentView, JobView, NodeView, Policy, ProcessView, ReplicaView, VersionView, World
@@ -55,7 +56,7 @@ class Sightings:
 
 
 async def load_world(session: AsyncSession, reports: Reports, sightings: Sightings, policy: Policy) -> World:
-    now: datetime = (await session.execute(select(func.now()))).scalar_one()
+    now = await transaction_time(session)
     since = sightings.note(reports, now)
     rows = await catalog.versions(session)
     names = await _names(session)
@@ -147,14 +148,10 @@ async def _deployments(session: AsyncSession, versions: Mapping[str, models.Vers
 
 
 async def _replicas(session: AsyncSession) -> list[ReplicaView]:
-    """All live ones, and the last ended one of each deployment."""
+    """All live ones, and the newest ended one of each deployment."""
     over = models.Replica.state.in_(_OVER)
-    last = (
-        select(models.Replica.id)
-        .where(over)
-        .distinct(models.Replica.deployment_id)
-        .order_by(models.Replica.deployment_id, models.Replica.state_changed_at.desc(), models.Replica.id.desc())
-    )
+    # Ids sort by the time of their making.
+    last = select(func.max(models.Replica.id)).where(over).group_by(models.Replica.deployment_id)
     rows = await session.scalars(
         select(models.Replica)
         .where(or_(~over, models.Replica.id.in_(last)))

@@ -16,6 +16,7 @@ from sqlalchemy.orm import aliased
 
 from services.protocol.messages import new_id
 from services.registry.backoff import failures_in_a_row, retry_delay_s
+from services.registry.db import transaction_time
 from services.registry.decisions import (
     CreateReplica,
     DrainReplica,
@@ -102,8 +103,8 @@ async def apply(session: AsyncSession, decision: ReplicaDecision) -> bool:
         return False
     to = transition(replica.state, target(decision))
     if to is not replica.state:
+        replica.state_changed_at = await transaction_time(session)
         replica.state = to
-        replica.state_changed_at = await session.scalar(select(func.now()))  # type: ignore[assignment]
     for column, value in _facts(replica, decision).items():
         setattr(replica, column, value)
     return True
