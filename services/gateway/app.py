@@ -21,6 +21,7 @@ from services.gateway.origins import OriginMiddleware, OriginPolicy
 from services.gateway.registry import RegistryClient
 from services.gateway.routes import chat, completions, health, management, models
 from services.gateway.snapshot import RoutesView
+from services.gateway.tasks import end
 from services.protocol.connection import connect
 from services.protocol.errors import CorralError
 from services.protocol.messages import new_id
@@ -66,7 +67,8 @@ async def running(settings: Settings) -> AsyncIterator[State]:
     inflight = Inflight(queue, ReplyReader(replies, gateway), gateway=gateway, max_queue=settings.max_queue)
     routes = RoutesView(Routes(redis))
     registry = RegistryClient(settings.registry_url, settings.registry_token)
-    tasks = [asyncio.create_task(inflight.run()), asyncio.create_task(routes.follow())]
+    inflight.start()
+    following = asyncio.create_task(routes.follow())
     try:
         yield State(
             routes=routes,
@@ -77,10 +79,8 @@ async def running(settings: Settings) -> AsyncIterator[State]:
             anonymous=None if settings.key_required else LOCAL_CALLER,
         )
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
         await inflight.close()
+        await end([following])
         await registry.aclose()
         await replies.aclose()
         await redis.aclose()

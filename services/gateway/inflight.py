@@ -14,6 +14,7 @@ from typing import Any
 
 from services.gateway.backoff import Backoff
 from services.gateway.generation import WORKER_LOST, ClientGone, Generation, Verdict
+from services.gateway.tasks import end
 from services.protocol.errors import ProtocolMismatch, Unavailable, WorkerLost
 from services.protocol.messages import Event, Failed, Finished, GenerateRequest, Usage
 from services.protocol.queue import Queue
@@ -44,6 +45,7 @@ class Inflight:
         self._strays: set[str] = set()
         self._commands = asyncio.Semaphore(MAX_COMMANDS)
         self._tasks: set[asyncio.Task[object]] = set()
+        self._loops: set[asyncio.Task[object]] = set()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -74,15 +76,13 @@ class Inflight:
             generation.fail(ClientGone())
             self._spawn(self._withdraw(generation))
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._read_replies())
-            group.create_task(self._keep_stream())
-            group.create_task(self._watch())
+    def start(self) -> None:
+        for loop in (self._read_replies(), self._keep_stream(), self._watch()):
+            self._loops.add(self._spawn(loop))
 
     async def close(self) -> None:
-        """After `run` has ended: takes back what is still open, then the reply stream. Leaves what Redis does not let it."""
+        """Takes back what is still open, then the reply stream. Leaves what Redis does not let it."""
+        await end(self._loops)
         try:
             for generation in list(self._open.values()):
                 await self._queue.cancel(generation.request.id)
@@ -218,15 +218,16 @@ class Inflight:
         except Unavailable as error:
             logger.warning("request %s not settled: %s", request, error.message)
 
-    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._reap)
+        return task
 
     def _reap(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception():
-            logger.error("request not looked after", exc_info=task.exception())
+            logger.error("a task of the gateway broke off", exc_info=task.exception())
 
 
 def _cost(usage: Usage) -> int:

@@ -21,7 +21,7 @@ from services.protocol.messages import Finished
 logger = logging.getLogger(__name__)
 
 #: Proxies that buffer would undo the streaming.
-_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
 class GenerationResponse(Response):
@@ -53,7 +53,7 @@ class GenerationResponse(Response):
 
     async def _send_whole(self, send: Send) -> None:
         body = b"".join([part async for part in self._parts()])
-        await self._start(send, {"Content-Length": str(len(body))})
+        await self._start(send, (b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.body", "body": body})
 
     async def _send_stream(self, send: Send) -> None:
@@ -61,7 +61,7 @@ class GenerationResponse(Response):
         try:
             async for part in self._parts():
                 if not started:
-                    await self._start(send, _STREAM_HEADERS)
+                    await self._start(send, *_STREAM_HEADERS)
                     started = True
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         except CorralError as error:
@@ -81,6 +81,6 @@ class GenerationResponse(Response):
             if isinstance(events[-1], Finished):
                 return
 
-    async def _start(self, send: Send, headers: dict[str, str]) -> None:
-        self.init_headers(headers | {"Content-Type": self._reply.content_type})
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+    async def _start(self, send: Send, *headers: tuple[bytes, bytes]) -> None:
+        content_type = (b"content-type", self._reply.content_type.encode())
+        await send({"type": "http.response.start", "status": self.status_code, "headers": [content_type, *headers]})

@@ -1,0 +1,36 @@
+"""Real HTTP servers on free loopback ports, in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+
+from tests.conditions import eventually
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are pytest's."""
+        yield
+
+
+@asynccontextmanager
+async def serving(app: Any, *, shutdown_s: int = 5, listener: socket.socket | None = None) -> AsyncIterator[str]:
+    """Yields the base URL."""
+    listener = listener or socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    server = _Server(uvicorn.Config(app, access_log=False, log_config=None, timeout_graceful_shutdown=shutdown_s, ws="none"))
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    await eventually(lambda: server.started or task.done())
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await task
