@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from services.protocol.errors import Forbidden, Unauthenticated
-from services.protocol.routes import Caller, key_hash
+from services.protocol.routes import KEY_PREFIX, Caller, key_hash
 
 
 def sent_key(headers: Mapping[str, str]) -> str | None:
@@ -17,11 +17,15 @@ def sent_key(headers: Mapping[str, str]) -> str | None:
 
 
 def identify(key: str | None, callers: Mapping[str, Caller], *, anonymous: Caller | None) -> Caller:
-    """`anonymous` is who calls without a key, None where that is not allowed. A key that is sent must be good in any case."""
-    if key is None:
-        if anonymous is None:
-            raise Unauthenticated("an API key is required: send it as a bearer token or as x-api-key")
+    """`anonymous` is who calls without a key, None where that is not allowed.
+
+    The clients of OpenAI cannot be made without a key, so where none is needed any text that is no key of ours counts as none.
+    One of ours must be good in any case.
+    """
+    if anonymous is not None and not (key or "").startswith(KEY_PREFIX):
         return anonymous
+    if key is None:
+        raise Unauthenticated("an API key is required: send it as a bearer token or as x-api-key")
     caller = callers.get(key_hash(key))
     if caller is None:
         raise Unauthenticated("the API key is unknown or was revoked")

@@ -17,6 +17,10 @@ from services.protocol.connection import redis_errors
 from services.protocol.wire import Decoder, encode
 
 
+#: What every API key of ours begins with, so that leaked ones are found and other texts are not taken for one.
+KEY_PREFIX = "corral-"
+
+
 class Caller(msgspec.Struct, frozen=True):
     """Whom a key identifies. `id` names the caller in queues and usage."""
 

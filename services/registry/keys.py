@@ -11,11 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.protocol.errors import BadRequest, Conflict, NotFound
 from services.protocol.messages import new_id
-from services.protocol.routes import Caller, key_hash
+from services.protocol.routes import KEY_PREFIX, Caller, key_hash
 from services.registry.db import transaction_time
 from services.registry.models import ApiKey
-
-SECRET_PREFIX = "corral-"
 
 #: Of the secret, kept to recognise a key by.
 PREFIX_LENGTH = 12
@@ -25,7 +23,7 @@ async def create(session: AsyncSession, *, name: str, team: str, admin: bool) ->
     """The row and the secret, which is nowhere else. Raises Conflict where an unrevoked key has that name."""
     if not name.strip():
         raise BadRequest("a key needs a name")
-    secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+    secret = KEY_PREFIX + secrets.token_urlsafe(32)
     key = ApiKey(id=new_id(), name=name, team=team, admin=admin, hash=key_hash(secret), prefix=secret[:PREFIX_LENGTH])
     session.add(key)
     try:
