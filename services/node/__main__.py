@@ -35,6 +35,7 @@ def main() -> int:
     try:
         settings = Settings()
         store = Store(settings.store)
+        runtime = _runtime(settings)
     except ValidationError as error:
         first = error.errors()[0]
         print(f"corral node: CORRAL_{str(first['loc'][0]).upper()}: {first['msg']}", file=sys.stderr)  # noqa: T201 the log is not set up
@@ -44,10 +45,9 @@ def main() -> int:
         return 1
     _log(settings.log_level)
     try:
-        run(settings, store)
+        return run(settings, store, runtime)
     finally:
         store.close()
-    return 0
 
 
 def _log(level: str) -> None:
@@ -56,8 +56,8 @@ def _log(level: str) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-def run(settings: Settings, store: Store) -> None:
-    runtime = ProcessRuntime(
+def _runtime(settings: Settings) -> ProcessRuntime:
+    return ProcessRuntime(
         settings.state / "workers",
         environment={
             **worker_environment(),
@@ -67,6 +67,10 @@ def run(settings: Settings, store: Store) -> None:
         },
         drain_s=settings.drain_s,
     )
+
+
+def run(settings: Settings, store: Store, runtime: ProcessRuntime) -> int:
+    """The exit code: 1 where the agent cannot go on; then its workers are left for the next one."""
     stop = _stop_signal(runtime)
     uplink = Uplink(settings.redis_url)
     events = JobEvents(uplink.redis)
@@ -84,13 +88,14 @@ def run(settings: Settings, store: Store) -> None:
     log.info("node %s serves %s", settings.node, store.root)
     while not stop.wait(1.0):
         if not jobs.running:
-            log.error("the job worker ended by itself; the agent stops")
-            break
+            log.error("the job worker ended by itself")
+            return 1
     agent.stop()
     runtime.close()
     jobs.stop()
     heartbeat.stop()
     uplink.close()
+    return 0
 
 
 def _stop_signal(runtime: ProcessRuntime) -> threading.Event:

@@ -113,6 +113,8 @@ class Agent:
         except Stopping:
             raise
         except CorralError as error:
+            if self._stopping.is_set():  # it may have failed for no other reason
+                raise Stopping from error
             log.info("%s %s failed: %s", kind, job.job, error.message)
             return JobFailed(job.job, self._node, error.code, error.message)
         except Exception as error:  # one broken job must not keep this node from doing the others

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|DATABASE_URL|^PG", re.IGNORECASE)
+_OURS = re.compile(r"^CORRAL_")
 _INDEX = re.compile(r"^(PIP|UV)_")
 
 
@@ -53,10 +54,15 @@ class Settings(BaseSettings):
 
 
 def pip_environment() -> dict[str, str]:
-    """The agent's own environment (proxies, certificates, the site's package index) without secrets of the platform."""
-    return {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+    """The agent's own environment (proxies, certificates, the site's package index) without anything of the platform."""
+    return _environment_without(_OURS)
 
 
 def worker_environment() -> dict[str, str]:
-    """The same (CUDA_VISIBLE_DEVICES, settings of the worker) without package indexes, whose URLs may hold passwords."""
-    return {name: value for name, value in pip_environment().items() if not _INDEX.search(name)}
+    """The agent's own environment (CUDA_VISIBLE_DEVICES, the worker's settings) without package indexes: their URLs may hold
+    passwords."""
+    return _environment_without(_INDEX)
+
+
+def _environment_without(names: re.Pattern[str]) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not _SECRET.search(name) and not names.search(name)}

@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -72,12 +72,13 @@ class Store:
         self._lock.close()
 
     def blobs(self) -> tuple[BlobReport, ...]:
+        found = []
         with os.scandir(self._blobs) as entries:
-            found = [
-                BlobReport(f"sha256:{match[1]}", entry.stat().st_size)
-                for entry in entries
-                if (match := _BLOB.fullmatch(entry.name)) and entry.is_file()
-            ]
+            for entry in entries:
+                match = _BLOB.fullmatch(entry.name)
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    if match and entry.is_file():
+                        found.append(BlobReport(f"sha256:{match[1]}", entry.stat().st_size))
         return tuple(sorted(found, key=lambda blob: blob.digest))
 
     def blob(self, digest: str) -> Path:
@@ -104,15 +105,18 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, name: ModelName, manifest: str, blobs: Sequence[StagedBlob]) -> None:
-        """Moves the blobs to their names, then writes the manifest. Blobs that only the manifest's predecessor used go."""
+        """Moves the blobs to their names, then writes the manifest. Blobs that only the manifest's predecessor used go; where
+        the manifest cannot be written, its own do."""
         with self._changing:
-            for blob in blobs:
-                self._keep(blob)
-            _sync_folder(self._blobs)
             path = self._manifest_path(name)
-            replaced = self._references(path)
-            _write_atomically(path, manifest.encode())
-            self._drop_unused(replaced)
+            touched = self._references(path) | {blob.digest for blob in blobs}
+            try:
+                for blob in blobs:
+                    self._keep(blob)
+                _sync_folder(self._blobs)
+                _write_atomically(path, manifest.encode())
+            finally:
+                self._drop_unused(touched)
 
     def delete(self, name: ModelName) -> None:
         """Removes the manifest and the blobs that no other one uses. A name that is not there is no error."""

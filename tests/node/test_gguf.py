@@ -162,7 +162,7 @@ ENTRIES = st.dictionaries(st.text(max_size=20), VALUES, max_size=8).map(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     entries=ENTRIES, cut=st.integers(0, 400), flips=st.lists(st.tuples(st.integers(0, 5000), st.binary(min_size=1, max_size=8)))
 )
@@ -182,7 +182,7 @@ def test_any_bytes_are_a_model_or_refused(
     assert peak < 16 * 1024**2
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rest=st.binary(max_size=200))
 def test_noise_behind_the_magic(tmp_path: Path, rest: bytes) -> None:
     with suppress(InvalidModelFile):

@@ -114,6 +114,13 @@ def test_a_failure_while_staging_leaves_nothing(store: Store) -> None:
     assert list((store.root / ".staging").iterdir()) == []
 
 
+def test_a_manifest_that_cannot_be_written_leaves_nothing(store: Store) -> None:
+    (store.root / "manifests" / "registry.ollama.ai").write_text("in the way")
+    with pytest.raises(OSError, match="registry.ollama.ai"):
+        put(store, NAME, b"config", b"weights")
+    assert digests(store) == set()
+
+
 def test_reused_blob_survives_a_deletion_meanwhile(store: Store) -> None:
     put(store, NAME, b"config", b"weights")
     with store.staging() as staging:
