@@ -60,11 +60,9 @@ async def running(settings: Settings) -> AsyncIterator[State]:
     """The parts behind the routes. They end in the order in which they depend on each other: what is still in flight is taken
     back while the connections stand, and the connections go last."""
     redis = connect(settings.redis_url)
-    # A reader whose driver reconnects by itself would never learn that Redis has lost its requests.
-    replies = connect(settings.redis_url, retry=False)
     queue = Queue(redis)
     gateway = f"gateway-{new_id()}"
-    inflight = Inflight(queue, ReplyReader(replies, gateway), gateway=gateway, max_queue=settings.max_queue)
+    inflight = Inflight(queue, ReplyReader(redis, gateway), gateway=gateway, max_queue=settings.max_queue)
     routes = RoutesView(Routes(redis))
     registry = RegistryClient(settings.registry_url, settings.registry_token)
     inflight.start()
@@ -82,7 +80,6 @@ async def running(settings: Settings) -> AsyncIterator[State]:
         await inflight.close()
         await end([following])
         await registry.aclose()
-        await replies.aclose()
         await redis.aclose()
 
 

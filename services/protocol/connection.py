@@ -9,22 +9,23 @@ from contextlib import contextmanager
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from services.protocol.errors import Unavailable
 
 
-def connect(url: str, *, retry: bool = True) -> Redis:
-    """`url` is redis://, rediss:// or unix://. Bytes in, bytes out.
-
-    Without `retry` a broken connection is an error at once, for a reader that has to know what it may have missed.
-    """
-    redis = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, health_check_interval=15, protocol=3)
-    if not retry:
-        redis.set_retry(Retry(NoBackoff(), 0))
-    return redis
+def connect(url: str) -> Redis:
+    """`url` is redis://, rediss:// or unix://. Bytes in, bytes out."""
+    return Redis.from_url(
+        url,
+        socket_timeout=5,
+        socket_connect_timeout=5,
+        health_check_interval=15,
+        protocol=3,
+        # With them on, the pool no longer notices that a connection in it was closed by a Redis that restarted.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+    )
 
 
 #: The longest that one command blocks: the time-out of the socket, by which a Redis that hangs is noticed, is longer.

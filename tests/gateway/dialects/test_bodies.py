@@ -1,0 +1,114 @@
+"""Bodies that no dialect can use, and bodies that every dialect must."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.dialects import ollama, openai
+from services.gateway.dialects.durations import FOREVER_MS, keep_alive_ms
+from services.gateway.dialects.options import run_options
+from services.protocol.errors import BadRequest, CorralError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(["model", "messages", "stream", "options", "stop", "tools", "format", "keep_alive", "context", "prompt", "n"])
+DECODERS = (ollama.decode_chat, ollama.decode_generate, ollama.decode_pull, openai.decode_chat, openai.decode_completion)
+
+
+@pytest.mark.parametrize("raw", [b"", b"  \n"])
+def test_missing(raw: bytes) -> None:
+    with pytest.raises(BadRequest, match="^missing request body$"):
+        ollama.decode_chat(raw)
+
+
+@pytest.mark.parametrize("raw", [b"{", b"nonsense", b'{"model":"\xff"}', b'{"model":"\\ud800"}', b"[" * 100_000, b"[]", b"null", b'"x"'])
+def test_malformed(raw: bytes) -> None:
+    with pytest.raises(BadRequest):
+        ollama.decode_chat(raw)
+
+
+@given(st.binary(max_size=50) | st.dictionaries(FIELDS, JSON, max_size=4).map(lambda body: json.dumps(body).encode()))
+def test_any_body_is_read_or_refused(raw: bytes) -> None:
+    for decode in DECODERS:
+        try:
+            decode(raw)
+        except BadRequest as error:
+            assert error.message
+
+
+@pytest.mark.parametrize(
+    ("value", "milliseconds"),
+    [
+        (None, None),
+        (0, 0),
+        (5, 5000),
+        (0.5, 500),
+        (1e-9, 1),
+        (-1, FOREVER_MS),
+        (-0.5, FOREVER_MS),
+        ("10m", 600_000),
+        ("1h30m", 5_400_000),
+        ("300ms", 300),
+        ("1.5s", 1500),
+        (".5s", 500),
+        ("1ns", 1),
+        ("0", 0),
+        ("0s", 0),
+        ("-1m", FOREVER_MS),
+        ("+2s", 2000),
+        (10**30, (2**63 - 1) // 10**6),
+    ],
+)
+def test_keep_alive(value: object, milliseconds: int | None) -> None:
+    assert keep_alive_ms(value) == milliseconds
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", 'time: invalid duration ""'),
+        ("10", 'time: missing unit in duration "10"'),
+        ("10x", 'time: unknown unit "x" in duration "10x"'),
+        ("soon", 'time: invalid duration "soon"'),
+        (True, "keep_alive: expected a number of seconds or a duration, got bool"),
+        ({}, "keep_alive: expected a number of seconds or a duration"),
+    ],
+)
+def test_keep_alive_refusals(value: object, message: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        keep_alive_ms(value)
+    assert caught.value.message == message
+
+
+@given(st.text(max_size=12) | st.floats(allow_nan=False) | st.integers())
+def test_any_keep_alive_is_read_or_refused(value: object) -> None:
+    try:
+        milliseconds = keep_alive_ms(value)
+    except BadRequest:
+        return
+    assert milliseconds is not None
+    assert FOREVER_MS <= milliseconds < 2**63
+
+
+OPTION_NAMES = st.sampled_from(["temperature", "top_k", "seed", "num_predict", "stop", "num_ctx", "use_mmap", "mirostat"])
+
+
+@given(st.dictionaries(OPTION_NAMES, JSON, max_size=4))
+def test_any_options_fit_the_wire_or_are_refused(options: dict[str, object]) -> None:
+    from services.protocol.wire import encode
+
+    try:
+        chosen = run_options(options)
+    except CorralError as error:
+        assert "must be of" in error.message
+        return
+    encode(chosen)
+    assert chosen.sampling.top_k >= 0
+    assert chosen.stopping.max_tokens is None or chosen.stopping.max_tokens >= 0

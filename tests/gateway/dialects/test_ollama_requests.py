@@ -1,0 +1,128 @@
+"""Bodies of Ollama's routes: what is accepted, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from services.gateway.dialects import ollama
+from services.protocol.errors import BadRequest, CorralError, UnsupportedCapability
+from services.protocol.messages import ChatMessage, ChatPrompt, GenerateRequest, TextPrompt
+from tests.gateway.dialects.transcripts import ticket
+
+FULL = "registry.ollama.ai/library/smollm2:135m"
+USER = {"role": "user", "content": "Hi"}
+
+
+def chat(changes: dict[str, Any] | None = None, **version: Any) -> GenerateRequest:
+    body = {"model": "smollm2:135m", "messages": [USER], **(changes or {})}
+    return ollama.chat_request(ollama.decode_chat(json.dumps(body).encode()), ticket(**version))
+
+
+def generate(changes: dict[str, Any] | None = None, **version: Any) -> GenerateRequest:
+    body = {"model": "smollm2:135m", "prompt": "Hi", **(changes or {})}
+    return ollama.generate_request(ollama.decode_generate(json.dumps(body).encode()), ticket(**version))
+
+
+def test_empty_values_mean_nothing() -> None:
+    """As the Go command line and others send them."""
+    empty = {
+        "format": "",
+        "tools": [],
+        "options": None,
+        "keep_alive": None,
+        "think": False,
+        "logprobs": None,
+        "truncate": None,
+        "width": 0,
+    }
+    assert chat(empty) == chat()
+    assert chat({"messages": [USER | {"images": [], "tool_calls": None}]}) == chat()
+    empty_generate = {"suffix": "", "system": "", "template": "", "options": None, "context": None, "images": None, "raw": None}
+    assert generate(empty_generate) == generate()
+
+
+def test_the_older_field_for_the_name() -> None:
+    assert ollama.decode_named(b'{"model":"","name":"llama3.2","username":""}').asked == "llama3.2"
+    assert ollama.decode_named(b'{"model":"a","name":"b"}').asked == "a"
+    assert ollama.decode_named(b"{}").asked == ""
+
+
+def test_defaults() -> None:
+    sampling = chat().sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.repeat_penalty) == (0.8, 40, 0.9, 1.0)
+    assert chat().stopping.max_tokens is None
+    assert (chat().overflow, chat({"truncate": False}).overflow) == ("truncate", "refuse")
+
+
+def test_precedence() -> None:
+    parameters = {"temperature": 0.1, "top_k": 3, "stop": ["<a>", "<b>"], "num_predict": 5}
+    request = chat({"options": {"top_k": 7, "stop": "x"}}, parameters=parameters)
+    assert (request.sampling.temperature, request.sampling.top_k, request.sampling.top_p) == (0.1, 7, 0.9)
+    assert (request.stopping.stop, request.stopping.max_tokens) == (("x",), 5)
+
+
+def test_generate_prompts() -> None:
+    assert generate().prompt == ChatPrompt((ChatMessage("user", "Hi"),))
+    assert generate({"system": "S"}).prompt == ChatPrompt((ChatMessage("system", "S"), ChatMessage("user", "Hi")))
+    assert generate(system="V").prompt == ChatPrompt((ChatMessage("system", "V"), ChatMessage("user", "Hi")))
+    assert generate({"raw": True}, system="V").prompt == TextPrompt("Hi")
+    assert generate({"system": "S "}, capabilities=("completion",)).prompt == TextPrompt("S Hi")
+    assert generate({"context": [1, 2]}).context == (1, 2)
+    assert generate().return_prompt_ids
+    assert not generate({"raw": True}).return_prompt_ids
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"tools": [{"type": "function"}]}, UnsupportedCapability, f"{FULL} does not support tools"),
+        ({"messages": [USER | {"images": ["aGk="]}]}, UnsupportedCapability, f"{FULL} does not support vision"),
+        ({"think": True}, UnsupportedCapability, '"smollm2:135m" does not support thinking'),
+        ({"think": "high"}, UnsupportedCapability, '"smollm2:135m" does not support thinking'),
+        (
+            {"think": "often"},
+            BadRequest,
+            'invalid think value: "often" (must be "high", "medium", "low", "max", true, or false)',
+        ),
+        ({"format": "json"}, BadRequest, "format: not supported by this server yet"),
+        ({"format": {"type": "object"}}, BadRequest, "format: not supported by this server yet"),
+        ({"format": "xml"}, BadRequest, 'invalid format: "xml"; expected "json" or a valid JSON Schema object'),
+        ({"logprobs": True}, BadRequest, "logprobs: not supported by this server yet"),
+        ({"options": {"temperature": "hot"}}, CorralError, 'option "temperature" must be of type float32'),
+        ({"options": {"num_ctx": "big"}}, CorralError, 'option "num_ctx" must be of type integer'),
+        ({"options": {"use_mmap": 1}}, CorralError, 'option "use_mmap" must be of type boolean'),
+        ({"options": {"stop": [1]}}, CorralError, 'option "stop" must be of an array of strings'),
+    ],
+)
+def test_chat_refusals(changes: dict[str, Any], error: type[CorralError], message: str) -> None:
+    with pytest.raises(error) as caught:
+        chat(changes)
+    assert caught.value.message == message
+    assert caught.value.status == (500 if error is CorralError else 400)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suffix": "after"}, f"{FULL} does not support insert"),
+        ({"images": ["aGk="]}, f"{FULL} does not support vision"),
+        ({"raw": True, "system": "S"}, "raw mode does not support template, system, or context"),
+        ({"template": "{{ .Prompt }}"}, "template: not supported by this server yet"),
+        ({"context": [-1]}, "context: holds a number that is no token id"),
+        ({"context": [2**40]}, "context: holds a number that is no token id"),
+    ],
+)
+def test_generate_refusals(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        generate(changes)
+    assert caught.value.message == message
+
+
+def test_capabilities() -> None:
+    with pytest.raises(UnsupportedCapability, match='^"smollm2:135m" does not support chat$'):
+        chat(capabilities=("completion",))
+    with pytest.raises(UnsupportedCapability, match='^"smollm2:135m" does not support generate$'):
+        generate(capabilities=("embedding",))
