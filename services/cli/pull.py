@@ -77,7 +77,8 @@ class PullDisplay:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def show(self, line: dict[str, Any]) -> None:
         """One line of POST /api/pull."""

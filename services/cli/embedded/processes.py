@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 #: Every part is started with this variable, its value the home folder, and passes it on to what it starts itself.
@@ -39,13 +40,17 @@ def adopt_orphans() -> None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def reap(keep: set[int]) -> None:
-    """Buries adopted children that have ended. `keep` are those that somebody else waits for."""
-    for pid in _children() - keep:
-        try:
+def ended_children() -> set[int]:
+    """Children that have ended and that nobody has waited for yet."""
+    ours = str(os.getpid())
+    return {pid for pid in _pids() if _stat(pid)[:2] == ["Z", ours]}
+
+
+def reap(pids: set[int]) -> None:
+    """Buries those of them that are still not waited for."""
+    for pid in pids & ended_children():
+        with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            continue
 
 
 def marked(home: Path) -> set[int]:
@@ -63,7 +68,7 @@ async def end(pids: set[int], *, grace_s: float) -> None:
         if time.monotonic() > deadline:
             for pid in pids:
                 _signal(pid, signal.SIGKILL)
-        reap(keep=set())
+        reap(pids)
         await asyncio.sleep(0.05)
 
 
@@ -103,10 +108,6 @@ def _pids() -> Iterator[int]:
     return (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdecimal()) if _PROC.is_dir() else iter(())
 
 
-def _children() -> set[int]:
-    return {pid for pid in _pids() if _stat(pid)[1:2] == [str(os.getpid())]}
-
-
 def _alive(pid: int) -> bool:
     return _stat(pid)[:1] not in ([], ["Z"])
 
@@ -124,7 +125,5 @@ def _read(pid: int, file: str) -> bytes:
 
 
 def _signal(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        return

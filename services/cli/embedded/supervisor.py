@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -33,7 +34,10 @@ HURRY_GRACE_S = 6.0
 #: For workers that outlived their agent.
 ORPHAN_GRACE_S = 3.0
 
+REAP_AFTER_S = 1.0
+
 LOG_LIMIT_BYTES = 16 * 1024**2
+LOG_CHECK_S = 30.0
 
 Say = Callable[[str], None]
 
@@ -48,6 +52,7 @@ class Supervisor:
         self._hurry = asyncio.Event()
         processes.adopt_orphans()
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
+        self._logs = asyncio.create_task(self._keep_logs_short())
 
     async def start(self, part: Part) -> None:
         """Returns once the part is ready; from then on it is kept running. Raises PartFailed."""
@@ -71,10 +76,21 @@ class Supervisor:
         if left:
             self._say(f"ending what was left behind: {', '.join(f'{processes.name(pid)} (pid {pid})' for pid in sorted(left))}")
             await processes.end(left, grace_s=0 if self._hurry.is_set() else ORPHAN_GRACE_S)
+        self._logs.cancel()
         self._home.parts_file.unlink(missing_ok=True)
 
     def _reap(self) -> None:
-        processes.reap(keep={kept.pid for kept in self._kept.values() if kept.pid})
+        """asyncio buries our own children within moments; what is still there after REAP_AFTER_S was adopted."""
+        asyncio.get_running_loop().call_later(REAP_AFTER_S, processes.reap, processes.ended_children())
+
+    async def _keep_logs_short(self) -> None:
+        """Parts append, so a log can be cut under them; lines written while it is copied are lost."""
+        while True:
+            for log in self._home.logs.glob("*.log"):
+                if log.stat().st_size > LOG_LIMIT_BYTES:
+                    shutil.copyfile(log, log.with_suffix(".log.1"))
+                    os.truncate(log, 0)
+            await asyncio.sleep(LOG_CHECK_S)
 
     def _write(self) -> None:
         parts = {name: {"pid": kept.pid, "port": kept.part.port} for name, kept in self._kept.items() if kept.pid}
@@ -154,8 +170,6 @@ class _Kept:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._starts += 1
-        if self._log.exists() and self._log.stat().st_size > LOG_LIMIT_BYTES:
-            self._log.rename(self._log.with_suffix(".log.1"))
         with self._log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *self.part.command,
