@@ -1,0 +1,44 @@
+"""Alive, and ready."""
+
+from __future__ import annotations
+
+import httpx
+from redis.asyncio import Redis
+
+from services.gateway.app import create_app
+from services.gateway.config import Settings
+from services.protocol.routes import Routes
+from tests.conditions import eventually
+from tests.gateway.conftest import routes_snapshot
+from tests.gateway.servers import serving
+
+
+async def test_not_ready_before_the_registry_has_published(settings: Settings, redis: Redis) -> None:
+    async with serving(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as http:
+
+        async def only_routes_are_missing() -> bool:
+            response = await http.get("/readyz")
+            return response.status_code == 503 and response.json() == {"status": "unavailable", "missing": ["routes"]}
+
+        await eventually(only_routes_are_missing)
+        assert (await http.get("/healthz")).json() == {"status": "ok"}
+        for path in ("/api/tags", "/v1/models"):
+            assert (await http.get(path)).status_code == 503
+        await Routes(redis).publish(routes_snapshot())
+
+        async def is_ready() -> bool:
+            return (await http.get("/readyz")).json() == {"status": "ok"}
+
+        await eventually(is_ready)
+
+
+async def test_without_redis(settings: Settings) -> None:
+    down = settings.model_copy(update={"redis_url": "redis://127.0.0.1:9/0"})
+    async with serving(create_app(down)) as url, httpx.AsyncClient(base_url=url) as http:
+        response = await http.get("/readyz")
+        assert (response.status_code, response.json()) == (503, {"status": "unavailable", "missing": ["redis", "routes"]})
+        assert (await http.get("/healthz")).status_code == 200
+        body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+        response = await http.post("/api/chat", json=body)
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"

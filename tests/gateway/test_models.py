@@ -1,0 +1,108 @@
+"""What the listings say, and that they need nothing but the snapshot."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import httpx
+from redis.asyncio import Redis
+
+from services.protocol.messages import GenerateRequest, TextPrompt, new_id
+from services.protocol.queue import Queue
+from services.protocol.routes import ReplicaRoute, Routes
+from tests.conditions import eventually
+from tests.gateway.conftest import BASE, CHAT, routes_snapshot
+from tests.gateway.workers import Worker
+
+DETAILS = {
+    "parent_model": "",
+    "format": "gguf",
+    "family": "llama",
+    "families": ["llama"],
+    "parameter_size": "134.52M",
+    "quantization_level": "Q4_1",
+    "context_length": 8192,
+    "embedding_length": 576,
+}
+
+
+async def test_heartbeat_and_version(http: httpx.AsyncClient) -> None:
+    response = await http.get("/")
+    assert (response.status_code, response.content) == (200, b"Ollama is running")
+    assert response.headers["content-type"].startswith("text/plain")
+    assert (await http.head("/")).status_code == 200
+    assert (await http.get("/api/version")).json()["version"][0].isdigit()
+    assert (await http.head("/api/version")).content == b""
+    assert (await http.head("/api/tags")).status_code == 200
+
+
+async def test_tags(http: httpx.AsyncClient) -> None:
+    newest, older = (await http.get("/api/tags")).json()["models"]
+    modified_at = newest.pop("modified_at")
+    assert newest == {
+        "name": "smollm2:135m",
+        "model": "smollm2:135m",
+        "size": 105_000_000,
+        "digest": CHAT,
+        "details": DETAILS,
+        "capabilities": ["completion", "chat"],
+    }
+    assert datetime.fromisoformat(modified_at).timestamp() == 1_790_000_000.5
+    assert older["name"] == "gemma3:latest"
+
+
+async def test_openai_models(http: httpx.AsyncClient) -> None:
+    newest = {"id": "smollm2:135m", "object": "model", "created": 1_790_000_000, "owned_by": "library"}
+    listed = (await http.get("/v1/models")).json()
+    assert listed["object"] == "list"
+    assert [model["id"] for model in listed["data"]] == ["smollm2:135m", "gemma3:latest"]
+    assert listed["data"][0] == newest
+    assert (await http.get("/v1/models/SmolLM2:135m")).json() == newest
+    assert (await http.get("/v1/models/library/smollm2:135m")).json() == newest
+
+
+async def test_nothing_there(http: httpx.AsyncClient, routes: Routes) -> None:
+    await routes.publish(routes_snapshot(2, tags={}, versions={}, replicas=()))
+
+    async def empty() -> bool:
+        return (await http.get("/api/tags")).json() == {"models": []}
+
+    await eventually(empty)
+    assert (await http.get("/api/ps")).json() == {"models": []}
+    assert (await http.get("/v1/models")).json() == {"object": "list", "data": []}
+
+
+async def test_ps(http: httpx.AsyncClient, routes: Routes, redis: Redis, worker: Worker) -> None:
+    replicas = (
+        ReplicaRoute("r1", CHAT, "node2", "ready", 200, 20, 4096, 8),
+        ReplicaRoute("r2", CHAT, "node1", "starting", 100, 10, 4096, 8),
+        ReplicaRoute("r3", CHAT, "node1", "failed", 100, 10, 4096, 8),
+        ReplicaRoute("r4", BASE, "node1", "ready", 50, 0, 2048, 8),
+    )
+    await routes.publish(routes_snapshot(2, replicas=replicas))
+    queue = Queue(redis)
+    await queue.touch(CHAT, keep_alive_ms=60_000)
+    await queue.enqueue(GenerateRequest(new_id(), BASE, "g", "c", TextPrompt("")), cost=1, limit=9, keep_alive_ms=-1)
+
+    async def both() -> list[dict[str, object]] | None:
+        models: list[dict[str, object]] = (await http.get("/api/ps")).json()["models"]
+        return models if len(models) == 2 else None
+
+    forever, minute = await eventually(both)
+    now = datetime.now().astimezone()
+    assert (forever["name"], forever["queued"]) == ("gemma3:latest", 1)
+    assert (datetime.fromisoformat(str(forever["expires_at"])) - now).days > 100 * 365
+    left_s = (datetime.fromisoformat(str(minute.pop("expires_at"))) - now).total_seconds()
+    assert 50 < left_s <= 60
+    assert minute == {
+        "name": "smollm2:135m",
+        "model": "smollm2:135m",
+        "size": 300,
+        "digest": CHAT,
+        "details": DETAILS,
+        "size_vram": 30,
+        "context_length": 4096,
+        "nodes": ["node1", "node2"],
+        "replicas": 2,
+        "queued": 0,
+    }
