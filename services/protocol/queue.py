@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import msgspec
 from redis.asyncio import Redis
 
-from services.protocol.connection import redis_errors, wait_for_answer
+from services.protocol.connection import BLOCK_S, redis_errors, wait_for_answer
 from services.protocol.errors import QueueFull
 from services.protocol.messages import Cancel, Claim, Control, GenerateRequest, Wake
 from services.protocol.reports import WorkerReport, WorkerState
@@ -177,6 +177,7 @@ class Queue:
         async with self._redis.pubsub() as pubsub:
             with redis_errors():
                 await pubsub.subscribe(f"{self._prefix}:signal")
+                await pubsub.get_message(timeout=BLOCK_S)  # that it holds: no signal from here on is missed
             yield Signals(pubsub)
 
 

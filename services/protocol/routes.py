@@ -16,7 +16,6 @@ from redis.asyncio import Redis
 from services.protocol.connection import redis_errors
 from services.protocol.wire import Decoder, encode
 
-
 #: What every API key of ours begins with, so that leaked ones are found and other texts are not taken for one.
 KEY_PREFIX = "corral-"
 

@@ -97,20 +97,20 @@ class TestClaim:
 
     async def test_one_caller_is_served_in_order_when_earlier_ones_cost_less_than_estimated(self, queue: Queue) -> None:
         await join(queue, "worker-1")
-        await put(queue, "1", "2", "3", "4", cost=4000)
+        await put(queue, "z", "y", "x", "w", cost=4000)
         await take(queue, capacity=2)
-        await queue.settle("1", 1, cost=10)
-        await queue.settle("2", 1, cost=10)
-        await put(queue, "5", "6", cost=4000)
-        assert await take(queue, capacity=4) == ["3", "4", "5", "6"]
+        await queue.settle("z", 1, cost=10)
+        await queue.settle("y", 1, cost=10)
+        await put(queue, "v", "u", cost=4000)
+        assert await take(queue, capacity=4) == ["x", "w", "v", "u"]
 
     async def test_one_caller_is_served_in_order_when_earlier_ones_are_cancelled(self, queue: Queue) -> None:
         await join(queue, "worker-1")
-        await put(queue, "1", "2", "3")
-        await queue.cancel("1")
-        await queue.cancel("2")
-        await put(queue, "4", "5")
-        assert await take(queue, capacity=3) == ["3", "4", "5"]
+        await put(queue, "z", "y", "x", cost=1e9)
+        await queue.cancel("z")
+        await queue.cancel("y")
+        await put(queue, "w", "v")
+        assert await take(queue, capacity=3) == ["x", "w", "v"]
 
     async def test_a_worker_without_a_lease_gets_nothing(self, queue: Queue) -> None:
         """If it died with a claim, nobody would ever see that claim as lost."""
