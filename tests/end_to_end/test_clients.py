@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import ollama
 import openai
 import pytest
@@ -14,13 +16,15 @@ QUESTION = [{"role": "user", "content": "What is the capital of France? Answer i
 
 
 @pytest.fixture
-def openai_client(platform: Platform) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{platform.url}/v1", api_key="unused", max_retries=0)
+def openai_client(platform: Platform) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{platform.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture
-def ollama_client(platform: Platform) -> ollama.Client:
-    return ollama.Client(host=platform.url)
+def ollama_client(platform: Platform) -> Iterator[ollama.Client]:
+    with ollama.Client(host=platform.url) as client:
+        yield client
 
 
 def test_openai_chat(openai_client: openai.OpenAI) -> None:
