@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from celery import Celery
-from celery.exceptions import Reject
+from celery.exceptions import Reject, WorkerShutdown
 from celery.worker import WorkController, state
 
 from services.node.agent import Agent
@@ -49,7 +49,10 @@ class JobConsumer:
         return self._thread.is_alive()
 
     def _run(self) -> None:
-        self._restore()
+        try:
+            self._restore()
+        except WorkerShutdown:
+            return
         worker = WorkController(
             app=self._app,
             hostname=self._queue,
@@ -64,8 +67,11 @@ class JobConsumer:
         worker.start()
 
     def _restore(self) -> None:
+        def unreachable(error: Exception, interval_s: float) -> None:
+            log.warning("Redis does not answer (%s); next try in %s s", type(error).__name__, interval_s)
+
         with self._app.connection_for_write() as connection:
-            connection.ensure_connection(lambda error, wait: log.warning("Redis does not answer (%s)", type(error).__name__))
+            connection.ensure_connection(unreachable, callback=state.maybe_shutdown)
             channel = connection.default_channel
             for tag in channel.client.zrange(channel.unacked_index_key, 0, -1):
                 log.info("a job that was in work when the last agent died is taken up again")
@@ -92,6 +98,8 @@ def _app(agent: Agent, redis_url: str, queue: str) -> Celery:
             "unacked_index_key": f"{queue}.unacked_index",
             "unacked_mutex_key": f"{queue}.unacked_mutex",
             "visibility_timeout": _NEVER_S,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 5,
         },
     )
 

@@ -189,7 +189,7 @@ async def test_reports_and_jobs_survive_a_restart_of_redis(
     first = server()
     first.start()
     url = f"redis://127.0.0.1:{port}/0"
-    start_agent(CORRAL_REDIS_URL=url)
+    agent = start_agent(CORRAL_REDIS_URL=url)
     redis = connect(url)
     before = Driver(redis, url)
     await before.pull(str(tiny_gguf))
@@ -203,3 +203,5 @@ async def test_reports_and_jobs_survive_a_restart_of_redis(
         await after.pull(str(tiny_gguf))
         after.close()
         await redis.aclose()
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(15) == 0, "an agent without Redis stops all the same"
