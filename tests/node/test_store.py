@@ -268,4 +268,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 def test_any_sequence_of_changes(tmp_path: Path) -> None:
     StoreMachine.root = tmp_path
-    run_state_machine_as_test(StoreMachine, settings=settings(max_examples=30, stateful_step_count=15, deadline=None))
+    run_state_machine_as_test(StoreMachine, settings=settings(max_examples=20, stateful_step_count=10, deadline=None))
