@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from services.gateway.app import create_app
 from services.gateway.config import Settings
+from services.protocol.connection import connect
 from services.protocol.routes import Caller, ReplicaRoute, Routes, RoutesSnapshot, TagRoute, VersionRoute, key_hash
 from tests.conditions import eventually
 from tests.gateway.registry import TOKEN, StandInRegistry
@@ -65,8 +66,8 @@ async def routes(redis: Redis) -> Routes:
     return routes
 
 
-@pytest_asyncio.fixture
-async def registry() -> AsyncIterator[StandInRegistry]:
+@pytest_asyncio.fixture(scope="session")
+async def registry_server() -> AsyncIterator[StandInRegistry]:
     stand_in = StandInRegistry()
     async with serving(stand_in.app) as url:
         stand_in.url = url
@@ -74,8 +75,37 @@ async def registry() -> AsyncIterator[StandInRegistry]:
 
 
 @pytest.fixture
+def registry(registry_server: StandInRegistry) -> StandInRegistry:
+    """Was asked nothing yet."""
+    registry_server.forget()
+    return registry_server
+
+
+@pytest.fixture
 def settings(redis_url: str, registry: StandInRegistry) -> Settings:
+    return settings_for(redis_url, registry)
+
+
+def settings_for(redis_url: str, registry: StandInRegistry) -> Settings:
     return Settings(host="127.0.0.1:0", redis_url=redis_url, registry_url=registry.url, registry_token=TOKEN)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def standing_url(redis_url: str, registry_server: StandInRegistry) -> AsyncIterator[str]:
+    """Of a gateway for all tests that change nothing, on a database of its own."""
+    own_database = redis_url.removesuffix("/0") + "/1"
+    redis = connect(own_database)
+    await Routes(redis).publish(routes_snapshot())
+    await redis.aclose()
+    async with serving(create_app(settings_for(own_database, registry_server))) as url:
+        await ready(url)
+        yield url
+
+
+@pytest_asyncio.fixture
+async def standing(standing_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=standing_url, timeout=20) as client:
+        yield client
 
 
 @pytest_asyncio.fixture

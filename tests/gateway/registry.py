@@ -43,10 +43,13 @@ SHOWN = {
 class StandInRegistry:
     def __init__(self) -> None:
         self.url = ""
-        self.asked: list[tuple[str, str, Any]] = []
-        self.before_success: Callable[[], Any] | None = None
+        self.forget()
         self.app = FastAPI(openapi_url=None)
         self.app.add_api_route("/{path:path}", self._answer, methods=["GET", "POST", "DELETE"])
+
+    def forget(self) -> None:
+        self.asked: list[tuple[str, str, Any]] = []
+        self.before_success: Callable[[], Any] | None = None
 
     async def _answer(self, path: str, request: Request) -> Response:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":

@@ -15,6 +15,14 @@ from tests.conditions import eventually
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stopping = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Without uvicorn's tick of 0.1 s, which every test would wait for."""
+        await self.stopping.wait()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are pytest's."""
@@ -32,5 +40,5 @@ async def serving(app: Any, *, shutdown_s: int = 5, listener: socket.socket | No
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.should_exit = True
+        server.stopping.set()
         await task

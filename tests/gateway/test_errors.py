@@ -34,15 +34,15 @@ HI = [{"role": "user", "content": "Hi"}]
         ("/api/pull", {"model": ""}, 400, "invalid model name"),
     ],
 )
-async def test_ollama(http: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, message: str) -> None:
-    response = await http.post(path, json=body)
+async def test_ollama(standing: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, message: str) -> None:
+    response = await standing.post(path, json=body)
     assert (response.status_code, response.json()) == (status, {"error": message})
     assert response.headers["content-type"] == "application/json; charset=utf-8"
 
 
-async def test_ollama_without_a_body(http: httpx.AsyncClient) -> None:
+async def test_ollama_without_a_body(standing: httpx.AsyncClient) -> None:
     for path in ("/api/chat", "/api/generate", "/api/show", "/api/pull"):
-        response = await http.post(path)
+        response = await standing.post(path)
         assert (response.status_code, response.json()) == (400, {"error": "missing request body"})
 
 
@@ -80,12 +80,12 @@ async def test_ollama_without_a_body(http: httpx.AsyncClient) -> None:
         ),
     ],
 )
-async def test_openai(http: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, error: dict[str, Any]) -> None:
-    response = await http.post(path, json=body)
+async def test_openai(standing: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, error: dict[str, Any]) -> None:
+    response = await standing.post(path, json=body)
     assert (response.status_code, response.json()) == (status, {"error": error})
 
 
-async def test_unknown_paths_and_wrong_verbs(http: httpx.AsyncClient) -> None:
+async def test_unknown_paths_and_wrong_verbs(standing: httpx.AsyncClient) -> None:
     for method, path, status, text in (
         ("GET", "/nowhere", 404, "404 page not found"),
         ("GET", "/api/chat/", 404, "404 page not found"),
@@ -93,19 +93,19 @@ async def test_unknown_paths_and_wrong_verbs(http: httpx.AsyncClient) -> None:
         ("GET", "/api/chat", 405, "405 method not allowed"),
         ("POST", "/api/tags", 405, "405 method not allowed"),
     ):
-        response = await http.request(method, path)
+        response = await standing.request(method, path)
         assert (response.status_code, response.text) == (status, text)
         assert response.headers["content-type"].startswith("text/plain")
-    response = await http.get("/v1/nowhere")
+    response = await standing.get("/v1/nowhere")
     assert response.status_code == 404
     assert response.json()["error"]["message"] == "404 page not found"
-    assert (await http.get("/v1/models/nope")).json()["error"]["message"] == "model 'nope' not found"
+    assert (await standing.get("/v1/models/nope")).json()["error"]["message"] == "model 'nope' not found"
 
 
-async def test_a_body_that_is_too_large(http: httpx.AsyncClient) -> None:
+async def test_a_body_that_is_too_large(standing: httpx.AsyncClient) -> None:
     async def endless() -> Any:
         for _ in range(65):
             yield b" " * 2**20
 
-    response = await http.post("/api/chat", content=endless())
+    response = await standing.post("/api/chat", content=endless())
     assert response.status_code == 413

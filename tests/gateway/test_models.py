@@ -26,18 +26,18 @@ DETAILS = {
 }
 
 
-async def test_heartbeat_and_version(http: httpx.AsyncClient) -> None:
-    response = await http.get("/")
+async def test_heartbeat_and_version(standing: httpx.AsyncClient) -> None:
+    response = await standing.get("/")
     assert (response.status_code, response.content) == (200, b"Ollama is running")
     assert response.headers["content-type"].startswith("text/plain")
-    assert (await http.head("/")).status_code == 200
-    assert (await http.get("/api/version")).json()["version"][0].isdigit()
-    assert (await http.head("/api/version")).content == b""
-    assert (await http.head("/api/tags")).status_code == 200
+    assert (await standing.head("/")).status_code == 200
+    assert (await standing.get("/api/version")).json()["version"][0].isdigit()
+    assert (await standing.head("/api/version")).content == b""
+    assert (await standing.head("/api/tags")).status_code == 200
 
 
-async def test_tags(http: httpx.AsyncClient) -> None:
-    newest, older = (await http.get("/api/tags")).json()["models"]
+async def test_tags(standing: httpx.AsyncClient) -> None:
+    newest, older = (await standing.get("/api/tags")).json()["models"]
     modified_at = newest.pop("modified_at")
     assert newest == {
         "name": "smollm2:135m",
@@ -51,14 +51,14 @@ async def test_tags(http: httpx.AsyncClient) -> None:
     assert older["name"] == "gemma3:latest"
 
 
-async def test_openai_models(http: httpx.AsyncClient) -> None:
+async def test_openai_models(standing: httpx.AsyncClient) -> None:
     newest = {"id": "smollm2:135m", "object": "model", "created": 1_790_000_000, "owned_by": "library"}
-    listed = (await http.get("/v1/models")).json()
+    listed = (await standing.get("/v1/models")).json()
     assert listed["object"] == "list"
     assert [model["id"] for model in listed["data"]] == ["smollm2:135m", "gemma3:latest"]
     assert listed["data"][0] == newest
-    assert (await http.get("/v1/models/SmolLM2:135m")).json() == newest
-    assert (await http.get("/v1/models/library/smollm2:135m")).json() == newest
+    assert (await standing.get("/v1/models/SmolLM2:135m")).json() == newest
+    assert (await standing.get("/v1/models/library/smollm2:135m")).json() == newest
 
 
 async def test_nothing_there(http: httpx.AsyncClient, routes: Routes) -> None:

@@ -53,18 +53,18 @@ def test_foreign_hosts(host: str) -> None:
     assert not local_host(host)
 
 
-async def test_over_http(http: httpx.AsyncClient) -> None:
+async def test_over_http(standing: httpx.AsyncClient) -> None:
     local = {"Origin": "http://localhost:3000"}
-    response = await http.get("/api/tags", headers=local)
+    response = await standing.get("/api/tags", headers=local)
     assert response.headers["access-control-allow-origin"] == "http://localhost:3000"
     assert response.headers["vary"] == "Origin"
-    assert (await http.get("/nowhere", headers=local)).headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert (await standing.get("/nowhere", headers=local)).headers["access-control-allow-origin"] == "http://localhost:3000"
 
-    response = await http.get("/api/tags", headers={"Origin": "https://evil.example"})
+    response = await standing.get("/api/tags", headers={"Origin": "https://evil.example"})
     assert (response.status_code, response.content) == (403, b"")
     assert "access-control-allow-origin" not in response.headers
 
-    preflight = await http.options(
+    preflight = await standing.options(
         "/api/chat", headers=local | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
     )
     assert (preflight.status_code, preflight.content) == (204, b"")
@@ -72,5 +72,5 @@ async def test_over_http(http: httpx.AsyncClient) -> None:
     allowed = {name.strip().lower() for name in preflight.headers["access-control-allow-headers"].split(",")}
     assert {"authorization", "content-type", "x-api-key", "x-stainless-retry-count"} <= allowed
 
-    rebound = await http.get("/api/tags", headers={"Host": "evil.example"})
+    rebound = await standing.get("/api/tags", headers={"Host": "evil.example"})
     assert (rebound.status_code, rebound.content) == (403, b"")
