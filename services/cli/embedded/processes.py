@@ -85,7 +85,7 @@ def listener(port: int) -> int | None:
     sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for pid in _pids():
         try:
-            if any(os.readlink(entry) in sockets for entry in os.scandir(_PROC / str(pid) / "fd")):
+            if any(os.readlink(entry) in sockets for entry in (_PROC / str(pid) / "fd").iterdir()):
                 return pid
         except OSError:
             continue

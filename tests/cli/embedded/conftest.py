@@ -1,0 +1,49 @@
+"""A home folder, and parts that are small real processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.cli.embedded.home import Home
+from services.cli.embedded.part import Part
+from services.cli.embedded.processes import MARK
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    # Under root PostgreSQL has a user of its own, who has to pass through pytest's folder.
+    tmp_path.parent.parent.chmod(0o711)
+    tmp_path.parent.chmod(0o711)
+    home = Home(tmp_path / "home")
+    home.prepare()
+    return home
+
+
+MakePart = Callable[..., Part]
+
+
+@pytest.fixture
+def make_part(home: Home) -> MakePart:
+    """A part that runs a piece of Python, in which `home` is the folder's path and `READY` says that it is up."""
+
+    def make(name: str, code: str, *, grace_s: float = 10) -> Part:
+        mark = home.path / f"{name}.started"
+
+        async def started(_pid: int) -> bool:
+            return mark.exists()
+
+        start = "import os, pathlib, signal, subprocess, sys, time\n" + f"home = pathlib.Path({str(home.path)!r})\n"
+        return Part(
+            name=name,
+            command=(sys.executable, "-c", start + code.replace("READY", f"pathlib.Path({str(mark)!r}).touch()")),
+            environment={"PATH": os.environ["PATH"], MARK: str(home.path)},
+            ready=started,
+            grace_s=grace_s,
+        )
+
+    return make

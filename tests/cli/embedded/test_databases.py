@@ -1,0 +1,107 @@
+"""The real servers from the wheels, as parts."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError
+
+from services.cli.embedded import processes
+from services.cli.embedded.home import Home
+from services.cli.embedded.ports import free_ports
+from services.cli.embedded.postgres import Postgres
+from services.cli.embedded.supervisor import Supervisor
+from services.cli.embedded.valkey import Valkey
+from services.cli.errors import CommandError
+
+PASSWORD = "a-password-that-nobody-may-see"
+
+
+@pytest_asyncio.fixture
+async def supervisor(home: Home) -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(home, print, start_timeout_s=30)
+    yield supervisor
+    await supervisor.stop()
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+    assert processes.marked(home.path) == set()
+
+
+def arguments(home: Home) -> str:
+    return "".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in processes.marked(home.path))
+
+
+def logs(home: Home) -> str:
+    return "".join(log.read_text() for log in home.logs.iterdir())
+
+
+def ask(postgres: Postgres, statement: str) -> object:
+    with psycopg.connect(postgres.url.replace("+psycopg", ""), connect_timeout=5) as connection:
+        row = connection.execute(statement).fetchone()
+        return row and row[0]
+
+
+async def test_postgresql_keeps_its_data_and_its_secret(home: Home, supervisor: Supervisor) -> None:
+    postgres = Postgres(home.path, port=free_ports(1)[0], password=PASSWORD)
+    await postgres.prepare(new_password=True)
+    await supervisor.start(postgres.part)
+    assert ask(postgres, "select current_database()") == "corral"
+    assert ask(postgres, "select pg_encoding_to_char(encoding) from pg_database where datname = 'corral'") == "UTF8"
+    wrong = Postgres(home.path, port=int(postgres.part.port or 0), password="wrong")
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        ask(wrong, "select 1")
+    assert PASSWORD not in arguments(home) + logs(home)
+    await supervisor.stop()
+    assert not (home.path / "postgres" / "postmaster.pid").exists()
+
+
+async def test_postgresql_takes_a_new_password_where_the_old_one_is_lost(home: Home, supervisor: Supervisor) -> None:
+    await Postgres(home.path, port=1, password="lost").prepare(new_password=True)
+    postgres = Postgres(home.path, port=free_ports(1)[0], password=PASSWORD)
+    await postgres.prepare(new_password=True)
+    await supervisor.start(postgres.part)
+    assert ask(postgres, "select 1") == 1
+
+
+@pytest.mark.parametrize("major", ["17", "19"])
+async def test_data_of_another_major_version_is_left_alone(home: Home, major: str) -> None:
+    data = home.path / "postgres"
+    data.mkdir()
+    (data / "PG_VERSION").write_text(f"{major}\n")
+    with pytest.raises(CommandError, match=rf"was made by PostgreSQL {major} and 18 is installed; use the release"):
+        await Postgres(home.path, port=1, password=PASSWORD).prepare(new_password=False)
+
+
+async def test_an_interrupted_first_start_leaves_nothing_half_made(home: Home) -> None:
+    postgres = Postgres(home.path, port=1, password=PASSWORD)
+    preparing = asyncio.create_task(postgres.prepare(new_password=True))
+    while not (home.path / "postgres.new" / "PG_VERSION").exists():
+        await asyncio.sleep(0)
+    preparing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await preparing
+    assert not postgres.data.exists()
+    assert processes.marked(home.path) == set()
+    await postgres.prepare(new_password=True)
+    assert postgres.data.exists()
+
+
+async def test_valkey_keeps_its_data_and_its_secret(home: Home, supervisor: Supervisor) -> None:
+    valkey = Valkey(home.path, port=free_ports(1)[0], password=PASSWORD)
+    await supervisor.start(valkey.part)
+    async with Redis.from_url(valkey.url) as redis:
+        await redis.set("kept", "yes")
+    async with Redis.from_url(f"redis://127.0.0.1:{valkey.part.port}") as stranger:
+        with pytest.raises(AuthenticationError):
+            await stranger.get("kept")
+    assert PASSWORD not in arguments(home) + logs(home)
+    await supervisor.stop()
+    await supervisor.start(valkey.part)
+    async with Redis.from_url(valkey.url) as redis:
+        assert await redis.get("kept") == b"yes"

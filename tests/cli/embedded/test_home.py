@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from services.cli.embedded.home import Home
+from services.cli.embedded.secrets import load_secrets
+from services.cli.errors import CommandError
+
+
+def test_one_platform_at_a_time(home: Home) -> None:
+    assert home.holder() is None
+    with home.locked():
+        assert home.holder() == os.getpid()
+        with pytest.raises(CommandError, match=rf"is in use by another Corral \(pid {os.getpid()}\).*--home$"), home.locked():
+            pass
+    assert not (home.path / "lock").exists()
+    with home.locked():
+        pass
+
+
+def test_a_lock_that_a_killed_platform_left_is_no_hindrance(home: Home) -> None:
+    (home.path / "lock").write_text("12345")
+    assert home.holder() is None
+    with home.locked():
+        assert (home.path / "lock").read_text() == str(os.getpid())
+
+
+def test_a_disk_that_is_full(home: Home) -> None:
+    home.require_space(1)
+    with pytest.raises(CommandError, match=r"of free disk and Corral needs 1024\.0 TiB; free some"):
+        home.require_space(2**50)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CommandError, match=r"^cannot make .*; choose a folder that you may write to"):
+        Home(tmp_path / "file" / "home").prepare()
+
+
+def test_nobody_else_reads_the_folders(home: Home) -> None:
+    for folder in ("logs", "run", "valkey", "models", "node"):
+        assert stat.S_IMODE((home.path / folder).stat().st_mode) == 0o700
+    assert not (home.path.stat().st_mode & stat.S_IROTH)
+
+
+def test_how_it_is_shown() -> None:
+    assert Home(Path.home() / ".corral").display == "~/.corral"
+    assert Home(Path("/srv/corral")).display == "/srv/corral"
+
+
+def test_secrets_are_made_once_and_are_private(home: Home) -> None:
+    path = home.path / "secrets.json"
+    made = load_secrets(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load_secrets(path) == made
+    assert len({made.database_password, made.valkey_password, made.registry_token}) == 3
+    assert made.registry_token not in repr(made)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"database_password": "x"}'])
+def test_damaged_secrets(home: Home, text: str) -> None:
+    path = home.path / "secrets.json"
+    path.write_text(text)
+    with pytest.raises(CommandError, match="is damaged; remove it"):
+        load_secrets(path)

@@ -1,0 +1,204 @@
+"""With real processes: crashes, restarts, order, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from services.cli.embedded import processes
+from services.cli.embedded.home import Home
+from services.cli.embedded.supervisor import STOP_ORDER, Supervisor
+from services.cli.errors import PartFailed
+from tests.cli.embedded.conftest import MakePart
+from tests.conditions import eventually, eventually_sync
+
+#: Once it is READY it ends when it is told to, and notes that.
+PATIENT = """
+def end(*_):
+    with open(home / 'order', 'a') as file: file.write(NAME + '\\n')
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+READY
+signal.pause()
+"""
+
+STUBBORN = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+READY
+while True: signal.pause()
+"""
+
+
+def patient(name: str) -> str:
+    return PATIENT.replace("NAME", repr(name))
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest_asyncio.fixture
+async def supervisor(home: Home, said: list[str]) -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(home, said.append, start_timeout_s=10)
+    yield supervisor
+    await supervisor.stop()
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+
+
+def parts(home: Home) -> dict[str, dict[str, int | None]]:
+    found: dict[str, dict[str, int | None]] = json.loads(home.parts_file.read_text())
+    return found
+
+
+async def test_parts_are_listed_while_they_run(home: Home, supervisor: Supervisor, make_part: MakePart) -> None:
+    await supervisor.start(make_part("gateway", patient("gateway")))
+    pid = parts(home)["gateway"]["pid"]
+    assert pid is not None
+    assert pid in processes.marked(home.path)
+    assert home.parts_file.stat().st_mode & 0o777 == 0o600
+    await supervisor.stop()
+    assert not home.parts_file.exists()
+    assert processes.marked(home.path) == set()
+
+
+async def test_a_crash_is_one_line_and_the_part_comes_back(
+    home: Home, supervisor: Supervisor, make_part: MakePart, said: list[str]
+) -> None:
+    await supervisor.start(make_part("gateway", patient("gateway")))
+    await supervisor.start(make_part("registry", patient("registry")))
+    before = parts(home)
+    pid = before["registry"]["pid"]
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: "registry is up again" in said)
+    assert said == [
+        f"registry was ended by SIGKILL; starting it again in 0.5 s (log: {home.logs}/registry.log)",
+        "registry is up again",
+    ]
+    assert parts(home)["registry"] != before["registry"]
+    assert parts(home)["gateway"] == before["gateway"]
+
+
+async def test_a_part_that_never_becomes_ready_ends_the_start(
+    home: Home, supervisor: Supervisor, make_part: MakePart, said: list[str]
+) -> None:
+    with pytest.raises(PartFailed) as failed:
+        await supervisor.start(make_part("registry", "print('the port is taken', flush=True); sys.exit(3)"))
+    assert str(failed.value) == f"registry ended with exit code 3: the port is taken (log: {home.logs}/registry.log)"
+    assert len(said) == 2
+
+
+async def test_a_part_that_hangs_ends_the_start(home: Home, said: list[str], make_part: MakePart) -> None:
+    supervisor = Supervisor(home, said.append, start_timeout_s=0.5)
+    with pytest.raises(PartFailed, match="^node agent was not ready after 0 s"):
+        await supervisor.start(make_part("node agent", "signal.pause()"))
+    await supervisor.stop()
+    assert processes.marked(home.path) == set()
+
+
+async def test_stopping_goes_in_order(home: Home, supervisor: Supervisor, make_part: MakePart) -> None:
+    for name in reversed(STOP_ORDER):
+        await supervisor.start(make_part(name, patient(name)))
+    await supervisor.stop()
+    assert (home.path / "order").read_text().splitlines() == list(STOP_ORDER)
+
+
+async def test_a_part_that_will_not_end_is_made_to(
+    supervisor: Supervisor, make_part: MakePart, said: list[str], home: Home
+) -> None:
+    await supervisor.start(make_part("gateway", STUBBORN, grace_s=0.2))
+    await supervisor.stop()
+    assert said == ["gateway does not end in time and is made to"]
+    assert processes.marked(home.path) == set()
+
+
+async def test_hurrying_waits_for_nobody(supervisor: Supervisor, make_part: MakePart, home: Home) -> None:
+    await supervisor.start(make_part("gateway", STUBBORN, grace_s=60))
+    await supervisor.start(make_part("registry", STUBBORN, grace_s=60))
+    started = time.monotonic()
+    stopping = asyncio.create_task(supervisor.stop())
+    asyncio.get_running_loop().call_later(0.1, supervisor.hurry)
+    await stopping
+    assert time.monotonic() - started < 5
+    assert processes.marked(home.path) == set()
+
+
+async def test_a_crashed_part_is_not_restarted_while_stopping(supervisor: Supervisor, make_part: MakePart, home: Home) -> None:
+    await supervisor.start(make_part("gateway", patient("gateway")))
+    pid = parts(home)["gateway"]["pid"]
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await supervisor.stop()
+    assert processes.marked(home.path) == set()
+
+
+async def test_what_a_part_started_is_ended_too(
+    supervisor: Supervisor, make_part: MakePart, said: list[str], home: Home
+) -> None:
+    """An agent that crashed and left a worker."""
+    code = (
+        "subprocess.Popen([sys.executable, '-c', 'import signal, sys; signal.signal(15, lambda *_: sys.exit()); signal.pause()'],"
+        " start_new_session=True)\n" + patient("node agent")
+    )
+    await supervisor.start(make_part("node agent", code))
+    pid = parts(home)["node agent"]["pid"]
+    assert pid is not None
+    worker = next(iter(processes.marked(home.path) - {pid}))
+    os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: "node agent is up again" in said)
+    assert worker in processes.marked(home.path), "it goes on while its agent is restarted"
+    await supervisor.stop()
+    assert "ending what was left behind" in said[-1]
+    assert processes.marked(home.path) == set()
+
+
+async def test_adopted_children_are_buried(supervisor: Supervisor, make_part: MakePart, home: Home) -> None:
+    code = (
+        "READY\n"
+        "orphan = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(0.2)'], start_new_session=True)\n"
+        "(home / 'orphan').write_text(str(orphan.pid))\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    await supervisor.start(make_part("node agent", code))
+    orphan = int(await eventually(lambda: (home.path / "orphan").exists() and (home.path / "orphan").read_text()))
+    await eventually(lambda: not Path(f"/proc/{orphan}").exists())
+
+
+SUPERVISE = """
+import asyncio, pathlib, sys
+from services.cli.embedded.home import Home
+from services.cli.embedded.part import Part
+from services.cli.embedded.processes import MARK
+from services.cli.embedded.supervisor import Supervisor
+
+async def ready(_pid): return True
+
+async def main():
+    home = Home(pathlib.Path(sys.argv[1]))
+    supervisor = Supervisor(home, print, start_timeout_s=10)
+    await supervisor.start(Part("gateway", (sys.executable, "-c", "import time; time.sleep(600)"), ready, {MARK: str(home.path)}))
+    print("started", flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_parts_do_not_outlive_a_killed_supervisor(home: Home) -> None:
+    with subprocess.Popen([sys.executable, "-c", SUPERVISE, str(home.path)], stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout
+        assert supervisor.stdout.readline() == "started\n"
+        assert len(processes.marked(home.path)) == 1
+        supervisor.kill()
+    eventually_sync(lambda: processes.marked(home.path) == set())

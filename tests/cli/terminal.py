@@ -1,0 +1,73 @@
+"""The command on a terminal of its own: what a person sees and types."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from types import TracebackType
+from typing import Self
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+class Terminal:
+    def __init__(self, arguments: list[str], environment: dict[str, str], *, deadline_s: float = 30) -> None:
+        self._deadline = time.monotonic() + deadline_s
+        self._bytes = b""
+        self._fd, other = pty.openpty()
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        self._process = subprocess.Popen(
+            # setsid makes the terminal the command's own, so that Ctrl-C becomes a signal.
+            ["setsid", "--ctty", sys.executable, "-m", "services.cli", *arguments],
+            env=environment | {"TERM": "xterm-256color"},
+            stdin=other,
+            stdout=other,
+            stderr=other,
+        )
+        os.close(other)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._fd)
+
+    @property
+    def said(self) -> str:
+        """Everything that was written, without colours and cursor movements."""
+        return _ESCAPES.sub("", self._bytes.decode(errors="replace"))
+
+    def type(self, keys: str) -> None:
+        os.write(self._fd, keys.encode())
+
+    def expect(self, text: str, *, times: int = 1) -> None:
+        """Returns once `text` has been written so many times."""
+        while self.said.count(text) < times:
+            assert time.monotonic() < self._deadline, f"{text!r} not in {self.said!r}"
+            self._read()
+
+    def wait(self) -> int:
+        """The exit code, once the command has ended."""
+        while self._read():
+            assert time.monotonic() < self._deadline, self.said
+        return self._process.wait(timeout=5)
+
+    def _read(self) -> bool:
+        if select.select([self._fd], [], [], 0.1)[0]:
+            try:
+                data = os.read(self._fd, 65536)
+            except OSError:  # Linux's way of saying that the other side has closed a terminal
+                return False
+            self._bytes += data
+            return bool(data)
+        return True

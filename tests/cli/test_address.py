@@ -1,0 +1,46 @@
+import pytest
+
+from services.cli.address import parse_address
+from services.cli.errors import CommandError
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("127.0.0.1:11434", "http://127.0.0.1:11434"),
+        ("", "http://127.0.0.1:11434"),
+        ("example.org", "http://example.org:11434"),
+        ("example.org:80", "http://example.org:80"),
+        ("http://example.org", "http://example.org:80"),
+        ("https://example.org", "https://example.org:443"),
+        ("https://example.org:8443/corral/", "https://example.org:8443/corral"),
+        (":8080", "http://127.0.0.1:8080"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("[::]:8080", "http://[::1]:8080"),
+        ("::1", "http://[::1]:11434"),
+        (" localhost ", "http://localhost:11434"),
+    ],
+)
+def test_forms_of_an_address(text: str, url: str) -> None:
+    assert parse_address(text).url == url
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:none", "127.0.0.1:0", "127.0.0.1:70000", "ftp://example.org", "://x"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(CommandError, match="^CORRAL_HOST: "):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("localhost:1", True),
+        ("[::1]:80", True),
+        ("0.0.0.0", False),
+        (":80", False),
+        ("example.org", False),
+    ],
+)
+def test_whether_only_this_machine_can_reach_it(text: str, loopback: bool) -> None:
+    assert parse_address(text).loopback is loopback

@@ -1,0 +1,209 @@
+"""Arguments and the server's answer in; what is printed and the exit code out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Corral
+from tests.cli.wire import KEY, LOADED, MODEL, NODE, SHOWN, Answer, Gateway
+
+LISTINGS: list[tuple[list[str], str, Any, str]] = [
+    (
+        ["list"],
+        "GET /api/tags",
+        {"models": [MODEL]},
+        "NAME            ID              SIZE     MODIFIED\nsmollm2:135m    1a4fe4fc0718    98 MB    6 years ago\n",
+    ),
+    (["ls", "SMOL"], "GET /api/tags", {"models": [MODEL]}, "smollm2:135m    1a4fe4fc0718    98 MB    6 years ago\n"),
+    (["list", "other"], "GET /api/tags", {"models": [MODEL]}, "NAME    ID    SIZE    MODIFIED\n"),
+    (
+        ["ps"],
+        "GET /api/ps",
+        {"models": [LOADED]},
+        "NAME            ID              SIZE      PROCESSOR    CONTEXT    UNTIL\n"
+        "smollm2:135m    1a4fe4fc0718    951 MB    100% CPU     4096       Forever\n",
+    ),
+    (["ps"], "GET /api/ps", {"models": [LOADED | {"size_vram": 951_000_000}]}, "100% GPU"),
+    (["ps"], "GET /api/ps", {"models": [LOADED | {"size_vram": 475_500_000}]}, "50%/50% CPU/GPU"),
+    (["ps"], "GET /api/ps", {"models": [LOADED | {"expires_at": "2020-01-01T00:00:00Z"}]}, "Stopping..."),
+    (
+        ["nodes"],
+        "GET /registry/v1/nodes",
+        {"nodes": [NODE]},
+        "vm      ready    2       4.0 GiB of 8.0 GiB    512.0 GiB of 1.0 TiB    H100       3         1           6 years ago\n",
+    ),
+    (
+        ["key", "list"],
+        "GET /registry/v1/keys",
+        {"keys": [KEY, KEY | {"name": "bob", "team": "", "admin": False, "revoked_at": "2020-01-01T00:00:00Z"}]},
+        "NAME    KEY                TEAM    MAY      CREATED        REVOKED\n"
+        "ada     corral-AbCdE...    red     admin    6 years ago    -\n"
+        "bob     corral-AbCdE...    -       use      6 years ago    6 years ago\n",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "route", "body", "expected"), LISTINGS)
+def test_listings(corral: Corral, gateway: Gateway, arguments: list[str], route: str, body: Any, expected: str) -> None:
+    gateway.answer(route, Answer(body=body))
+    done = corral(*arguments)
+    assert (done.code, done.err) == (0, "")
+    assert expected in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "route", "body"),
+    [
+        (["list"], "GET /api/tags", {"models": [MODEL]}),
+        (["ps"], "GET /api/ps", {"models": [LOADED]}),
+        (["nodes"], "GET /registry/v1/nodes", {"nodes": [NODE]}),
+        (["key", "list"], "GET /registry/v1/keys", {"keys": [KEY]}),
+        (["show", "m"], "POST /api/show", SHOWN),
+    ],
+)
+def test_listings_as_json(corral: Corral, gateway: Gateway, arguments: list[str], route: str, body: Any) -> None:
+    gateway.answer(route, Answer(body=body))
+    done = corral(*arguments, "--json")
+    assert (done.code, json.loads(done.out)) == (0, body)
+
+
+def test_show(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("POST /api/show", Answer(body=SHOWN))
+    assert corral("show", "smollm2:135m").out == (
+        "  Model\n"
+        "    architecture        llama\n"
+        "    parameters          134.52M\n"
+        "    context length      8192\n"
+        "    embedding length    576\n"
+        "    quantization        Q4_1\n\n"
+        "  Capabilities\n    completion\n    chat\n\n"
+        '  Parameters\n    stop           "<|im_end|>"\n    temperature    0.2\n\n'
+        "  System\n    Be brief.\n    Be kind.\n    ...\n\n"
+        "  License\n    Apache License\n\n"
+    )
+    assert gateway.bodies("POST /api/show") == [{"model": "smollm2:135m"}]
+
+
+def test_show_of_a_model_of_which_little_is_known(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("POST /api/show", Answer(body={"details": {"family": "llama"}, "model_info": {}}))
+    assert corral("show", "m").out == "  Model\n    architecture    llama\n\n"
+
+
+def test_rm(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("DELETE /registry/v1/models", Answer(), Answer(404, {"error": "model 'b' not found"}))
+    done = corral("rm", "a", "b", "c")
+    assert (done.code, done.out, done.err) == (1, "deleted 'a'\n", "Error: model 'b' not found\n")
+    assert gateway.bodies("DELETE /registry/v1/models") == [{"model": "a"}, {"model": "b"}]
+
+
+def test_stop(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("POST /api/generate", Answer(body={"done": True}), Answer(404, {"error": "model 'x' not found"}))
+    assert corral("stop", "m").out == "stopping 'm'\n"
+    assert gateway.bodies("POST /api/generate") == [{"model": "m", "keep_alive": 0, "stream": False}]
+    done = corral("stop", "x")
+    assert (done.code, done.err) == (1, 'Error: couldn\'t find model "x" to stop\n')
+
+
+def test_a_new_key_is_alone_on_stdout(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("POST /registry/v1/keys", Answer(201, KEY | {"secret": "corral-s3cret"}))
+    done = corral("key", "create", "ada", "--team", "red", "--admin")
+    assert (done.code, done.out) == (0, "corral-s3cret\n")
+    assert "an admin key named 'ada'" in done.err
+    assert "s3cret" not in done.err
+    assert gateway.bodies("POST /registry/v1/keys") == [{"name": "ada", "team": "red", "admin": True}]
+    assert json.loads(corral("key", "create", "ada", "--json").out)["secret"] == "corral-s3cret"
+
+
+def test_revoking_a_key(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("DELETE /registry/v1/keys/ada", Answer())
+    assert corral("key", "revoke", "ada").out == "revoked 'ada'\n"
+
+
+def test_status(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("GET /readyz", Answer(body={"status": "ok"}), Answer(503, {"status": "unavailable", "missing": ["redis"]}))
+    gateway.answer("GET /api/version", Answer(body={"version": "1.2.3"}))
+    gateway.answer("GET /api/ps", Answer(body={"models": [LOADED]}))
+    gateway.answer("GET /registry/v1/nodes", Answer(body={"nodes": [NODE]}), Answer(403, {"error": "this needs an admin key"}))
+    done = corral("status")
+    assert done.code == 0
+    assert done.out.startswith(f"Corral 1.2.3 at {gateway.url} is ready\n")
+    assert "vm " in done.out
+    assert "smollm2:135m" in done.out
+    done = corral("status", "--json")
+    assert done.code == 1, "not ready"
+    found = json.loads(done.out)
+    assert (found["ready"], found["checks"]["missing"], found["nodes"], found["parts"]) == (False, ["redis"], None, None)
+
+
+def test_the_key_goes_along(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("GET /api/tags", Answer(body={"models": []}))
+    corral("list", CORRAL_API_KEY="corral-k")
+    assert gateway.headers[-1]["Authorization"] == "Bearer corral-k"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Answer(401, {"error": "an API key is required"}), "an API key is required; set CORRAL_API_KEY"),
+        (Answer(403, {"error": "this needs an admin key"}), "this needs an admin key"),
+        (Answer(503, {"error": {"message": "in OpenAI's shape"}}), "in OpenAI's shape"),
+        (Answer(502), "the server answered 502"),
+    ],
+)
+def test_refusals_are_one_line(corral: Corral, gateway: Gateway, answer: Answer, message: str) -> None:
+    gateway.answer("GET /api/tags", answer)
+    done = corral("list")
+    assert (done.code, done.out, done.err) == (1, "", f"Error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["pull"], {}, "Missing argument 'source'."),
+        (["lst"], {}, "No such command 'lst'. Did you mean 'list', 'ls'?"),
+        (["list", "--jsn"], {}, "No such option: --jsn (Possible options: --json)"),
+        (["run", "m", "hi", "--seed", "x"], {}, "Invalid value for '--seed': "),
+        (["list"], {"CORRAL_HOST": "127.0.0.1:x"}, "CORRAL_HOST: 'x' is no port"),
+        (["list"], {"CORRAL_MIN_FREE_BYTES": "few"}, "CORRAL_MIN_FREE_BYTES: Input should be a valid integer"),
+    ],
+)
+def test_wrong_usage_is_one_line(corral: Corral, arguments: list[str], environment: dict[str, str], message: str) -> None:
+    done = corral(*arguments, **environment)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"Error: {message}")
+    assert done.err.count("\n") == 1
+
+
+def test_nobody_there(corral: Corral) -> None:
+    done = corral("list", CORRAL_HOST="127.0.0.1:1")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == 'Error: no Corral at http://127.0.0.1:1; start one with "corral up" or set CORRAL_HOST\n'
+
+
+def test_the_address_may_be_ollamas(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("GET /api/tags", Answer(body={"models": []}))
+    assert corral("list", CORRAL_HOST="", OLLAMA_HOST=gateway.url).code == 0
+
+
+def test_help(corral: Corral) -> None:
+    done = corral("--help")
+    assert done.code == 0
+    for command in ("up", "pull", "run", "list", "ps", "show", "stop", "rm", "status", "nodes", "key"):
+        assert f" {command} " in done.out
+    bare = corral()
+    assert "Usage:" in bare.out
+    assert "Error" not in bare.err
+    assert corral("--version").out.startswith("corral ")
+
+
+def test_a_reader_that_leaves_is_no_error(gateway: Gateway, environment: dict[str, str]) -> None:
+    gateway.answer("GET /api/tags", Answer(body={"models": [MODEL] * 20_000}))
+    command = f"{sys.executable} -m services.cli list | head -n 1"
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("NAME")
+    assert done.stderr == ""

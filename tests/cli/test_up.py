@@ -1,0 +1,148 @@
+"""`corral up` from outside: what it says when it cannot start, and what a killed one leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from services.cli.embedded import processes
+from services.cli.embedded.home import Home
+from services.cli.embedded.ports import free_ports
+from tests.conditions import eventually_sync
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    tmp_path.parent.parent.chmod(0o711)
+    tmp_path.parent.chmod(0o711)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def variables(home: Path) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CORRAL_", "OLLAMA_"))}
+    return inherited | {"CORRAL_HOME": str(home), "CORRAL_HOST": f"127.0.0.1:{free_ports(1)[0]}"}
+
+
+def refused(variables: dict[str, str]) -> str:
+    """The one line of a `corral up` that does not start."""
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli", "up", "--no-demo"],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_an_address_in_use(variables: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        message = refused(variables | {"CORRAL_HOST": f"127.0.0.1:{port}"})
+    assert f"127.0.0.1:{port} is in use by " in message
+    assert f"(pid {os.getpid()})" in message
+    assert f"CORRAL_HOST=127.0.0.1:{port + 1}" in message
+
+
+def test_a_folder_in_use(variables: dict[str, str], home: Path) -> None:
+    folder = Home(home)
+    folder.prepare()
+    with folder.locked():
+        assert f"is in use by another Corral (pid {os.getpid()})" in refused(variables)
+
+
+def test_a_full_disk(variables: dict[str, str], home: Path) -> None:
+    assert f"{home} has " in refused(variables | {"CORRAL_MIN_FREE_BYTES": str(2**60)})
+    assert not (home / "lock").exists()
+
+
+class Up:
+    """A `corral up --no-demo` that is being read."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "services.cli", "up", "--no-demo"],
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.process.stdout
+        self.lines = self.process.stdout
+
+    def until(self, words: str) -> str:
+        """Everything up to the line with `words`."""
+        said = ""
+        for line in self.lines:
+            said += line
+            if words in line:
+                return said
+        raise AssertionError(said)
+
+
+@pytest.fixture
+def up(variables: dict[str, str], home: Path) -> Iterator[Up]:
+    up = Up(variables)
+    yield up
+    up.process.kill()
+    up.process.wait()
+    up.lines.close()
+    eventually_sync(lambda: processes.marked(home) == set(), timeout_s=40)
+
+
+def test_ctrl_c_before_it_is_ready(up: Up, home: Path) -> None:
+    up.until("Valkey")
+    up.process.send_signal(signal.SIGINT)
+    assert "Corral has stopped" in up.until("Corral has stopped")
+    assert up.process.wait(timeout=30) == 0
+    assert processes.marked(home) == set()
+    assert not (home / "lock").exists()
+
+
+def test_a_killed_platform_is_no_hindrance_to_the_next(up: Up, variables: dict[str, str], home: Path) -> None:
+    up.until("Ctrl-C stops Corral")
+    passwords = (home / "secrets.json").read_text()
+    parts = [psutil.Process(pid) for pid in processes.marked(home)]
+    seen = "".join(" ".join(part.cmdline()) for part in parts)
+    agent = next(part for part in parts if "services.node" in part.cmdline())
+    agent.suspend()  # it would end by itself, as the others do
+    up.process.kill()
+    up.process.wait()
+    eventually_sync(lambda: processes.marked(home) == {agent.pid}, timeout_s=30)
+    agent.resume()
+    following = Up(variables)
+    try:
+        said = following.until("Ctrl-C stops Corral")
+        following.process.send_signal(signal.SIGTERM)
+        assert following.process.wait(timeout=60) == 0
+    finally:
+        following.process.kill()
+        following.lines.close()
+    assert processes.marked(home) == set()
+    assert sorted(path.name for path in home.iterdir()) == [
+        "logs",
+        "models",
+        "node",
+        "postgres",
+        "run",
+        "secrets.json",
+        "valkey",
+    ]
+    for secret in passwords.split('"')[3::4]:
+        assert len(secret) > 20
+        assert secret not in said + seen
+        assert all(secret not in log.read_text() for log in (home / "logs").iterdir())

@@ -1,0 +1,165 @@
+"""`ops/bootstrap.sh` in a checkout of its own, with a uv that does what each test needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+#: What the script uses, and what every Debian has.
+TOOLS = ("bash", "cat", "cut", "df", "dirname", "env", "grep", "head", "ln", "mkdir", "nproc", "rm")
+TOOLS += ("sed", "sha256sum", "sleep", "sort", "tail", "tr")
+
+UV = """#!/usr/bin/env bash
+if [ "$1" = --version ]; then echo "uv {version} (test)"; exit; fi
+echo "$*" >>"$0.asked"
+{body}
+"""
+
+SUCCESS = "mkdir -p .venv/bin .venv/lib/python3.11/site-packages/llama_cpp; ln -sf /bin/true .venv/bin/python"
+
+
+class Checkout:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bin = path / "tools"
+        self.bin.mkdir()
+        (path / "ops").mkdir()
+        for name in ("pyproject.toml", "uv.lock", "ops/bootstrap.sh", "ops/fetch_uv.py"):
+            shutil.copy(ROOT / name, path / name)
+        for tool in (*TOOLS, "c++"):
+            found = shutil.which(tool)
+            assert found, tool
+            (self.bin / tool).symlink_to(found)
+        (self.bin / "python3").symlink_to(sys.executable)
+
+    def uv(self, body: str, *, version: str = "0.13.9") -> None:
+        (self.bin / "uv").write_text(UV.format(version=version, body=body))
+        (self.bin / "uv").chmod(0o755)
+
+    @property
+    def asked(self) -> list[str]:
+        log = self.bin / "uv.asked"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        variables = {"PATH": str(self.bin), "HOME": str(self.path)}
+        return subprocess.run(
+            ["ops/bootstrap.sh"], cwd=self.path, env=variables, capture_output=True, text=True, timeout=60, check=False
+        )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_everything_is_installed_once(checkout: Checkout) -> None:
+    checkout.uv(SUCCESS)
+    first = checkout.run()
+    assert (first.returncode, first.stdout) == (0, "")
+    assert "llama.cpp is compiled for this machine: " in first.stderr
+    assert checkout.asked == ["sync --locked --all-extras --all-groups --verbose"]
+    started = time.monotonic()
+    second = checkout.run()
+    assert time.monotonic() - started < 0.3
+    assert (second.returncode, second.stderr, len(checkout.asked)) == (0, "", 1)
+
+
+def test_a_change_of_the_lock_installs_again_without_talk_of_compiling(checkout: Checkout) -> None:
+    checkout.uv(SUCCESS)
+    checkout.run()
+    with (checkout.path / "uv.lock").open("a") as lock:
+        lock.write("\n")
+    again = checkout.run()
+    assert (again.returncode, len(checkout.asked)) == (0, 2)
+    assert "compiled" not in again.stderr
+
+
+def test_progress_of_the_compilation(checkout: Checkout) -> None:
+    checkout.uv(f"echo 'DEBUG [69/78] /usr/bin/g++ -c x.cpp' >&2; sleep 1; {SUCCESS}")
+    assert "compiling llama.cpp: 69 of 78, less than a minute left\n" in checkout.run().stderr
+
+
+def test_without_a_compiler_nothing_is_tried(checkout: Checkout) -> None:
+    checkout.uv(SUCCESS)
+    (checkout.bin / "c++").unlink()
+    done = checkout.run()
+    assert (done.returncode, checkout.asked) == (1, [])
+    assert done.stderr == (
+        "Error: llama.cpp has to be compiled and there is no C++ compiler; install one, on Debian with: apt install build-essential\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("error: failed to write: No space left on device (os error 28)", "the disk is full ("),
+        ("error: No interpreter found for Python >=3.11", "Corral needs Python 3.11 or newer; this machine has Python 3"),
+        ("error: error sending request for url (https://pypi.org/simple/x/)", "the package index could not be reached"),
+        ("  x Failed to build llama-cpp-python\n  cmake said no", "the environment could not be made: cmake said no"),
+    ],
+)
+def test_failures_are_one_sentence_with_the_log(checkout: Checkout, output: str, message: str) -> None:
+    checkout.uv(f"echo '{output}' >&2; echo DEBUG end >&2; exit 2")
+    done = checkout.run()
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"Error: {message}")
+    assert last.endswith(f"(log: {checkout.path}/.uv/sync.log)")
+    assert checkout.run().returncode == 1, "it is tried again, not taken for done"
+
+
+def test_an_old_uv_is_passed_over(checkout: Checkout) -> None:
+    checkout.uv(SUCCESS, version="0.8.22")
+    (checkout.bin / "python3").unlink()
+    done = checkout.run()
+    assert (done.returncode, checkout.asked) == (1, [])
+    assert done.stderr == "Error: there is no python3; install it, on Debian with: apt install python3 python3-venv\n"
+
+
+def test_python_without_venv_and_pip_still_gets_uv(checkout: Checkout) -> None:
+    """The third way, with a stand-in for the download."""
+    (checkout.bin / "python3").unlink()
+    checkout.uv(SUCCESS)
+    (checkout.bin / "uv").rename(checkout.path / "uv")
+    python = f"""#!/usr/bin/env bash
+case "$*" in
+    "ops/fetch_uv.py "*) mkdir -p .uv/bin && cat {checkout.path}/uv >.uv/bin/uv && {shutil.which("chmod")} +x .uv/bin/uv ;;
+    *) echo "No module named $2"; exit 1 ;;
+esac
+"""
+    (checkout.bin / "python3").write_text(python)
+    (checkout.bin / "python3").chmod(0o755)
+    done = checkout.run()
+    assert done.returncode == 0, done.stderr
+    assert "Fetching uv " in done.stderr
+
+
+def test_stopping_it_stops_the_compilers_too(checkout: Checkout) -> None:
+    checkout.uv('sleep 600 & echo $! >"$0.child"; wait')
+    variables = {"PATH": str(checkout.bin), "HOME": str(checkout.path)}
+    with subprocess.Popen(["ops/bootstrap.sh"], cwd=checkout.path, env=variables, stderr=subprocess.DEVNULL) as script:
+        child = checkout.bin / "uv.child"
+        deadline = time.monotonic() + 10
+        while not (child.exists() and child.read_text().strip()):
+            assert time.monotonic() < deadline
+        script.terminate()
+        assert script.wait(timeout=10) == 130
+    pid = int(child.read_text())
+    while os.path.exists(f"/proc/{pid}") and _state(pid) != "Z":
+        assert time.monotonic() < deadline
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
