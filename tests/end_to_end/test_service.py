@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from tests.conditions import eventually_sync
-from tests.end_to_end.conftest import SMOLLM2, Platform, free_port, lines, now, start_platform
+from tests.conftest import free_port
+from tests.end_to_end.conftest import SMOLLM2, Platform, lines, now, start_platform
 from tests.ggufs import write_gguf
 
 pytestmark = pytest.mark.end_to_end

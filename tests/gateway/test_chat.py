@@ -138,9 +138,7 @@ async def test_openai_defaults_and_extras(http: httpx.AsyncClient, worker: Worke
     assert (await asked).status_code == 200
 
 
-async def test_the_versions_own_system_and_parameters(
-    http: httpx.AsyncClient, routes: Routes, worker: Worker
-) -> None:
+async def test_the_versions_own_system_and_parameters(http: httpx.AsyncClient, routes: Routes, worker: Worker) -> None:
     version = version_route(CHAT, chats=True, system="Be brief.", parameters={"temperature": 0.1, "top_k": 3, "stop": ["<e>"]})
     await routes.publish(routes_snapshot(2, versions={**routes_snapshot().versions, CHAT: version}))
 
@@ -196,7 +194,9 @@ async def test_errors_after_it_end_the_stream(http: httpx.AsyncClient, worker: W
     assert response.status_code == 200
     assert json.loads(response.text.splitlines()[-1]) == {"error": "it broke"}
 
-    asked = asyncio.create_task(http.post("/v1/chat/completions", json={"model": "smollm2:135m", "messages": HI, "stream": True}))
+    asked = asyncio.create_task(
+        http.post("/v1/chat/completions", json={"model": "smollm2:135m", "messages": HI, "stream": True})
+    )
     answer = await worker.take()
     await answer.started()
     await answer.frame("Hel")
@@ -207,9 +207,7 @@ async def test_errors_after_it_end_the_stream(http: httpx.AsyncClient, worker: W
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
-async def test_a_client_that_leaves_while_it_waits(
-    url: str, redis: Redis, routes: Routes, path: str, stream: bool
-) -> None:
+async def test_a_client_that_leaves_while_it_waits(url: str, redis: Redis, routes: Routes, path: str, stream: bool) -> None:
     """No worker is there: the request leaves the queue."""
     queue = Queue(redis)
 
@@ -258,12 +256,17 @@ async def test_a_full_queue(settings: object, routes: Routes, redis_url: str) ->
     from tests.gateway.servers import serving
 
     assert isinstance(settings, Settings)
-    async with serving(create_app(settings.model_copy(update={"max_queue": 1}))) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(create_app(settings.model_copy(update={"max_queue": 1}))) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
         await ready(url)
         asked = asyncio.create_task(client.post("/api/chat", json={"model": "smollm2:135m", "messages": HI}))
 
         async def full() -> httpx.Response | None:
-            response = await asyncio.wait_for(client.post("/v1/chat/completions", json={"model": "smollm2:135m", "messages": HI}), 1)
+            response = await asyncio.wait_for(
+                client.post("/v1/chat/completions", json={"model": "smollm2:135m", "messages": HI}), 1
+            )
             return response if response.status_code == 503 else None
 
         response = await eventually(full)

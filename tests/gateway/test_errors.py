@@ -20,7 +20,12 @@ HI = [{"role": "user", "content": "Hi"}]
         ("/api/chat", {"model": "gemma3", "messages": HI}, 400, '"gemma3" does not support chat'),
         ("/api/chat", {"model": 1}, 400, "model: expected str, got int"),
         ("/api/chat", {"model": "gemma3", "messages": "Hi"}, 400, "messages: expected array, got str"),
-        ("/api/chat", {"model": "smollm2:135m", "messages": HI, "keep_alive": "10"}, 400, 'time: missing unit in duration "10"'),
+        (
+            "/api/chat",
+            {"model": "smollm2:135m", "messages": HI, "keep_alive": "10"},
+            400,
+            'time: missing unit in duration "10"',
+        ),
         (
             "/api/chat",
             {"model": "smollm2:135m", "messages": HI, "options": {"temperature": "hot"}},
@@ -59,7 +64,12 @@ async def test_ollama_without_a_body(standing: httpx.AsyncClient) -> None:
             "/v1/chat/completions",
             {"model": "smollm2:135m", "messages": []},
             400,
-            {"message": "[] is too short - 'messages'", "type": "invalid_request_error", "param": None, "code": "invalid_request"},
+            {
+                "message": "[] is too short - 'messages'",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "invalid_request",
+            },
         ),
         (
             "/v1/chat/completions",

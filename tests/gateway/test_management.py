@@ -97,7 +97,10 @@ async def test_without_the_registry(settings: Settings, routes: Routes, echo: No
             response = await http.request(method, path, json={"model": "smollm2:135m"})
             assert (response.status_code, response.json()) == (503, {"error": "the registry does not answer"})
         response = await http.get("/registry/v1/nodes")
-        assert (response.status_code, response.json()) == (503, {"error": "the registry does not answer", "code": "unavailable"})
+        assert (response.status_code, response.json()) == (
+            503,
+            {"error": "the registry does not answer", "code": "unavailable"},
+        )
 
 
 async def test_another_token_than_the_registrys(settings: Settings, routes: Routes) -> None:

@@ -42,7 +42,19 @@ def test_everybody() -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["", "localhost", "localhost:11434", "127.0.0.1:80", "[::1]:80", "::1", "10.1.2.3", "0.0.0.0", "ai.localhost", "box.local:1", "x.internal"],
+    [
+        "",
+        "localhost",
+        "localhost:11434",
+        "127.0.0.1:80",
+        "[::1]:80",
+        "::1",
+        "10.1.2.3",
+        "0.0.0.0",
+        "ai.localhost",
+        "box.local:1",
+        "x.internal",
+    ],
 )
 def test_local_hosts(host: str) -> None:
     assert local_host(host)

@@ -14,8 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 #: What the script uses, and what every Debian has.
-TOOLS = ("bash", "cat", "cut", "df", "dirname", "env", "grep", "head", "ln", "mkdir", "nproc", "rm")
-TOOLS += ("sed", "sha256sum", "sleep", "sort", "tail", "tr")
+TOOLS = (
+    *("bash", "cat", "cut", "df", "dirname", "env", "grep", "head", "ln", "mkdir", "nproc", "rm"),
+    *("sed", "sha256sum", "sleep", "sort", "tail", "tr"),
+)
 
 UV = """#!/usr/bin/env bash
 if [ "$1" = --version ]; then echo "uv {version} (test)"; exit; fi

@@ -18,7 +18,9 @@ JSON = st.recursive(
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
     max_leaves=8,
 )
-FIELDS = st.sampled_from(["model", "messages", "stream", "options", "stop", "tools", "format", "keep_alive", "context", "prompt", "n"])
+FIELDS = st.sampled_from(
+    ["model", "messages", "stream", "options", "stop", "tools", "format", "keep_alive", "context", "prompt", "n"]
+)
 DECODERS = (ollama.decode_chat, ollama.decode_generate, ollama.decode_pull, openai.decode_chat, openai.decode_completion)
 
 
@@ -28,7 +30,9 @@ def test_missing(raw: bytes) -> None:
         ollama.decode_chat(raw)
 
 
-@pytest.mark.parametrize("raw", [b"{", b"nonsense", b'{"model":"\xff"}', b'{"model":"\\ud800"}', b"[" * 100_000, b"[]", b"null", b'"x"'])
+@pytest.mark.parametrize(
+    "raw", [b"{", b"nonsense", b'{"model":"\xff"}', b'{"model":"\\ud800"}', b"[" * 100_000, b"[]", b"null", b'"x"']
+)
 def test_malformed(raw: bytes) -> None:
     with pytest.raises(BadRequest):
         ollama.decode_chat(raw)

@@ -45,7 +45,9 @@ def test_empty_values_mean_nothing() -> None:
 
 
 def test_sampling() -> None:
-    request = chat({"temperature": 0, "top_p": 0.5, "top_k": 3, "typical_p": 0.7, "repeat_penalty": 1.2, "seed": 5, "stop": ["a"]})
+    request = chat(
+        {"temperature": 0, "top_p": 0.5, "top_k": 3, "typical_p": 0.7, "repeat_penalty": 1.2, "seed": 5, "stop": ["a"]}
+    )
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.typical_p) == (0.0, 0.5, 3, 0.7)
     assert (sampling.repeat_penalty, sampling.seed, request.stopping.stop) == (1.2, 5, ("a",))
@@ -83,7 +85,7 @@ def test_completion_prompts() -> None:
         ({"reasoning_effort": "high"}, '"smollm2:135m" does not support thinking', None),
         (
             {"reasoning": {"effort": "often"}},
-            "invalid reasoning value: 'often' (must be \"high\", \"medium\", \"low\", \"max\", or \"none\")",
+            'invalid reasoning value: \'often\' (must be "high", "medium", "low", "max", or "none")',
             "reasoning_effort",
         ),
         ({"messages": [{"role": "user"}]}, "invalid message content type: <nil>", None),
@@ -99,7 +101,11 @@ def test_completion_prompts() -> None:
             None,
         ),
         ({"temperature": "hot"}, "temperature: expected float, got str", "temperature"),
-        ({"messages": [USER, {"role": "user", "content": 5}]}, "messages[1].content: expected str | array, got int", "messages[1].content"),
+        (
+            {"messages": [USER, {"role": "user", "content": 5}]},
+            "messages[1].content: expected str | array, got int",
+            "messages[1].content",
+        ),
         ({"max_tokens": True}, "max_tokens: expected int, got bool", "max_tokens"),
     ],
 )
