@@ -30,7 +30,7 @@ def main() -> None:
     try:
         settings = Settings()
     except ValidationError as error:
-        _refuse("\n".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()), status=2)
+        _refuse("; ".join(f"{_variable(problem['loc'])}: {problem['msg']}" for problem in error.errors()), status=2)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -54,7 +54,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=round(settings.shutdown_s),
+        timeout_graceful_shutdown=settings.shutdown_s,
     )
     address, port = listener.getsockname()[:2]
     logger.info("listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
@@ -62,10 +62,20 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
 
 
 def _listen(bind: BindAddress) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(
+    family, kind, protocol, _, address = socket.getaddrinfo(
         bind.host or None, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(address)
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    """The environment variable of a setting, which pydantic calls by its alias or by its field."""
+    name = str(location[0])
+    return name if name.isupper() else f"CORRAL_{name.upper()}"
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:

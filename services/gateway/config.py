@@ -83,8 +83,8 @@ class Settings(BaseSettings):
         description="Requests that may wait for one model version; more are refused with 503. OLLAMA_MAX_QUEUE counts too.",
     )
     max_body_bytes: int = Field(default=64 * 1024**2, ge=1, description="A larger request body is refused with 413.")
-    shutdown_s: float = Field(
-        default=30.0, ge=0, description="How long answers that are under way may go on after the gateway was told to stop."
+    shutdown_s: int = Field(
+        default=30, ge=0, description="How long answers that are under way may go on after the gateway was told to stop."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Which log lines are written.")
 

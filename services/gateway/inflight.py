@@ -84,11 +84,12 @@ class Inflight:
         """Takes back what is still open, then the reply stream. Leaves what Redis does not let it."""
         await end(self._loops)
         try:
-            for generation in list(self._open.values()):
-                await self._queue.cancel(generation.request.id)
-                await self._queue.settle(generation.request.id, generation.epoch, cost=generation.spent)
             if self._tasks:
                 await asyncio.wait(self._tasks)
+            for generation in self._open.values():
+                if not generation.withdrawn:
+                    await self._queue.cancel(generation.request.id)
+                await self._queue.settle(generation.request.id, generation.epoch, cost=generation.spent)
             await self._reader.close()
         except Unavailable as error:
             logger.warning("%d requests were left in the queue: %s", len(self._open), error.message)

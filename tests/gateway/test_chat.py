@@ -11,14 +11,21 @@ import openai
 import pytest
 from redis.asyncio import Redis
 
+from services.gateway.app import create_app
+from services.gateway.config import Settings
 from services.protocol.messages import ChatMessage, ChatPrompt, FinishReason
 from services.protocol.queue import Queue
 from services.protocol.routes import Routes
 from tests.conditions import eventually
-from tests.gateway.conftest import CHAT, routes_snapshot, version_route
+from tests.gateway.conftest import CHAT, USER_KEY, ready, routes_snapshot, version_route
+from tests.gateway.servers import serving
 from tests.gateway.workers import Worker
 
 HI = [{"role": "user", "content": "Hi"}]
+
+
+async def is_waiting(redis: Redis, count: int) -> bool:
+    return sum(demand.waiting for demand in await Queue(redis).demand()) == count
 
 
 async def test_ollama_streams_ndjson(http: httpx.AsyncClient, echo: None) -> None:
@@ -44,8 +51,6 @@ async def test_ollama_whole(http: httpx.AsyncClient, echo: None) -> None:
 
 
 async def test_the_real_openai_client(url: str, echo: None) -> None:
-    from tests.gateway.conftest import USER_KEY
-
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=USER_KEY) as client:
         whole = await client.chat.completions.create(model="smollm2:135m", messages=[{"role": "user", "content": "Hi"}])
         assert whole.choices[0].message.content == "Hello world"
@@ -209,25 +214,12 @@ async def test_errors_after_it_end_the_stream(http: httpx.AsyncClient, worker: W
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
 async def test_a_client_that_leaves_while_it_waits(url: str, redis: Redis, routes: Routes, path: str, stream: bool) -> None:
     """No worker is there: the request leaves the queue."""
-    queue = Queue(redis)
-
-    async def waiting() -> int:
-        return sum(demand.waiting for demand in await queue.demand())
-
     async with httpx.AsyncClient(base_url=url) as client:
         asked = asyncio.create_task(client.post(path, json={"model": "smollm2:135m", "messages": HI, "stream": stream}))
-
-        async def one_waits() -> bool:
-            return await waiting() == 1
-
-        await eventually(one_waits)
+        await eventually(lambda: is_waiting(redis, 1))
         asked.cancel()
         await asyncio.wait([asked])
-
-        async def none_waits() -> bool:
-            return await waiting() == 0
-
-        await eventually(none_waits, timeout_s=2)
+        await eventually(lambda: is_waiting(redis, 0), timeout_s=2)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -249,33 +241,18 @@ async def test_a_client_that_leaves_a_running_request(url: str, worker: Worker, 
     await eventually(settled)
 
 
-async def test_a_full_queue(settings: object, routes: Routes, redis_url: str) -> None:
-    from services.gateway.app import create_app
-    from services.gateway.config import Settings
-    from tests.gateway.conftest import ready
-    from tests.gateway.servers import serving
-
-    assert isinstance(settings, Settings)
-    async with (
-        serving(create_app(settings.model_copy(update={"max_queue": 1}))) as url,
-        httpx.AsyncClient(base_url=url) as client,
-    ):
+async def test_a_full_queue(settings: Settings, routes: Routes, redis: Redis) -> None:
+    busy = "server busy, please try again.  maximum pending requests exceeded"
+    small = settings.model_copy(update={"max_queue": 1})
+    async with serving(create_app(small)) as url, httpx.AsyncClient(base_url=url) as client:
         await ready(url)
-        asked = asyncio.create_task(client.post("/api/chat", json={"model": "smollm2:135m", "messages": HI}))
+        admitted = asyncio.create_task(client.post("/api/chat", json={"model": "smollm2:135m", "messages": HI}))
 
-        async def full() -> httpx.Response | None:
-            response = await asyncio.wait_for(
-                client.post("/v1/chat/completions", json={"model": "smollm2:135m", "messages": HI}), 1
-            )
-            return response if response.status_code == 503 else None
-
-        response = await eventually(full)
-        assert response.headers["retry-after"] == "1"
-        assert response.json()["error"]["message"] == "server busy, please try again.  maximum pending requests exceeded"
-        response = await client.post("/api/chat", json={"model": "smollm2:135m", "messages": HI})
-        assert (response.status_code, response.json()) == (
-            503,
-            {"error": "server busy, please try again.  maximum pending requests exceeded"},
-        )
-        asked.cancel()
-        await asyncio.wait([asked])
+        await eventually(lambda: is_waiting(redis, 1))
+        refused = await client.post("/v1/chat/completions", json={"model": "smollm2:135m", "messages": HI})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"]["message"] == busy
+        refused = await client.post("/api/chat", json={"model": "smollm2:135m", "messages": HI})
+        assert (refused.status_code, refused.json()) == (503, {"error": busy})
+        admitted.cancel()
+        await asyncio.wait([admitted])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import httpx
+from pydantic import SecretStr
 
 from services.gateway.app import create_app
 from services.gateway.config import Settings
@@ -105,8 +106,6 @@ async def test_without_the_registry(settings: Settings, routes: Routes, echo: No
 
 async def test_another_token_than_the_registrys(settings: Settings, routes: Routes) -> None:
     """Is the operator's mistake and must not look like the caller's."""
-    from pydantic import SecretStr
-
     wrong = settings.model_copy(update={"registry_token": SecretStr("not-the-registrys-token")})
     async with serving(create_app(wrong)) as url, httpx.AsyncClient(base_url=url) as http:
         await ready(url)

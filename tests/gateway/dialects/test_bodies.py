@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from services.gateway.dialects import ollama, openai
 from services.gateway.dialects.durations import FOREVER_MS, keep_alive_ms
-from services.gateway.dialects.options import run_options
-from services.protocol.errors import BadRequest, CorralError
+from services.gateway.dialects.options import InvalidOption, run_options
+from services.protocol.errors import BadRequest
+from services.protocol.wire import encode
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -41,10 +43,8 @@ def test_malformed(raw: bytes) -> None:
 @given(st.binary(max_size=50) | st.dictionaries(FIELDS, JSON, max_size=4).map(lambda body: json.dumps(body).encode()))
 def test_any_body_is_read_or_refused(raw: bytes) -> None:
     for decode in DECODERS:
-        try:
+        with contextlib.suppress(BadRequest):
             decode(raw)
-        except BadRequest as error:
-            assert error.message
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,9 @@ OPTION_NAMES = st.sampled_from(["temperature", "top_k", "seed", "num_predict", "
 
 @given(st.dictionaries(OPTION_NAMES, JSON, max_size=4))
 def test_any_options_fit_the_wire_or_are_refused(options: dict[str, object]) -> None:
-    from services.protocol.wire import encode
-
     try:
         chosen = run_options(options)
-    except CorralError as error:
-        assert "must be of" in error.message
+    except InvalidOption:
         return
     encode(chosen)
     assert chosen.sampling.top_k >= 0

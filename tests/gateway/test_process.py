@@ -1,0 +1,104 @@
+"""`python -m services.gateway` as a process: start, refusals to start, and the order in which it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from redis.asyncio import Redis
+
+from services.protocol.routes import Routes
+from tests.conditions import eventually
+from tests.gateway.conftest import ready
+from tests.gateway.registry import TOKEN
+from tests.gateway.workers import Worker
+
+BODY = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def start(**settings: str) -> Process:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", "services.gateway", env=kept | settings, stderr=PIPE)
+
+
+@asynccontextmanager
+async def gateway(redis_url: str, **settings: str) -> AsyncIterator[tuple[Process, str]]:
+    host = f"127.0.0.1:{free_port()}"
+    process = await start(CORRAL_HOST=host, CORRAL_REDIS_URL=redis_url, CORRAL_REGISTRY_TOKEN=TOKEN, **settings)
+    try:
+        await eventually(lambda: _listens(host), timeout_s=20)
+        await ready(f"http://{host}")
+        yield process, f"http://{host}"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+def _listens(host: str) -> bool:
+    name, _, port = host.partition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((name, int(port))) == 0
+
+
+async def test_running_answers_end_before_it_stops(redis_url: str, routes: Routes, worker: Worker, redis: Redis) -> None:
+    async with gateway(redis_url) as (process, url), httpx.AsyncClient(base_url=url, timeout=20) as client:
+        asked = asyncio.create_task(client.post("/api/chat", json=BODY))
+        answer = await worker.take()
+        await answer.started()
+        await answer.frame("Hel")
+        process.send_signal(signal.SIGTERM)
+        await eventually(lambda: not _listens(url.removeprefix("http://")))
+        await answer.frame("lo")
+        await answer.finished()
+        response = await asked
+        assert '"done":true' in response.text
+        assert await asyncio.wait_for(process.wait(), timeout=10) == 0
+        assert not await redis.exists(f"corral:request:{answer.request.id}")
+        assert not await redis.keys("corral:replies:*")
+
+
+async def test_answers_that_take_too_long_are_given_up(redis_url: str, routes: Routes, worker: Worker, redis: Redis) -> None:
+    async with gateway(redis_url, CORRAL_SHUTDOWN_S="1") as (process, url), httpx.AsyncClient(base_url=url) as client:
+        asked = asyncio.create_task(client.post("/api/chat", json=BODY, timeout=20))
+        answer = await worker.take()
+        await answer.started()
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), timeout=10) == 0
+        await asyncio.wait([asked])
+        await eventually(lambda: worker.cancelled == [answer.request.id])
+        assert not await redis.exists(f"corral:request:{answer.request.id}")
+
+
+async def test_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host = f"127.0.0.1:{taken.getsockname()[1]}"
+        process = await start(CORRAL_HOST=host, CORRAL_REGISTRY_TOKEN=TOKEN)
+        _, stderr = await process.communicate()
+    assert process.returncode == 1
+    assert stderr.decode().splitlines() == [
+        f"corral gateway: cannot listen on {host}: Address already in use; stop what uses it, or set CORRAL_HOST"
+    ]
+
+
+async def test_settings_that_are_wrong() -> None:
+    process = await start(CORRAL_HOST="127.0.0.1:http", CORRAL_MAX_QUEUE="0")
+    _, stderr = await process.communicate()
+    assert process.returncode == 2
+    [line] = stderr.decode().splitlines()
+    assert line.startswith("corral gateway: ")
+    for name in ("CORRAL_HOST", "CORRAL_MAX_QUEUE", "CORRAL_REGISTRY_TOKEN"):
+        assert name in line
