@@ -139,6 +139,7 @@ async def _deployments(session: AsyncSession, versions: Mapping[str, models.Vers
             version=row.version_digest,
             origin=row.origin,
             replicas_wanted=row.replicas_wanted,
+            reason=row.reason,
             memory_bytes=max(
                 _estimate(versions[row.version_digest], msgspec.convert(row.settings, EngineSettings)), measured.get(row.id, 0)
             ),

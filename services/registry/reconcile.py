@@ -139,7 +139,9 @@ def _deployments(world: World) -> Iterator[Decision]:
         elif len(serving) < wanted:
             yield from _next_attempt(world, deployment)
         for surplus in sorted(serving, key=_least_missed)[wanted:]:
-            yield _end(surplus, world.versions[deployment.version].wanted, _why(deployment))
+            yield _end(
+                surplus, world.versions[deployment.version].wanted, deployment.reason or "its deployment wants fewer replicas"
+            )
 
 
 def _unwanted(world: World, deployment: DeploymentView, live: list[ReplicaView]) -> UnwantDeployment | None:
@@ -178,10 +180,6 @@ _SERVES_BEST_FIRST = (ReplicaState.READY, ReplicaState.STARTING, ReplicaState.FE
 def _least_missed(replica: ReplicaView) -> tuple[int, str]:
     """Sorts what serves before what does not yet, and the older before the younger."""
     return _SERVES_BEST_FIRST.index(replica.state), replica.id
-
-
-def _why(deployment: DeploymentView) -> str:
-    return "its deployment is not wanted any more" if not deployment.replicas_wanted else "its deployment wants fewer replicas"
 
 
 def _end(replica: ReplicaView, tagged: bool, reason: str) -> Decision:

@@ -33,15 +33,29 @@ class JobSender:
             },
         )
 
+        # Of our own: the pools that Celery takes one from are the process's, and closing those closes them for every app.
+        self._connection = self._app.connection_for_write()
+        self._one_at_a_time = asyncio.Lock()
+
     async def send(self, node: str, job: Job) -> None:
-        await asyncio.to_thread(self._send, node, job)
+        async with self._one_at_a_time:
+            await asyncio.to_thread(self._send, node, job)
 
     def _send(self, node: str, job: Job) -> None:
         try:
-            self._app.send_task(JOB_TASK, args=(job_to_payload(job),), queue=node_queue(node), task_id=job.job, retry=False)
-        except (OperationalError, OSError) as error:
+            self._app.send_task(
+                JOB_TASK,
+                args=(job_to_payload(job),),
+                queue=node_queue(node),
+                task_id=job.job,
+                connection=self._connection,
+                retry=False,
+            )
+        except (OperationalError, *self._connection.connection_errors, *self._connection.channel_errors) as error:
+            self._connection.release()
+            self._connection = self._app.connection_for_write()
             raise Unavailable(f"the broker of jobs does not answer ({type(error).__name__})") from error
 
     def close(self) -> None:
+        self._connection.release()
         self._app.close()
-        self._app.pool.force_close_all()

@@ -64,11 +64,14 @@ class NodeView:
 
 @dataclass(frozen=True)
 class DeploymentView:
+    """`reason` says why it is wanted no more."""
+
     id: int
     version: str
     origin: Origin
     replicas_wanted: int
     memory_bytes: int
+    reason: str = ""
 
 
 @dataclass(frozen=True)
