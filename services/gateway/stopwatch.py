@@ -12,6 +12,8 @@ class Stopwatch:
     def __init__(self) -> None:
         self._wall_ns = time.time_ns()
         self._start_ns = time.monotonic_ns()
+        self._second = -1
+        self._formatted = ""
 
     @property
     def started_at_s(self) -> int:
@@ -24,5 +26,8 @@ class Stopwatch:
 
     def now(self) -> str:
         """UTC in RFC 3339 with six digits of a second, as in `2026-08-21T18:48:22.123456Z`."""
-        seconds = (self._wall_ns + self.elapsed_ns()) / 1e9
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        second, nanoseconds = divmod(self._wall_ns + self.elapsed_ns(), 1_000_000_000)
+        if second != self._second:  # a stream asks once for each token, and strftime costs more than the rest of its line
+            self._second = second
+            self._formatted = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._formatted}.{nanoseconds // 1000:06d}Z"

@@ -28,6 +28,7 @@ class SteppingStopwatch(Stopwatch):
     """Starts at 2026-08-21T18:48:22.000001Z; each look at it takes one microsecond."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._wall_ns = 1_787_338_102_000_001_000
         self._looks = 0
 
