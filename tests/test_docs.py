@@ -43,7 +43,7 @@ def _variables(settings: type[BaseSettings], name: str) -> str:
         if alias is None
         else [str(choice) for choice in getattr(alias, "choices", [alias])]
     )
-    return ", ".join(f"`{variable}`" for variable in dict.fromkeys(names))
+    return ", ".join(f"`{variable}`" for variable in names if variable.isupper())
 
 
 def _default(settings: type[BaseSettings], name: str) -> str:

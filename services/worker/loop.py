@@ -93,6 +93,7 @@ class EngineLoop:
 
     def _begin(self, claim: Claim, prompt: list[int]) -> None:
         request = claim.request
+        self._abort(request.id)  # an earlier claim of it that was lost, by a lease that ended while its worker lived
         sequence = Sequence(
             request.id,
             prompt,

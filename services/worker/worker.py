@@ -237,7 +237,7 @@ class Worker:
             for addressed in (event for batch in batches for event in batch):
                 replies[addressed.gateway].append(addressed.event)
                 if addressed.is_terminal:
-                    self._end(addressed.event.request)
+                    self._end(addressed.event)
             gone = await self._send({gateway: StepReply(self.id, tuple(events)) for gateway, events in replies.items()})
             for request, in_flight in list(self._in_flight.items()):
                 if in_flight.claim.request.gateway in gone:
@@ -245,8 +245,11 @@ class Worker:
             for _ in batches:
                 self._outbox.task_done()
 
-    def _end(self, request: str) -> None:
-        self._in_flight.pop(request, None)
+    def _end(self, event: Event) -> None:
+        """A request that this worker has lost and claimed again is still in flight when its first claim ends."""
+        in_flight = self._in_flight.get(event.request)
+        if in_flight is not None and in_flight.claim.epoch == event.epoch:
+            del self._in_flight[event.request]
         self._may_claim.set()
         if not self._in_flight:
             self._idle.set()

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from services.protocol.messages import (
     ChatMessage,
     ChatPrompt,
+    Event,
     Failed,
     Finished,
     FinishReason,
@@ -178,6 +179,30 @@ async def test_a_killed_worker_is_lost_when_its_lease_ends(gateway: ScriptedGate
     process.kill()
     (lost,) = await eventually(lambda: gateway.queue.lost("gateway"), timeout_s=5)
     assert (lost.request, lost.epoch) == (request, 1)
+
+
+async def test_a_frozen_worker_that_wakes_up_serves_the_request_that_it_had_lost(
+    gateway: ScriptedGateway, start_worker: StartWorker
+) -> None:
+    process = await start_worker(slots=2, fake_step_s=SLOW, lease_ms=1000, report_s=0.2)
+    request = await gateway.ask(max_tokens=60)
+    await gateway.until(lambda: bool(gateway.frames(request)))
+    process.send_signal(signal.SIGSTOP)
+    (lost,) = await eventually(lambda: gateway.queue.lost("gateway"), timeout_s=5)
+    assert await gateway.queue.requeue(request, lost.epoch)
+    process.send_signal(signal.SIGCONT)
+
+    def second_claim() -> list[Event]:
+        return [event for event in gateway.events[request] if event.epoch == lost.epoch + 2]
+
+    await gateway.until(lambda: any(isinstance(event, Finished) for event in second_claim()))
+    assert [event.seq for event in second_claim()] == list(range(len(second_claim())))
+    assert second_claim()[-1].reason is FinishReason.LENGTH
+
+    async def idle() -> bool:
+        return [worker.running for worker in await gateway.queue.workers()] == [0]
+
+    await eventually(idle, timeout_s=5)
 
 
 async def test_requests_of_a_gateway_that_is_gone_are_aborted(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
