@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from services.gateway.generation import Generation
 from services.gateway.inflight import Inflight
-from services.gateway.snapshot import Target
+from services.gateway.ticket import Target, Ticket
 from services.protocol.messages import ChatPrompt, GenerateRequest, Prompt, new_id
 from services.protocol.routes import Caller
 
 #: Of a request that does not say how many tokens it wants at most. Settled on what it really took.
 EXPECTED_TOKENS = 256
 CHARACTERS_PER_TOKEN = 4
-
-
-class Ticket(msgspec.Struct, frozen=True):
-    """What a dialect needs besides the body to write a GenerateRequest."""
-
-    id: str
-    gateway: str
-    caller: str
-    target: Target
 
 
 class Admission:

@@ -15,7 +15,7 @@ from typing import Any
 from services.gateway.backoff import Backoff
 from services.gateway.generation import WORKER_LOST, ClientGone, Generation, Verdict
 from services.gateway.tasks import end
-from services.protocol.errors import ProtocolMismatch, Unavailable, WorkerLost
+from services.protocol.errors import Unavailable, WorkerLost
 from services.protocol.messages import Event, Failed, Finished, GenerateRequest, Usage
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyReader
@@ -107,8 +107,6 @@ class Inflight:
                             self._deliver(event)
             except Unavailable as error:
                 self._disconnected(error)
-            except ProtocolMismatch as error:  # whose request that was shows as a gap in its sequence numbers
-                logger.error("reply dropped: %s", error.message)
             await backoff.wait()
 
     async def _keep_stream(self) -> None:

@@ -1,4 +1,4 @@
-"""The newest routes snapshot, and what a model name means by it.
+"""The newest routes snapshot, and the version that a model name stands for by it.
 
 `RoutesView.follow` replaces the snapshot when the registry publishes another; `refresh` does so ahead of the signal, after a
 change that this gateway itself forwarded and before it says that a name is unknown. Inference needs nothing else of the
@@ -9,33 +9,16 @@ from __future__ import annotations
 
 import logging
 
-import msgspec
-
 from services.gateway.backoff import Backoff
-from services.protocol.errors import CorralError, ModelNotFound, Unavailable, UnsupportedCapability
+from services.gateway.ticket import Target
+from services.protocol.errors import CorralError, ModelNotFound, Unavailable
 from services.protocol.names import ModelName
-from services.protocol.routes import Routes, RoutesSnapshot, TagRoute, VersionRoute
+from services.protocol.routes import Routes, RoutesSnapshot, TagRoute
 
 logger = logging.getLogger(__name__)
 
 #: Revoked keys must be refused within a second, also where the signal was lost.
 POLL_S = 0.8
-
-
-class Target(msgspec.Struct, frozen=True):
-    """The version that a caller's model name stands for. `asked` is the name as it was written, which replies echo."""
-
-    asked: str
-    name: ModelName
-    version: VersionRoute
-
-    def can(self, capability: str) -> bool:
-        return capability in self.version.capabilities
-
-    def require(self, capability: str, *, called: str | None = None) -> None:
-        """Raises UnsupportedCapability; `called` is what the dialect calls the capability."""
-        if not self.can(capability):
-            raise UnsupportedCapability(f'"{self.asked}" does not support {called or capability}')
 
 
 class RoutesView:
@@ -85,7 +68,7 @@ class RoutesView:
             tag = self._find(name)
         if tag is None:
             raise ModelNotFound(f"model '{asked}' not found")
-        return Target(asked, name, self.current.versions[tag.version])
+        return Target(asked, ModelName.parse(tag.name), self.current.versions[tag.version])
 
     def _find(self, name: ModelName) -> TagRoute | None:
         return self.current.tags.get(name.key)

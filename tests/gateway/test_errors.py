@@ -35,7 +35,7 @@ HI = [{"role": "user", "content": "Hi"}]
         ("/api/generate", {"prompt": "Hi"}, 404, "model '' not found"),
         ("/api/generate", {"model": "nope", "prompt": "Hi"}, 404, "model 'nope' not found"),
         ("/api/show", {}, 400, "model is required"),
-        ("/api/show", {"model": "nope"}, 404, "model 'nope' not found"),
+        ("/api/show", {"model": "nope"}, 404, "model 'nope:latest' not found"),
         ("/api/pull", {"model": ""}, 400, "invalid model name"),
     ],
 )

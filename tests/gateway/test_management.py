@@ -19,7 +19,7 @@ MODIFIED_AT = SHOWN["modified_at"]
 
 async def test_show(http: httpx.AsyncClient, registry: StandInRegistry) -> None:
     response = await http.post("/api/show", json={"model": "SmolLM2:135m"})
-    assert registry.asked == [("GET", "/registry/v1/models/show", {"name": "SmolLM2:135m"})]
+    assert registry.asked == [("GET", "/registry/v1/models/show", {"name": "smollm2:135m"})]
     shown = response.json()
     modelfile = shown.pop("modelfile")
     assert "\nFROM smollm2:135m\n" in modelfile

@@ -9,8 +9,9 @@ from services.gateway.dependencies import AdmissionDep, BodyDep, CallerDep, Rout
 from services.gateway.dialects import ollama, openai
 from services.gateway.dialects.durations import keep_alive_ms
 from services.gateway.routes.loading import load_or_unload
-from services.gateway.snapshot import RoutesView, Target
+from services.gateway.snapshot import RoutesView
 from services.gateway.streaming import GenerationResponse
+from services.gateway.ticket import Target
 from services.protocol.errors import ModelNotFound
 
 router = APIRouter()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from services.gateway.admission import Admission, Ticket
+from services.gateway.admission import Admission
 from services.gateway.dialects import ollama
 from services.gateway.stopwatch import Stopwatch
 from services.gateway.streaming import GenerationResponse
+from services.gateway.ticket import Ticket
 
 
 async def load_or_unload(

@@ -17,6 +17,7 @@ from services.gateway.dialects import ollama
 from services.gateway.registry import lines_of, read, read_good
 from services.gateway.snapshot import RoutesView
 from services.protocol.errors import BadRequest, CorralError
+from services.protocol.names import ModelName
 
 router = APIRouter()
 
@@ -28,7 +29,7 @@ async def show(caller: CallerDep, raw: BodyDep, routes: RoutesDep, registry: Reg
     body = ollama.decode_named(raw)
     if not body.asked:
         raise BadRequest("model is required")
-    target = await routes.resolve(body.asked)
+    target = await routes.resolve(ModelName.parse(body.asked).display)
     answer = await registry.call("GET", "/registry/v1/models/show", params={"name": target.name.display})
     return Response(ollama.show_body(ollama.decode_registry_model(answer)), media_type=ollama.JSON)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.gateway.admission import Ticket
-from services.gateway.snapshot import Target
 from services.gateway.stopwatch import Stopwatch
+from services.gateway.ticket import Target, Ticket
 from services.protocol.messages import Event, Finished, FinishReason, Frame, Started, Timings, Usage
 from services.protocol.names import ModelName
 from services.protocol.routes import VersionRoute

@@ -6,10 +6,9 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.admission import Ticket
 from services.gateway.dialects.bodies import BodyDecoder
 from services.gateway.dialects.options import RunOptions, run_options
-from services.gateway.snapshot import Target
+from services.gateway.ticket import Target, Ticket
 from services.protocol.errors import BadRequest, UnsupportedCapability
 from services.protocol.messages import ChatMessage, ChatPrompt, GenerateRequest, Prompt, StopConditions, TextPrompt
 

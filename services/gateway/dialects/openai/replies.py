@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import msgspec
 
 from services.gateway.dialects.openai.errors import error_body
@@ -74,7 +76,7 @@ class _Object(msgspec.Struct, omit_defaults=True):
 _NO_USAGE = _Usage(0, 0, 0, _PromptDetails(0))
 
 
-class _Reply:
+class _Reply(ABC):
     """What both routes share. `model` is the name as the caller wrote it, `id` the request's."""
 
     _id_prefix: str
@@ -121,14 +123,14 @@ class _Reply:
     def _object(self, kind: str, *choices: _Choice, usage: _Usage | None) -> _Object:
         return _Object(self._id, kind, self._created, self._model, FINGERPRINT, choices, usage)
 
-    def _delta(self, text: str) -> _Choice:
-        raise NotImplementedError
+    @abstractmethod
+    def _delta(self, text: str) -> _Choice: ...
 
-    def _finish(self, reason: str) -> _Choice:
-        raise NotImplementedError
+    @abstractmethod
+    def _finish(self, reason: str) -> _Choice: ...
 
-    def _whole(self, event: Finished) -> _Choice:
-        raise NotImplementedError
+    @abstractmethod
+    def _whole(self, event: Finished) -> _Choice: ...
 
 
 class ChatReply(_Reply):

@@ -9,10 +9,9 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from services.gateway.admission import Ticket
 from services.gateway.dialects.bodies import BodyDecoder, InvalidField
 from services.gateway.dialects.options import run_options
-from services.gateway.snapshot import Target
+from services.gateway.ticket import Target, Ticket
 from services.protocol.errors import BadRequest, UnsupportedCapability
 from services.protocol.messages import ChatMessage, ChatPrompt, GenerateRequest, Prompt, TextPrompt
 
