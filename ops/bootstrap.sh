@@ -104,7 +104,7 @@ sync() { # sync UV
     fi
     compiling_since='' shown=''
     set -m # a process group of its own, so that stopping us stops its compilers too
-    UV_PROJECT_ENVIRONMENT=.venv "$1" sync --locked --all-extras --all-groups --verbose >"$LOG" 2>&1 </dev/null &
+    UV_PROJECT_ENVIRONMENT=.venv "$1" sync --locked --all-extras --all-groups --compile-bytecode --verbose >"$LOG" 2>&1 </dev/null &
     local pid=$!
     set +m
     trap 'kill -- -'$pid' 2>/dev/null || true; echo >&2; exit 130' INT TERM HUP

@@ -10,6 +10,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,7 +81,7 @@ class _Platform:
         self._address = parse_address(settings.host)
         secrets = load_secrets(home.path / "secrets.json")
         postgres_port, valkey_port, registry_port = free_ports(3)
-        self._postgres = Postgres(home.path, port=postgres_port, password=secrets.database_password)
+        self._postgres = Postgres(home.path, port=postgres_port, password=secrets.database_password, say=say)
         self._valkey = Valkey(home.path, port=valkey_port, password=secrets.valkey_password)
         self._services = Services(
             home=home.path,
@@ -93,7 +94,7 @@ class _Platform:
             client=client,
         )
         self._management = Management(client, self._services.registry_url, secrets.registry_token)
-        self._supervisor = Supervisor(home, out.print, start_timeout_s=settings.up_timeout_s)
+        self._supervisor = Supervisor(home, say, start_timeout_s=settings.up_timeout_s)
 
     def on_signal(self, stop: asyncio.Event) -> None:
         """The first asks for an end in order, the next ones for an end."""
@@ -103,7 +104,7 @@ class _Platform:
 
     async def bring_up(self, *, demo: bool) -> None:
         """Raises CommandError. Returns when everything is ready and said."""
-        out.print(f"Starting Corral in {self._home.display}")
+        say(f"Starting Corral in {self._home.display}")
         await self._end_remains()
         try:
             async with asyncio.TaskGroup() as group:
@@ -121,15 +122,15 @@ class _Platform:
         await self._print_welcome()
 
     async def shut_down(self) -> None:
-        out.print("\nStopping; Ctrl-C again hurries")
+        say("\nStopping; Ctrl-C again hurries")
         await self._supervisor.stop()
-        out.print("Corral has stopped")
+        say("Corral has stopped")
 
     async def _end_remains(self) -> None:
         remains = processes.marked(self._home.path)
         if remains:
             names = ", ".join(sorted(f"{processes.name(pid)} (pid {pid})" for pid in remains))
-            out.print(f"Ending what an earlier run left behind: {names}")
+            say(f"Ending what an earlier run left behind: {names}")
             await processes.end(remains, grace_s=REMAINS_GRACE_S)
 
     async def _start_valkey(self) -> None:
@@ -140,7 +141,7 @@ class _Platform:
         await self._postgres.prepare(new_password=self._secrets_are_new)
         await self._supervisor.start(self._postgres.part)
         self._say_step("PostgreSQL")
-        await self._services.migrate()
+        await self._services.migrate(self._postgres.data / "corral-schema")
         self._say_step("database schema")
 
     async def _start_registry(self, *needed: asyncio.Task[None]) -> None:
@@ -175,11 +176,11 @@ class _Platform:
         """A platform without the demonstration model is still a platform."""
         try:
             if not await self._management.has_model(DEMO_MODEL):
-                out.print(f"Fetching the demonstration model {DEMO_MODEL}")
+                say(f"Fetching the demonstration model {DEMO_MODEL}")
                 with PullDisplay(out) as display:
                     await self._management.pull(DEMO_MODEL, display)
         except CommandError as error:
-            out.print(f'Warning: {DEMO_MODEL} could not be fetched: {error}; try again with "corral pull {DEMO_MODEL}"')
+            say(f'Warning: {DEMO_MODEL} could not be fetched: {error}; try again with "corral pull {DEMO_MODEL}"')
 
     async def _print_welcome(self) -> None:
         key_required = self._settings.auth == "required" or (self._settings.auth is None and not self._address.loopback)
@@ -187,12 +188,18 @@ class _Platform:
         if key_required:
             key = await self._management.make_first_key()
             if key:
-                out.print(f"This address asks for keys. The first one, for an administrator, is shown only now:\n\n{key}")
-        out.print(welcome(self._address, model=DEMO_MODEL, key=key or ("YOUR_KEY" if key_required else None)))
-        out.print(f"Logs are in {self._home.display}/logs. Ctrl-C stops Corral.")
+                say(f"This address asks for keys. The first one, for an administrator, is shown only now:\n\n{key}")
+        say(welcome(self._address, model=DEMO_MODEL, key=key or ("YOUR_KEY" if key_required else None)))
+        say(f"Logs are in {self._home.display}/logs. Ctrl-C stops Corral.")
 
     def _say_step(self, what: str) -> None:
-        out.print(f"  {time.monotonic() - self._started:5.1f} s  {what}")
+        say(f"  {time.monotonic() - self._started:5.1f} s  {what}")
+
+
+def say(line: str) -> None:
+    """Whoever read our output may be gone, a closed terminal for one. The platform is stopped in order all the same."""
+    with suppress(OSError, SystemExit):  # Rich makes an exit of a broken pipe
+        out.print(line)
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,6 +184,14 @@ def test_nobody_there(corral: Corral) -> None:
     done = corral("list", CORRAL_HOST="127.0.0.1:1")
     assert (done.code, done.out) == (1, "")
     assert done.err == 'Error: no Corral at http://127.0.0.1:1; start one with "corral up" or set CORRAL_HOST\n'
+
+
+def test_a_server_that_answers_nonsense(corral: Corral, gateway: Gateway, environment: dict[str, str]) -> None:
+    gateway.answer("GET /api/tags", Answer(body={"surprise": 1}))
+    done = corral("list")
+    crash = Path(environment["XDG_STATE_HOME"]) / "corral" / "crash.log"
+    assert done.err == f"Error: KeyError: 'models'; this should not happen, the details are in {crash}\n"
+    assert "Traceback" in crash.read_text()
 
 
 def test_the_address_may_be_ollamas(corral: Corral, gateway: Gateway) -> None:

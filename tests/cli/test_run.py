@@ -125,6 +125,8 @@ class TestChat:
             terminal.type("\x03")
             terminal.expect(">>> ", times=2)
             assert gateway.left.wait(timeout=5)
+            terminal.type("x")  # its echo shows that the prompt is being read
+            terminal.expect(">>> x")
             terminal.type("\x03")
             terminal.expect("Use Ctrl-D or /bye to leave.")
             terminal.expect(">>> ", times=3)

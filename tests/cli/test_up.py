@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from tests.conditions import eventually_sync
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    tmp_path.parent.parent.chmod(0o711)
-    tmp_path.parent.chmod(0o711)
-    return tmp_path / "home"
+def home() -> Iterator[Path]:
+    """Not under pytest's folder, which each new pytest closes to PostgreSQL's own user again."""
+    with tempfile.TemporaryDirectory(prefix="corral-") as folder:
+        yield Path(folder) / "home"
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_everything_is_installed_once(checkout: Checkout) -> None:
     first = checkout.run()
     assert (first.returncode, first.stdout) == (0, "")
     assert "llama.cpp is compiled for this machine: " in first.stderr
-    assert checkout.asked == ["sync --locked --all-extras --all-groups --verbose"]
+    assert checkout.asked == ["sync --locked --all-extras --all-groups --compile-bytecode --verbose"]
     started = time.monotonic()
     second = checkout.run()
     assert time.monotonic() - started < 0.3

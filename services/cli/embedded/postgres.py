@@ -13,6 +13,7 @@ import shutil
 import signal
 import stat
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,11 +42,13 @@ def programs() -> Path:
 class Postgres:
     """The server of one home folder, listening on `port`."""
 
-    def __init__(self, home: Path, *, port: int, password: str) -> None:
+    def __init__(self, home: Path, *, port: int, password: str, say: Callable[[str], None]) -> None:
+        """`say` gets one line where something outside of the home folder had to be changed."""
         self.data = home / "postgres"
         self._home = home
         self._port = port
         self._password = password
+        self._say = say
         self._user = SYSTEM_USER if os.geteuid() == 0 else None
 
     @property
@@ -85,8 +88,8 @@ class Postgres:
         """Makes the data folder where there is none, and sets the password where it is new. Raises CommandError."""
         if self._user:
             _ensure_user(self._user)
-            for path in (programs(), self._home):
-                _let_pass(path)
+            for folder in (*_let_pass(programs()), *_let_pass(self._home)):
+                self._say(f"Opened {folder} to users who pass through (chmod o+x): PostgreSQL refuses to run as root")
         if (self.data / "PG_VERSION").exists():
             self._require_same_major()
             if new_password:
@@ -166,9 +169,10 @@ def _ensure_user(user: str) -> None:
             ) from None
 
 
-def _let_pass(path: Path) -> None:
-    """Opens the folders above `path`, and itself, to users who only pass through (o+x); listing them stays closed."""
-    for folder in (path, *path.parents):
-        mode = folder.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            folder.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
+def _let_pass(path: Path) -> list[Path]:
+    """Opens `path` and the folders above it to users who only pass through (o+x); listing them stays closed. Returns those
+    that were not open."""
+    closed = [folder for folder in (path, *path.parents) if not folder.stat().st_mode & stat.S_IXOTH]
+    for folder in closed:
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXOTH)
+    return closed

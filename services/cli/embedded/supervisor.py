@@ -201,7 +201,8 @@ class _Kept:
             process.send_signal(self.part.stop_signal)
             await _first(process.wait(), self._hurry.wait(), timeout_s=self.part.grace_s)
         if process.returncode is None:
-            self._say(f"{self.part.name} does not end in time and is made to")
+            if not self._hurry.is_set():
+                self._say(f"{self.part.name} does not end in time and is made to")
             process.send_signal(self.part.hurry_signal)
             await _first(process.wait(), timeout_s=HURRY_GRACE_S)
         if process.returncode is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,12 @@ from services.cli.embedded.processes import MARK
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    # Under root PostgreSQL has a user of its own, who has to pass through pytest's folder.
-    tmp_path.parent.parent.chmod(0o711)
-    tmp_path.parent.chmod(0o711)
-    home = Home(tmp_path / "home")
-    home.prepare()
-    return home
+def home() -> Iterator[Home]:
+    """Not under pytest's folder, which each new pytest closes to PostgreSQL's own user again."""
+    with tempfile.TemporaryDirectory(prefix="corral-") as folder:
+        home = Home(Path(folder) / "home")
+        home.prepare()
+        yield home
 
 
 MakePart = Callable[..., Part]

@@ -48,12 +48,12 @@ def ask(postgres: Postgres, statement: str) -> object:
 
 
 async def test_postgresql_keeps_its_data_and_its_secret(home: Home, supervisor: Supervisor) -> None:
-    postgres = Postgres(home.path, port=free_ports(1)[0], password=PASSWORD)
+    postgres = Postgres(home.path, port=free_ports(1)[0], password=PASSWORD, say=print)
     await postgres.prepare(new_password=True)
     await supervisor.start(postgres.part)
     assert ask(postgres, "select current_database()") == "corral"
     assert ask(postgres, "select pg_encoding_to_char(encoding) from pg_database where datname = 'corral'") == "UTF8"
-    wrong = Postgres(home.path, port=int(postgres.part.port or 0), password="wrong")
+    wrong = Postgres(home.path, port=int(postgres.part.port or 0), password="wrong", say=print)
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         ask(wrong, "select 1")
     assert PASSWORD not in arguments(home) + logs(home)
@@ -62,8 +62,8 @@ async def test_postgresql_keeps_its_data_and_its_secret(home: Home, supervisor: 
 
 
 async def test_postgresql_takes_a_new_password_where_the_old_one_is_lost(home: Home, supervisor: Supervisor) -> None:
-    await Postgres(home.path, port=1, password="lost").prepare(new_password=True)
-    postgres = Postgres(home.path, port=free_ports(1)[0], password=PASSWORD)
+    await Postgres(home.path, port=1, password="lost", say=print).prepare(new_password=True)
+    postgres = Postgres(home.path, port=free_ports(1)[0], password=PASSWORD, say=print)
     await postgres.prepare(new_password=True)
     await supervisor.start(postgres.part)
     assert ask(postgres, "select 1") == 1
@@ -75,11 +75,11 @@ async def test_data_of_another_major_version_is_left_alone(home: Home, major: st
     data.mkdir()
     (data / "PG_VERSION").write_text(f"{major}\n")
     with pytest.raises(CommandError, match=rf"was made by PostgreSQL {major} and 18 is installed; use the release"):
-        await Postgres(home.path, port=1, password=PASSWORD).prepare(new_password=False)
+        await Postgres(home.path, port=1, password=PASSWORD, say=print).prepare(new_password=False)
 
 
 async def test_an_interrupted_first_start_leaves_nothing_half_made(home: Home) -> None:
-    postgres = Postgres(home.path, port=1, password=PASSWORD)
+    postgres = Postgres(home.path, port=1, password=PASSWORD, say=print)
     preparing = asyncio.create_task(postgres.prepare(new_password=True))
     while not (home.path / "postgres.new" / "PG_VERSION").exists():
         await asyncio.sleep(0)
