@@ -131,17 +131,15 @@ class Inflight:
         if generation is None:
             self._turn_away(event)
             return
-        match generation.accept(event):
-            case Verdict.TAKEN if isinstance(event, Finished | Failed):
-                del self._open[event.request]
-                cost = _cost(event.usage) if isinstance(event, Finished) else generation.spent
-                self._spawn(self._settle(event.request, event.epoch, cost))
-            case Verdict.GAP:
-                logger.warning("request %s: events of claim %d are missing", event.request, event.epoch)
-                generation.supersede(event.epoch + 1)
-                self._spawn(self._replace_claim(generation, event.epoch))
-            case _:
-                pass
+        verdict = generation.accept(event)
+        if isinstance(event, Finished | Failed) and (verdict is Verdict.TAKEN or generation.abandoned):
+            del self._open[event.request]
+            cost = _cost(event.usage) if isinstance(event, Finished) else generation.spent
+            self._spawn(self._settle(event.request, event.epoch, cost))
+        elif verdict is Verdict.GAP and not generation.abandoned:
+            logger.warning("request %s: events of claim %d are missing", event.request, event.epoch)
+            generation.supersede(event.epoch + 1)  # now, so that nothing more of this claim is handed on
+            self._spawn(self._replace_claim(generation, event.epoch))
 
     def _turn_away(self, event: Event) -> None:
         """The event is of a request that this gateway no longer has: admitted in doubt, or failed when Redis went."""
@@ -158,16 +156,21 @@ class Inflight:
         self.connected = False
         self._strays.clear()
         for generation in self._open.values():
-            generation.abandoned, generation.withdrawn = True, False
-            generation.fail(Unavailable(error.message))
+            self._give_up(generation, error)
+
+    def _give_up(self, generation: Generation, error: Unavailable) -> None:
+        """Redis does not say what became of it. When it answers again, whoever holds the request is told to stop."""
+        generation.abandoned, generation.withdrawn = True, False
+        generation.fail(Unavailable(error.message))
 
     async def _recover_lost(self) -> None:
         """Acts on claims that were lost at the last look already: by now the reader has seen all that their worker wrote."""
         lost = {(claim.request, claim.epoch) for claim in await self._queue.lost(self.gateway)}
         for request, epoch in lost & self._suspected:
             generation = self._open.get(request)
-            if generation is None:
-                await self._queue.settle(request, epoch, cost=0)
+            if generation is None or generation.abandoned:
+                await self._queue.settle(request, epoch, cost=generation.spent if generation else 0)
+                self._open.pop(request, None)
             elif epoch >= generation.epoch:
                 await self._recover(generation, epoch)
         self._suspected = lost
@@ -176,19 +179,22 @@ class Inflight:
         """The claim of `epoch` is lost. What the client has not seen anything of starts again; the rest has failed."""
         request = generation.request.id
         generation.supersede(epoch + 1)
-        if not generation.committed and not generation.abandoned and await self._queue.requeue(request, epoch):
+        try:
+            if not generation.committed and not generation.abandoned and await self._queue.requeue(request, epoch):
+                return
+            await self._queue.settle(request, epoch, cost=generation.spent)
+        except Unavailable as error:
+            self._give_up(generation, error)
             return
-        await self._queue.settle(request, epoch, cost=generation.spent)
         self._open.pop(request, None)
         generation.fail(WorkerLost(WORKER_LOST))
 
     async def _replace_claim(self, generation: Generation, epoch: int) -> None:
         """The worker lives, but not all that it said arrived."""
-        try:
-            await self._queue.cancel(generation.request.id)
+        if await self._cancel(generation.request.id):
             await self._recover(generation, epoch)
-        except Unavailable as error:
-            generation.fail(error)
+        else:
+            self._give_up(generation, Unavailable("Redis does not answer"))
 
     async def _withdraw_abandoned(self) -> None:
         for generation in [generation for generation in self._open.values() if generation.abandoned]:

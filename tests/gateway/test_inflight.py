@@ -184,6 +184,21 @@ async def test_an_abandoned_request_whose_worker_is_lost(inflight: Inflight, wor
     assert not await redis.exists(f"corral:request:{generation.request.id}")
 
 
+async def test_an_abandoned_request_of_which_events_are_missing(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    generation = await admit(inflight)
+    answer = await worker.take()
+    inflight.abandon(generation)
+    await eventually(lambda: worker.cancelled == [generation.request.id])
+    answer.seq = 5
+    await answer.finished(FinishReason.ABORT)
+    await eventually(lambda: len(inflight) == 0)
+
+    async def settled() -> bool:
+        return not await redis.exists(f"corral:request:{generation.request.id}")
+
+    await eventually(settled)
+
+
 async def test_a_request_refused_by_the_registry(inflight: Inflight, worker: Worker, redis: Redis) -> None:
     """Of a model that cannot be loaded: nobody ever claimed it."""
     queue = Queue(redis)
