@@ -19,7 +19,8 @@ def assign_pending(world: World) -> Iterator[Decision]:
     pending = [replica for replica in world.replicas if replica.state is ReplicaState.PENDING]
     for replica in sorted(pending, key=lambda replica: replica.id):
         deployment, version = deployments[replica.deployment], world.versions[replica.version]
-        if not deployment.replicas_wanted or not version.wanted:
+        asked_for = deployment.origin is Origin.PINNED or world.waiting(version.digest)
+        if not deployment.replicas_wanted or not version.wanted or not asked_for:
             continue
         placement = place(_want(version, deployment.memory_bytes), rooms(world, version), residents)
         match placement.outcome:

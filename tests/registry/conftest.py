@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,14 +50,14 @@ def migrated_url(postgres_url: str) -> str:
 
 
 @pytest.fixture
-def clean_url(migrated_url: str) -> Iterator[str]:
+def clean_url(migrated_url: str) -> str:
     """The migrated database with nothing in it."""
     engine = create_engine(migrated_url)
     tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
     with engine.begin() as connection:
         connection.execute(text(f"truncate {tables} restart identity cascade"))
     engine.dispose()
-    yield migrated_url
+    return migrated_url
 
 
 @pytest_asyncio.fixture

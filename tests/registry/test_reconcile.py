@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from services.protocol.reports import WorkerState
+from services.registry.decisions import (
+    CreateReplica,
+    Decision,
+    DrainReplica,
+    EndProcess,
+    ExplainReplica,
+    FailJob,
+    FailReplica,
+    FetchModel,
+    ForgetDemand,
+    ForgetVersion,
+    LoseNode,
+    MeasureReplica,
+    ReadyReplica,
+    RefuseWaiting,
+    SendJob,
+    StartReplica,
+    StopReplica,
+    UnwantDeployment,
+    WantVersion,
+)
+from services.registry.reconcile import reconcile
+from services.registry.states import JobKind, JobState, NodeState, Origin, ReplicaState
+from services.registry.world import World
+from tests.registry.worlds import (
+    BLOB,
+    GIB,
+    NOW,
+    VERSION,
+    ago,
+    demand,
+    deployment,
+    job,
+    node,
+    process,
+    replica,
+    serving,
+    version,
+    with_demand,
+    worker,
+    world,
+)
+
+R = ReplicaState
+WAITS = with_demand(demand(waiting=1))
+START_SENT = job(JobKind.START, JobState.SENT)
+
+
+def starting(**changes: Any) -> World:
+    return world(
+        **{
+            "deployments": (deployment(),),
+            "replicas": (replica(R.STARTING),),
+            "jobs": (START_SENT,),
+            "demand": WAITS,
+            **changes,
+        }
+    )
+
+
+def draining(**changes: Any) -> World:
+    facts = {
+        "deployments": (deployment(replicas_wanted=0),),
+        "replicas": (replica(R.DRAINING, reason="why"),),
+        "demand": with_demand(demand()),
+    }
+    return world(**{**facts, **changes})
+
+
+def pending(**changes: Any) -> World:
+    return world(**{"deployments": (deployment(),), "replicas": (replica(R.PENDING),), "demand": WAITS, **changes})
+
+
+def fetching(**changes: Any) -> World:
+    facts = {
+        "versions": {VERSION: version(source="pypi:m")},
+        "nodes": {"n1": node(blobs=frozenset())},
+        "deployments": (deployment(),),
+        "replicas": (replica(R.FETCHING),),
+        "jobs": (job(JobKind.PULL, JobState.SENT),),
+        "demand": WAITS,
+    }
+    return world(**{**facts, **changes})
+
+
+def failed(code: str = "model_load_failed", **changes: Any) -> World:
+    over = replica(R.FAILED, error_code=code, reason="no luck", attempts=3, **changes)
+    return world(deployments=(deployment(),), replicas=(over,), demand=WAITS)
+
+
+@pytest.mark.parametrize(
+    "satisfied",
+    [
+        world(),
+        serving(),
+        serving(demand={}),
+        serving(demand=with_demand(demand(waiting=5, unused_s=1000))),
+        serving(demand=with_demand(demand(unused_s=100_000, keep_alive_s=-1))),
+        serving(deployments=(deployment(origin=Origin.PINNED),), demand=with_demand(demand(unused_s=100_000))),
+        serving(workers={"r1": worker(running=1)}, demand=with_demand(demand(unused_s=100_000))),
+        serving(workers={}, worker_seen={"r1": ago(5)}),
+        starting(workers={"r1": worker(WorkerState.LOADING)}, processes=(process(),)),
+        starting(),
+        fetching(),
+        draining(processes=(process(),)),
+        draining(workers={"r1": worker(WorkerState.DRAINING)}),
+        failed(retry_at=ago(-5)),
+    ],
+    ids=[
+        "nothing",
+        "serving",
+        "serving, and Redis forgot",
+        "serving a queue",
+        "kept for ever",
+        "pinned",
+        "busy for long",
+        "a report is late",
+        "loading",
+        "not started yet",
+        "fetching",
+        "draining",
+        "draining, seen by its worker alone",
+        "backing off",
+    ],
+)
+def test_a_satisfied_world_gives_no_decisions(satisfied: World) -> None:
+    assert reconcile(satisfied) == ()
+
+
+LOAD_FAILED = "model 'm:latest' could not be loaded: "
+
+TABLE: list[tuple[str, World, list[Decision]]] = [
+    ("requests wait: wanted", world(demand=WAITS), [WantVersion(VERSION)]),
+    (
+        "requests wait and it was unloaded before: wanted again",
+        world(demand=WAITS, deployments=(deployment(replicas_wanted=0),), replicas=(replica(R.STOPPED),)),
+        [WantVersion(VERSION)],
+    ),
+    ("wanted: a replica", world(demand=WAITS, deployments=(deployment(),)), [CreateReplica(1, 1)]),
+    (
+        "pinned: replicas without any request",
+        world(
+            deployments=(deployment(origin=Origin.PINNED, replicas_wanted=2),),
+            replicas=(replica(R.READY),),
+            workers={"r1": worker()},
+        ),
+        [CreateReplica(1, 1)],
+    ),
+    ("pending: started where the file is", pending(), [StartReplica("r1", R.PENDING, VERSION, "n1", BLOB, GIB)]),
+    (
+        "pending: fetched where it is not",
+        pending(versions={VERSION: version(source="pypi:m")}, nodes={"n1": node(blobs=frozenset())}),
+        [FetchModel("r1", R.PENDING, VERSION, "n1", GIB, "pypi:m", "registry.ollama.ai/library/m:latest")],
+    ),
+    (
+        "pending: nobody waits any more",
+        pending(demand=with_demand(demand())),
+        [UnwantDeployment(1, VERSION, "nothing waits for it any more", unused=True)],
+    ),
+    (
+        "pending: unwanted",
+        pending(deployments=(deployment(replicas_wanted=0, reason="why"),), demand=with_demand(demand())),
+        [StopReplica("r1", R.PENDING, "why")],
+    ),
+    (
+        "pending: short of memory, and says so once",
+        pending(nodes={"n1": node(memory_available=GIB // 2)}),
+        [ExplainReplica("r1", R.PENDING, "n1 has 0.5 GiB of memory free, 1.0 GiB are needed")],
+    ),
+    (
+        "fetched: started",
+        fetching(nodes={"n1": node()}),
+        [StartReplica("r1", R.FETCHING, VERSION, "n1", BLOB, GIB)],
+    ),
+    (
+        "fetching: the pull failed",
+        fetching(jobs=(job(JobKind.PULL, JobState.FAILED, error_code="not_found", error="gone"),)),
+        [FailReplica("r1", R.FETCHING, "not_found", "gone"), RefuseWaiting(VERSION, "not_found", LOAD_FAILED + "gone")],
+    ),
+    (
+        "fetching: what came is not in the store",
+        fetching(jobs=(job(JobKind.PULL, JobState.SUCCEEDED, finished_at=ago(25)),)),
+        [
+            FailReplica("r1", R.FETCHING, "model_load_failed", "pypi:m no longer holds this version"),
+            RefuseWaiting(VERSION, "model_load_failed", LOAD_FAILED + "pypi:m no longer holds this version"),
+        ],
+    ),
+    (
+        "starting: its worker serves",
+        starting(workers={"r1": worker(slots=8, context_tokens=4096, memory_bytes=77)}),
+        [ReadyReplica("r1", R.STARTING, 77, 8, 4096)],
+    ),
+    (
+        "starting: its worker could not load",
+        starting(
+            workers={"r1": worker(WorkerState.FAILED, error_code="invalid_model_file", error="cut short")},
+            processes=(process(3),),
+        ),
+        [
+            FailReplica("r1", R.STARTING, "invalid_model_file", "cut short"),
+            RefuseWaiting(VERSION, "invalid_model_file", LOAD_FAILED + "cut short"),
+        ],
+    ),
+    (
+        "starting: its process ended",
+        starting(processes=(process(1, "Traceback"),)),
+        [
+            FailReplica("r1", R.STARTING, "model_load_failed", "exit code 1: Traceback"),
+            RefuseWaiting(VERSION, "model_load_failed", LOAD_FAILED + "exit code 1: Traceback"),
+        ],
+    ),
+    (
+        "starting: nobody waits, nobody is refused",
+        starting(processes=(process(-11),), demand=with_demand(demand())),
+        [FailReplica("r1", R.STARTING, "model_load_failed", "killed by SIGSEGV")],
+    ),
+    (
+        "starting: too slow",
+        starting(
+            replicas=(replica(R.STARTING, state_changed_at=ago(301)),), processes=(process(),), demand=with_demand(demand())
+        ),
+        [FailReplica("r1", R.STARTING, "model_load_failed", "it did not serve within 300 s")],
+    ),
+    (
+        "starting: the job was done and nothing is there",
+        starting(
+            jobs=(job(JobKind.START, JobState.SUCCEEDED, finished_at=ago(25)),),
+            replicas=(replica(R.STARTING, state_changed_at=ago(25)),),
+            demand=with_demand(demand()),
+        ),
+        [FailReplica("r1", R.STARTING, "model_load_failed", "its process is gone")],
+    ),
+    (
+        "starting: unwanted",
+        starting(deployments=(deployment(replicas_wanted=0, reason="why"),), demand=with_demand(demand())),
+        [DrainReplica("r1", R.STARTING, "n1", "why")],
+    ),
+    (
+        "ready: unused for longer than the platform's keep_alive",
+        serving(demand=with_demand(demand(unused_s=301))),
+        [UnwantDeployment(1, VERSION, "unused for longer than its keep_alive", unused=True)],
+    ),
+    (
+        "ready: unused for longer than the caller's keep_alive",
+        serving(demand=with_demand(demand(unused_s=11, keep_alive_s=10))),
+        [UnwantDeployment(1, VERSION, "unused for longer than its keep_alive", unused=True)],
+    ),
+    (
+        "ready: unused for as long as can be known",
+        serving(demand={}, replicas=(replica(R.READY, state_changed_at=ago(900)),)),
+        [UnwantDeployment(1, VERSION, "unused for longer than its keep_alive", unused=True)],
+    ),
+    (
+        "ready: unwanted",
+        serving(deployments=(deployment(replicas_wanted=0, reason="why"),)),
+        [DrainReplica("r1", R.READY, "n1", "why")],
+    ),
+    (
+        "ready: its worker drains on its own",
+        serving(workers={"r1": worker(WorkerState.DRAINING)}),
+        [DrainReplica("r1", R.READY, "n1", "its worker drains on its own", stop=False)],
+    ),
+    (
+        "ready: its worker ended in order",
+        serving(workers={}, processes=(process(0),)),
+        [DrainReplica("r1", R.READY, "n1", "its worker ended on its own", stop=False)],
+    ),
+    (
+        "ready: crashed",
+        serving(workers={}, processes=(process(-9, "last words"),)),
+        [FailReplica("r1", R.READY, "worker_lost", "killed by SIGKILL: last words")],
+    ),
+    ("ready: silent", serving(workers={}), [FailReplica("r1", R.READY, "worker_lost", "its worker went silent")]),
+    ("ready: vanished", serving(workers={}, processes=()), [FailReplica("r1", R.READY, "worker_lost", "its process is gone")]),
+    (
+        "ready: takes more memory than was known",
+        serving(workers={"r1": worker(memory_bytes=2 * GIB)}),
+        [MeasureReplica("r1", R.READY, 2 * GIB)],
+    ),
+    (
+        "the node is lost: its replicas too, and nobody is refused",
+        serving(nodes={"n1": node(state=NodeState.LOST, reporting=False)}, demand=WAITS),
+        [FailReplica("r1", R.READY, "worker_lost", "node n1 was lost")],
+    ),
+    ("drained: stopped", draining(), [StopReplica("r1", R.DRAINING, "why")]),
+    ("drained: the process ended", draining(processes=(process(0),)), [StopReplica("r1", R.DRAINING, "why")]),
+    (
+        "draining: for too long",
+        draining(replicas=(replica(R.DRAINING, state_changed_at=ago(61)),), processes=(process(),)),
+        [EndProcess("r1", "n1")],
+    ),
+    ("the next attempt comes when its time has come", failed(retry_at=ago(0)), [CreateReplica(1, 4)]),
+    (
+        "a permanent failure answers for a while",
+        failed("invalid_model_file", state_changed_at=ago(5)),
+        [RefuseWaiting(VERSION, "invalid_model_file", LOAD_FAILED + "no luck")],
+    ),
+    ("a permanent failure is tried again when asked later", failed("invalid_model_file"), [CreateReplica(1, 4)]),
+    (
+        "nobody waits after a failure",
+        world(
+            deployments=(deployment(),),
+            replicas=(replica(R.FAILED, error_code="x", retry_at=ago(9)),),
+            demand=with_demand(demand()),
+        ),
+        [UnwantDeployment(1, VERSION, "nothing waits for it any more", unused=True)],
+    ),
+    (
+        "never fits",
+        world(demand=WAITS, versions={VERSION: version(memory_bytes=9 * GIB)}),
+        [
+            RefuseWaiting(
+                VERSION,
+                "model_load_failed",
+                LOAD_FAILED + "it needs 9.0 GiB of memory and the largest node, n1, has 7.5 GiB for models",
+            )
+        ],
+    ),
+    (
+        "its file is nowhere",
+        world(demand=WAITS, nodes={"n1": node(blobs=frozenset())}),
+        [RefuseWaiting(VERSION, "model_load_failed", LOAD_FAILED + "its file is on no node")],
+    ),
+    ("no node yet: it waits for one", world(demand=WAITS, nodes={}), [WantVersion(VERSION)]),
+    (
+        "requests for nobody knows what",
+        world(demand=with_demand(demand(waiting=1, digest="f" * 64))),
+        [RefuseWaiting("f" * 64, "model_not_found", "model 'ffffffffffff' not found")],
+    ),
+    ("demand without requests or replicas", world(demand=with_demand(demand())), [ForgetDemand(VERSION)]),
+    (
+        "no tag is left: drained",
+        serving(versions={VERSION: version(name="")}),
+        [UnwantDeployment(1, VERSION, "the model was deleted", unused=False)],
+    ),
+    ("no tag is left and nothing runs: forgotten", world(versions={VERSION: version(name="")}), [ForgetVersion(VERSION)]),
+    ("a process of nobody", world(processes=(process(),)), [EndProcess("r1", "n1")]),
+    ("a process of nobody, being stopped", world(processes=(process(),), jobs=(job(JobKind.STOP, JobState.SENT),)), []),
+    ("a process of nobody, ended", world(processes=(process(0),)), []),
+    ("a process on the wrong node", serving(processes=(process(), process(node="n2"))), [EndProcess("r1", "n2")]),
+    (
+        "a node that does not report",
+        world(nodes={"n1": node(reporting=False, last_seen_at=ago(11))}),
+        [LoseNode("n1")],
+    ),
+    (
+        "a node that we did not watch",
+        world(nodes={"n1": node(reporting=False, last_seen_at=ago(99))}, watching_since=ago(9)),
+        [],
+    ),
+    (
+        "a job that no broker has seen",
+        starting(jobs=(job(JobKind.START, JobState.QUEUED, sends=0, sent_at=None),)),
+        [SendJob("j1")],
+    ),
+    ("a job that nobody works on", starting(jobs=(job(JobKind.START, JobState.SENT, sent_at=ago(16)),)), [SendJob("j1")]),
+    ("a job sent twice has more patience", starting(jobs=(job(JobKind.START, JobState.SENT, sends=2, sent_at=ago(16)),)), []),
+    (
+        "a job that is being worked on",
+        starting(jobs=(job(JobKind.START, JobState.SENT, sent_at=ago(99)),), nodes={"n1": node(jobs=frozenset({"j1"}))}),
+        [],
+    ),
+    (
+        "a job that was just worked on",
+        starting(jobs=(job(JobKind.START, JobState.SENT, sent_at=ago(99)),), job_seen={"j1": ago(3)}),
+        [],
+    ),
+    (
+        "a start of a replica that is over",
+        world(jobs=(START_SENT,)),
+        [FailJob("j1", "n1", "unavailable", "its replica is not wanted any more")],
+    ),
+    (
+        "a pull on a lost node",
+        world(nodes={"n1": node(state=NodeState.LOST, reporting=False)}, jobs=(job(JobKind.PULL, JobState.SENT),)),
+        [FailJob("j1", "n1", "unavailable", "node n1 is lost")],
+    ),
+    (
+        "a deletion on a lost node waits for it",
+        world(
+            nodes={"n1": node(state=NodeState.LOST, reporting=False)},
+            jobs=(job(JobKind.DELETE, JobState.SENT, sent_at=ago(99)),),
+        ),
+        [],
+    ),
+    (
+        "a deletion of what still drains",
+        draining(
+            versions={VERSION: version(name="")},
+            processes=(process(),),
+            jobs=(job(JobKind.DELETE, JobState.QUEUED, replica=None, version=VERSION, sends=0, sent_at=None),),
+        ),
+        [],
+    ),
+    (
+        "a deletion of one of two names",
+        serving(jobs=(job(JobKind.DELETE, JobState.QUEUED, replica=None, version=VERSION, sends=0, sent_at=None),)),
+        [SendJob("j1")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("seen", "decided"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_decisions(seen: World, decided: list[Decision]) -> None:
+    assert list(reconcile(seen)) == decided
+
+
+def test_the_least_recently_used_idle_model_makes_room() -> None:
+    other = "c" * 64
+    seen = serving(
+        versions={VERSION: version(), other: version(digest=other, name="other:latest", memory_bytes=7 * GIB)},
+        nodes={"n1": node()},
+        deployments=(deployment(), deployment(id=2, version=other, memory_bytes=7 * GIB)),
+        replicas=(replica(R.READY), replica(R.PENDING, id="r2", deployment=2, version=other)),
+        demand={VERSION: demand(), other: demand(waiting=1, digest=other)},
+    )
+    unwant, explain = reconcile(seen)
+    assert unwant == UnwantDeployment(1, VERSION, "made room for other:latest", unused=True)
+    assert isinstance(explain, ExplainReplica)
+    assert "an idle model on n1 makes room" in explain.reason
+
+
+def test_a_retry_time_of_the_future_is_kept() -> None:
+    assert reconcile(failed(retry_at=NOW.replace(hour=13))) == ()
