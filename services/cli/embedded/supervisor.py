@@ -13,6 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ class Supervisor:
         while True:
             for log in self._home.logs.glob("*.log"):
                 if log.stat().st_size > LOG_LIMIT_BYTES:
-                    shutil.copyfile(log, log.with_suffix(".log.1"))
+                    with suppress(OSError):  # on a full disk the old lines go
+                        shutil.copyfile(log, log.with_suffix(".log.1"))
                     os.truncate(log, 0)
             await asyncio.sleep(LOG_CHECK_S)
 
