@@ -24,7 +24,7 @@ def parse_duration_s(text: str | float) -> float:
     if re.fullmatch(r"[+-]?\d+(\.\d+)?", plain):
         return float(plain)
     sign = -1.0 if plain.startswith("-") else 1.0
-    digits = plain.lstrip("+-")
+    digits = plain[1:] if plain[:1] in ("+", "-") else plain
     parts = _PART.findall(digits)
     if not parts or "".join(number + unit for number, unit in parts) != digits:
         raise ValueError(f'invalid duration "{plain}"; say it like 5m, 1h30m, or as seconds')

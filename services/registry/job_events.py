@@ -52,20 +52,29 @@ class JobEventReader:
         if isinstance(event, JobProgress):
             self._watchers.tell(event)
             return
+        changed = await self._settle(event)
+        if changed or self._watchers.watches(event.job):
+            # Another process may have been first to write the row; the watchers here want to know all the same.
+            await self._publisher.publish()
+            async with self._database.transaction() as session:
+                outcome = await jobs.outcome(session, event.job)
+            if outcome:
+                self._watchers.tell(outcome)
+        if changed:
+            await self._queue.signal()
+
+    async def _settle(self, event: JobSucceeded | JobFailed) -> bool:
+        """True where this was the job's end. A success that does not hold what it should is a failure."""
         try:
             changed = await self._record(event)
+        except Unavailable:
+            raise
         except CorralError as error:
-            if isinstance(error, Unavailable):
-                raise
             event = JobFailed(event.job, event.node, error.code, error.message)
             changed = await self._record(event)
-        if not changed:
-            return
-        if isinstance(event, JobFailed):
+        if changed and isinstance(event, JobFailed):
             log.warning("job %s on %s failed: %s", event.job, event.node, event.message)
-        await self._publisher.publish()
-        self._watchers.tell(event)
-        await self._queue.signal()
+        return changed
 
     async def _record(self, event: JobSucceeded | JobFailed) -> bool:
         async with self._database.transaction() as session:

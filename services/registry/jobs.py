@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.protocol.errors import Conflict
-from services.protocol.jobs import Delete, Job, Pull, Start, Stop, job_from_payload, job_to_payload
+from services.protocol.jobs import Delete, Job, JobFailed, JobSucceeded, Pull, Start, Stop, job_from_payload, job_to_payload
 from services.registry import models
 from services.registry.db import transaction_time
 from services.registry.states import JobKind, JobState
@@ -79,6 +79,16 @@ async def finish(session: AsyncSession, job: str, *, error_code: str = "", error
     row.error = error or error_code
     row.finished_at = finished_at
     return row
+
+
+async def outcome(session: AsyncSession, job: str) -> JobSucceeded | JobFailed | None:
+    """How it ended, None while it has not."""
+    row = await session.get(models.Job, job)
+    if row is None or not row.state.is_over:
+        return None
+    if row.state is JobState.SUCCEEDED:
+        return JobSucceeded(job, row.node_name)
+    return JobFailed(job, row.node_name, row.error_code, row.error)
 
 
 async def drop_deletions(session: AsyncSession, name: str) -> None:

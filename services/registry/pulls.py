@@ -18,7 +18,7 @@ from services.registry import catalog, jobs
 from services.registry.config import KNOWN_SOURCES
 from services.registry.db import Database
 from services.registry.models import Job, Node, Version
-from services.registry.states import JobState, NodeState
+from services.registry.states import NodeState
 from services.registry.watchers import Watchers
 
 #: What Ollama's own clients match on.
@@ -98,7 +98,8 @@ async def watch(database: Database, watchers: Watchers, job: str) -> AsyncIterat
     yield {"status": "pulling manifest"}
     with watchers.watch(job) as events:
         # It may have ended before we watched.
-        event: JobEvent | None = await _outcome(database, job)
+        async with database.transaction() as session:
+            event: JobEvent | None = await jobs.outcome(session, job)
         while True:
             event = event or await events.get()
             match event:
@@ -126,13 +127,3 @@ def progress_line(progress: JobProgress) -> Line:
 
 def short(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
-
-
-async def _outcome(database: Database, job: str) -> JobEvent | None:
-    async with database.transaction() as session:
-        row = await session.get(Job, job)
-    if row is None or not row.state.is_over:
-        return None
-    if row.state is JobState.SUCCEEDED:
-        return JobSucceeded(job, row.node_name)
-    return JobFailed(job, row.node_name, row.error_code, row.error)

