@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
-from services.protocol.connection import read_stream, redis_errors
+from services.protocol.connection import read_stream, redis_answers
 from services.protocol.wire import Decoder, encode
 
 JOB_TASK = "corral.job"
@@ -155,7 +155,7 @@ class JobEvents:
         self._key = f"{prefix}:job-events"
 
     async def publish(self, event: JobEvent) -> None:
-        with redis_errors():
+        async with redis_answers():
             await self._redis.xadd(self._key, {"e": encode(_Envelope(event))}, maxlen=EVENT_LIMIT, approximate=True)
 
     async def read(self, after: bytes, *, timeout_s: float) -> list[tuple[bytes, JobEvent]]:
@@ -163,6 +163,6 @@ class JobEvents:
         entries = await read_stream(self._redis, self._key, after, timeout_s=timeout_s)
         envelopes = {entry: _decode.known(fields[b"e"]) for entry, fields in entries}
         if unknown := [entry for entry, envelope in envelopes.items() if not envelope]:
-            with redis_errors():
+            async with redis_answers():
                 await self._redis.xdel(self._key, *unknown)
         return [(entry, envelope.event) for entry, envelope in envelopes.items() if envelope]

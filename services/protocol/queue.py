@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import msgspec
 from redis.asyncio import Redis
 
-from services.protocol.connection import BLOCK_S, redis_errors, wait_for_answer
+from services.protocol.connection import BLOCK_S, redis_answers, wait_for_answer
 from services.protocol.errors import QueueFull
 from services.protocol.messages import Cancel, Claim, Control, GenerateRequest, Wake
 from services.protocol.reports import WorkerReport, WorkerState
@@ -73,7 +73,7 @@ class Queue:
         self._script = redis.register_script(source)
 
     async def _call(self, command: str, *args: str | bytes | int | float) -> Any:
-        with redis_errors():
+        async with redis_answers():
             return await self._script(keys=[self._prefix], args=[command, *args])
 
     async def enqueue(self, request: GenerateRequest, *, cost: float, limit: int, keep_alive_ms: int | None = None) -> int:
@@ -162,7 +162,7 @@ class Queue:
 
     async def signal(self) -> None:
         """Wakes the registry's loop: something changed in its own rows."""
-        with redis_errors():
+        async with redis_answers():
             await self._redis.publish(f"{self._prefix}:signal", "registry")
 
     async def next_control(self, worker: str, *, timeout_s: float) -> Control | None:
@@ -175,7 +175,7 @@ class Queue:
     async def signals(self) -> AsyncIterator[Signals]:
         """A subscription to the signal that something may have to be loaded."""
         async with self._redis.pubsub() as pubsub:
-            with redis_errors():
+            async with redis_answers():
                 await pubsub.subscribe(f"{self._prefix}:signal")
                 await pubsub.get_message(timeout=BLOCK_S)  # that it holds: no signal from here on is missed
             yield Signals(pubsub)
@@ -189,8 +189,10 @@ class Signals:
 
     async def wait(self, *, timeout_s: float) -> bool:
         """True where a signal came within `timeout_s`."""
-        with redis_errors():
-            return bool(await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout_s))
+        message = await wait_for_answer(
+            lambda wait_s: self._pubsub.get_message(ignore_subscribe_messages=True, timeout=wait_s), timeout_s=timeout_s
+        )
+        return bool(message)
 
 
 def _triples(flat: list[Any]) -> Iterator[tuple[Any, Any, Any]]:

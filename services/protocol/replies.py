@@ -10,12 +10,15 @@ from collections.abc import Mapping
 
 from redis.asyncio import Redis
 
-from services.protocol.connection import read_stream, redis_errors
+from services.protocol.connection import read_stream, redis_answers
 from services.protocol.messages import StepReply
 from services.protocol.wire import Decoder, encode
 
 #: Entries. A gateway that stalls for as long as workers need to write so many loses the oldest, and sees the gap in `seq`.
 STREAM_LIMIT = 100_000
+
+#: Entries that a reader leaves behind before it trims them.
+TRIM_EVERY = 256
 
 _decode = Decoder(StepReply)
 
@@ -29,17 +32,16 @@ class ReplyWriter:
 
     async def publish(self, replies: Mapping[str, StepReply]) -> set[str]:
         """Appends one entry per gateway, in one round trip. Returns the gateways whose stream is gone."""
-        with redis_errors():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for gateway, reply in replies.items():
-                    pipe.xadd(
-                        f"{self._prefix}:replies:{gateway}",
-                        {"r": encode(reply)},
-                        maxlen=STREAM_LIMIT,
-                        approximate=True,
-                        nomkstream=True,
-                    )
-                entries = await pipe.execute()
+        async with redis_answers(), self._redis.pipeline(transaction=False) as pipe:
+            for gateway, reply in replies.items():
+                pipe.xadd(
+                    f"{self._prefix}:replies:{gateway}",
+                    {"r": encode(reply)},
+                    maxlen=STREAM_LIMIT,
+                    approximate=True,
+                    nomkstream=True,
+                )
+            entries = await pipe.execute()
         return {gateway for gateway, entry in zip(replies, entries, strict=True) if entry is None}
 
 
@@ -50,10 +52,11 @@ class ReplyReader:
         self._redis = redis
         self._key = f"{prefix}:replies:{gateway}"
         self._last = b"0-0"
+        self._untrimmed = 0
 
     async def keep(self, *, lease_ms: int) -> None:
         """Creates the stream where it does not exist and lets it live for another `lease_ms`."""
-        with redis_errors():
+        async with redis_answers():
             if not await self._redis.pexpire(self._key, lease_ms):
                 self._last = b"0-0"
                 async with self._redis.pipeline() as pipe:
@@ -63,16 +66,19 @@ class ReplyReader:
                     await pipe.execute()
 
     async def read(self, *, timeout_s: float) -> list[StepReply]:
-        """The next entries, oldest first; blocks until there are some, empty after `timeout_s`. Trims what it has read."""
+        """The next entries, oldest first; blocks until there are some, empty after `timeout_s`."""
+        if self._untrimmed >= TRIM_EVERY:
+            async with redis_answers():
+                await self._redis.xtrim(self._key, minid=self._last, approximate=True)
+            self._untrimmed = 0
         entries = await read_stream(self._redis, self._key, self._last, timeout_s=timeout_s)
         if not entries:
             return []
         self._last = entries[-1][0]
-        with redis_errors():
-            await self._redis.xtrim(self._key, minid=self._last, approximate=True)
+        self._untrimmed += len(entries)
         replies = (_decode.known(fields[b"r"]) for _, fields in entries if b"r" in fields)
         return [reply for reply in replies if reply]
 
     async def close(self) -> None:
-        with redis_errors():
+        async with redis_answers():
             await self._redis.delete(self._key)

@@ -12,7 +12,7 @@ from typing import cast
 import msgspec
 from redis.asyncio import Redis
 
-from services.protocol.connection import redis_errors
+from services.protocol.connection import redis_answers
 from services.protocol.wire import Decoder, encode
 
 
@@ -91,20 +91,20 @@ class NodeReports:
         self._prefix = prefix
 
     async def publish(self, report: NodeReport, *, lease_ms: int) -> None:
-        with redis_errors():
+        async with redis_answers():
             await self._redis.set(f"{self._prefix}:node:{report.node}", encode(report), px=lease_ms)
 
     async def withdraw(self, node: str) -> None:
         """The agent stops in order: the node is gone now, not after its lease."""
-        with redis_errors():
+        async with redis_answers():
             await self._redis.delete(f"{self._prefix}:node:{node}")
 
     async def is_alive(self, node: str) -> bool:
-        with redis_errors():
+        async with redis_answers():
             return bool(await self._redis.exists(f"{self._prefix}:node:{node}"))
 
     async def read(self) -> list[NodeReport]:
-        with redis_errors():
+        async with redis_answers():
             keys = [key async for key in self._redis.scan_iter(match=f"{self._prefix}:node:*", count=1000)]
             values = cast("list[bytes | None]", await self._redis.mget(keys)) if keys else []
         reports = (_decode.known(data) for data in values if data)

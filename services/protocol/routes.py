@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 from redis.asyncio import Redis
 
-from services.protocol.connection import redis_errors
+from services.protocol.connection import redis_answers, wait_for_answer
 from services.protocol.wire import Decoder, encode
 
 #: What every API key of ours begins with, so that leaked ones are found and other texts are not taken for one.
@@ -102,27 +102,26 @@ class Routes:
         self._channel = f"{prefix}:routes:changed"
 
     async def publish(self, snapshot: RoutesSnapshot) -> None:
-        with redis_errors():
-            async with self._redis.pipeline() as pipe:
-                pipe.set(self._key, encode(snapshot))
-                pipe.publish(self._channel, str(snapshot.revision))
-                await pipe.execute()
+        async with redis_answers(), self._redis.pipeline() as pipe:
+            pipe.set(self._key, encode(snapshot))
+            pipe.publish(self._channel, str(snapshot.revision))
+            await pipe.execute()
 
     async def load(self) -> RoutesSnapshot | None:
         """None before the registry has published for the first time."""
-        with redis_errors():
+        async with redis_answers():
             data = cast("bytes | None", await self._redis.get(self._key))
         return _decode(data) if data else None
 
     async def snapshots(self, *, poll_s: float) -> AsyncIterator[RoutesSnapshot]:
         """The snapshot now, then each new one: on the signal, or after `poll_s` at the latest where a signal was lost."""
         revision = -1
-        with redis_errors():
-            async with self._redis.pubsub() as pubsub:
+        async with self._redis.pubsub() as pubsub:
+            async with redis_answers():
                 await pubsub.subscribe(self._channel)
-                while True:
-                    snapshot = await self.load()
-                    if snapshot and snapshot.revision != revision:
-                        revision = snapshot.revision
-                        yield snapshot
-                    await pubsub.get_message(timeout=poll_s)
+            while True:
+                snapshot = await self.load()
+                if snapshot and snapshot.revision != revision:
+                    revision = snapshot.revision
+                    yield snapshot
+                await wait_for_answer(lambda wait_s: pubsub.get_message(timeout=wait_s), timeout_s=poll_s)

@@ -74,8 +74,6 @@ class Worker:
         self._may_claim = asyncio.Event()
         self._state_changed = asyncio.Event()
         self._draining = asyncio.Event()
-        self._closing = False
-        self._flushed = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -94,7 +92,7 @@ class Worker:
                     runner = await loop.run_in_executor(engine_thread, self._load)
                     template = _template(runner)
                 except (ModelUnusable, InvalidModelFile) as error:
-                    self._cancel_tasks(reports)
+                    reports.cancel()
                     await self._fail(ModelLoadFailed(str(error)))
                     return 3
                 return await self._serve(runner, template, engine_thread, reports)
@@ -128,11 +126,12 @@ class Worker:
                 await asyncio.wait([engine_run, drained], return_when=asyncio.FIRST_COMPLETED)
                 # Nothing new from here on; then the engine, so that its last events are out before the publisher stops; the
                 # lease goes last, because its end tells the gateways that whatever is unanswered is lost.
-                self._cancel_tasks(drained, *serving)
+                for task in [drained, *serving]:
+                    task.cancel()
                 engine.put(Quit())
                 code = await _exit_code(engine_run)
                 await self._flush(publishing)
-                self._cancel_tasks(reports)
+                reports.cancel()
                 await self._leave()
             return code
         finally:
@@ -147,21 +146,13 @@ class Worker:
         except TimeoutError:
             log.warning("%d requests did not end within %s s", len(self._in_flight), self._settings.drain_s)
 
-    def _cancel_tasks(self, *tasks: asyncio.Task[None]) -> None:
-        """The loops also look at `_closing` (the publisher at `_flushed`): Redis's driver waits with asyncio.wait_for, which in Python 3.11 may swallow a
-        cancellation that meets an answer (CPython issue 86296)."""
-        self._closing = True
-        for task in tasks:
-            task.cancel()
-
     async def _flush(self, publishing: asyncio.Task[None]) -> None:
         try:
             async with asyncio.timeout(5):
                 await self._outbox.join()
         except TimeoutError:
             log.warning("Redis did not take the last events")
-        self._flushed = True
-        self._cancel_tasks(publishing)
+        publishing.cancel()
 
     async def _leave(self) -> None:
         try:
@@ -172,7 +163,7 @@ class Worker:
     async def _claim(self, engine: EngineLoop, builder: PromptBuilder) -> None:
         """Takes requests while slots are free; otherwise waits for a Wake, for a slot, or for a second."""
         async with asyncio.TaskGroup() as beginning:
-            while not self._draining.is_set() and not self._closing:
+            while not self._draining.is_set():
                 self._may_claim.clear()
                 free = self._settings.slots - len(self._in_flight)
                 claims = await self._try_claim(free) if free > 0 else []
@@ -210,7 +201,7 @@ class Worker:
 
     async def _listen(self, engine: EngineLoop) -> None:
         """Wakes and cancellations from the inbox."""
-        while not self._closing:
+        while True:
             try:
                 control = await self._queue.next_control(self.id, timeout_s=1.0)
             except Unavailable:
@@ -229,7 +220,7 @@ class Worker:
 
     async def _publish(self, engine: EngineLoop) -> None:
         """One entry per gateway for each engine step; for several, where Redis is slower than the engine."""
-        while not self._flushed:
+        while True:
             batches = [await self._outbox.get()]
             while not self._outbox.empty():
                 batches.append(self._outbox.get_nowait())
@@ -269,7 +260,7 @@ class Worker:
 
     async def _report(self) -> None:
         """Every `report_s`, and at once when the state has changed."""
-        while not self._closing:
+        while True:
             self._state_changed.clear()
             try:
                 await self._publish_report()
@@ -302,7 +293,7 @@ class Worker:
     async def _watch_node(self) -> None:
         """A worker whose node has gone silent has been replaced elsewhere, and nobody is left to stop it."""
         seen = time.monotonic()
-        while not self._closing:
+        while True:
             if time.monotonic() - seen > self._settings.orphan_s:
                 log.error("node %s has been silent for %s s", self._settings.node, self._settings.orphan_s)
                 self.drain()

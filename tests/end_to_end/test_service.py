@@ -181,7 +181,7 @@ def test_a_corrupt_model_is_refused_and_a_good_one_is_pulled_served_and_removed(
         ("/api/chat", {}, 400, "model is required"),
         ("/api/chat", None, 400, "missing request body"),
         ("/v1/chat/completions", {"model": SMOLLM2, "messages": []}, 400, "[] is too short - 'messages'"),
-        ("/api/show", {"model": "nothing"}, 404, "model 'nothing' not found"),
+        ("/api/show", {"model": "nothing"}, 404, "model 'nothing:latest' not found"),
     ],
 )
 def test_bad_requests(http: httpx.Client, path: str, body: dict | None, status: int, message: str) -> None:

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from sqlalchemy import text
 
-from services.protocol.connection import redis_errors
+from services.protocol.connection import redis_answers
 from services.protocol.errors import Unavailable
 from services.registry.api.dependencies import Parts, PartsDep
 
@@ -32,7 +32,7 @@ async def _postgres(parts: Parts) -> list[str]:
 
 async def _redis(parts: Parts) -> list[str]:
     try:
-        with redis_errors():
+        async with redis_answers():
             await parts.redis.ping()
     except Unavailable as error:
         return [error.message]
