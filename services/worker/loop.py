@@ -116,18 +116,16 @@ class EngineLoop:
             self._emit_all([(generation, [generation.finished(FinishReason.ABORT)])])
 
     def _step(self) -> None:
-        output = self._engine.step()
-        events: list[tuple[Generation, list[Event]]] = []
-        for sequence in output.admitted:
-            generation = self._generations[sequence.id]
-            events.append((generation, [generation.started()]))
-        for sampled in output.sampled:
+        admitted = [self._generations[sequence.id] for sequence in self._engine.admit()]
+        self._emit_all((generation, [generation.started()]) for generation in admitted)
+        events = []
+        for sampled in self._engine.step():
             generation = self._generations[sampled.sequence.id]
-            events.append((generation, generation.advance(sampled)))
-        for generation, produced in events:
+            produced = generation.advance(sampled)
             if isinstance(produced[-1], Finished):
                 self._engine.finish(generation.sequence, produced[-1].reason)
                 del self._generations[generation.request.id]
+            events.append((generation, produced))
         self._emit_all(events)
 
     def _emit_all(self, events: Iterable[tuple[Generation, list[Event]]]) -> None:

@@ -1,9 +1,6 @@
-"""The engine: schedule, decode, update. One thread owns it and everything below it, so nothing here has a lock."""
+"""The engine: admit, schedule, decode, update. One thread owns it and everything below it, so nothing here has a lock."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence as TokenIds
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +10,6 @@ from services.worker.engine.runner import EngineDead, ModelRunner, NoRoom
 from services.worker.engine.scheduler import SampledToken, ScheduledBatch, Scheduler
 from services.worker.engine.sequence import Sequence
 from services.worker.engine.slots import SlotPool
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """`admitted` got their slot in this step; `sampled` got a token or their end."""
-
-    admitted: TokenIds[Sequence]
-    sampled: TokenIds[SampledToken]
 
 
 class Engine:
@@ -50,15 +39,21 @@ class Engine:
         """Ends a sequence from outside: its client is gone, or its text holds a stop string. The slot is free at once."""
         self._scheduler.finish(sequence, reason)
 
-    def step(self) -> StepOutput:
+    def admit(self) -> list[Sequence]:
+        """Gives waiting sequences their slots; `num_cached` of each is known from here on."""
+        admitted = self._scheduler.admit()
+        for one in admitted:
+            self._runner.cut(one.slot, one.keep)
+        return [one.sequence for one in admitted]
+
+    def step(self) -> list[SampledToken]:
+        """Computes one batch of the admitted sequences; returns those that got a token or their end."""
         batch = self._scheduler.schedule()
+        assert batch.spans, "nothing was admitted"
         logits = self._decode(batch)
-        sampled = self._scheduler.update(batch, _sample(batch, logits))
-        return StepOutput(batch.admitted, sampled)
+        return self._scheduler.update(batch, _sample(batch, logits))
 
     def _decode(self, batch: ScheduledBatch) -> NDArray[np.float32]:
-        for slot in batch.acquired:
-            self._runner.cut(slot.slot, slot.keep)
         try:
             return self._runner.decode(batch.spans)
         except NoRoom:

@@ -1,7 +1,7 @@
 """The scheduler: which tokens of which sequences go into the next batch. Pure Python: no I/O, no llama.cpp, no clock.
 
 It is the one writer of a Sequence's status, slot and computed tokens, and of the SlotPool. One thread calls it, so it has
-no lock. Each turn of the engine is `schedule()`, a decode, `update()`.
+no lock. Each turn of the engine is `admit()`, `schedule()`, a decode, `update()`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from services.protocol.messages import FinishReason
 from services.worker.engine.sequence import Sequence, SequenceStatus
-from services.worker.engine.slots import Acquired, SlotPool
+from services.worker.engine.slots import SlotPool
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,16 @@ class Span:
 
 
 @dataclass(frozen=True)
-class ScheduledBatch:
-    """`acquired`: the slots that new sequences took, to be cut back before the batch is computed; `admitted`: those sequences."""
+class Admitted:
+    """A sequence that got its slot, whose cache is to be cut back to its first `keep` tokens before the next decode."""
 
-    acquired: TokenIds[Acquired]
-    admitted: TokenIds[Sequence]
+    sequence: Sequence
+    slot: int
+    keep: int
+
+
+@dataclass(frozen=True)
+class ScheduledBatch:
     spans: TokenIds[Span]
 
     @property
@@ -90,9 +95,21 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
 
+    def admit(self) -> list[Admitted]:
+        """Gives free slots to the sequences that have waited longest."""
+        admitted = []
+        while self._waiting and self._slots.num_idle:
+            sequence = self._waiting.popleft()
+            acquired = self._slots.acquire(sequence.tokens)
+            sequence.slot = acquired.slot
+            sequence.num_computed = sequence.num_cached = acquired.keep
+            sequence.status = SequenceStatus.RUNNING
+            self._running.append(sequence)
+            admitted.append(Admitted(sequence, acquired.slot, acquired.keep))
+        return admitted
+
     def schedule(self) -> ScheduledBatch:
         """The next batch: one token of each sequence that decodes, then prompts, oldest first, as far as the budget goes."""
-        acquired = self._admit()
         decoding = [sequence for sequence in self._running if sequence.is_decoding]
         prefilling = [sequence for sequence in self._running if not sequence.is_decoding]
         spans = [_span(sequence, 1) for sequence in decoding[: self._batch_tokens]]
@@ -104,21 +121,8 @@ class Scheduler:
                 break
             spans.append(_span(sequence, min(budget, sequence.num_uncomputed)))
             budget -= len(spans[-1].tokens)
-        admitted = self._running[len(self._running) - len(acquired) :]
         assert bool(spans) == bool(self._running)
-        return ScheduledBatch(acquired, admitted, spans)
-
-    def _admit(self) -> list[Acquired]:
-        acquired = []
-        while self._waiting and self._slots.num_idle:
-            sequence = self._waiting.popleft()
-            slot = self._slots.acquire(sequence.tokens)
-            sequence.slot = slot.slot
-            sequence.num_computed = sequence.num_cached = slot.keep
-            sequence.status = SequenceStatus.RUNNING
-            self._running.append(sequence)
-            acquired.append(slot)
-        return acquired
+        return ScheduledBatch(spans)
 
     def update(self, batch: ScheduledBatch, tokens: TokenIds[int]) -> list[SampledToken]:
         """Takes in a computed batch and the tokens sampled for those of its spans that sample, in their order."""

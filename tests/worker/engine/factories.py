@@ -9,6 +9,7 @@ from services.worker.engine.engine import Engine
 from services.worker.engine.fake import END, FakeRunner, babble
 from services.worker.engine.runner import ModelRunner
 from services.worker.engine.sampling import Sampler
+from services.worker.engine.scheduler import SampledToken
 from services.worker.engine.sequence import Sequence
 
 GREEDY = SamplingParams(temperature=0)
@@ -35,9 +36,14 @@ def ends_after(count: int, prompt: str) -> FakeRunner:
     return FakeRunner(script=lambda tokens: END if len(tokens) >= len(prompt) + count else babble(tokens))
 
 
+def step(engine: Engine) -> list[SampledToken]:
+    engine.admit()
+    return engine.step()
+
+
 def run(engine: Engine) -> None:
     while engine.has_work:
-        engine.step()
+        step(engine)
 
 
 def completion(sequence: Sequence) -> list[int]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from services.protocol.messages import FinishReason, SamplingParams
 from services.worker.engine.fake import FakeRunner
 from services.worker.engine.runner import EngineDead
-from tests.worker.engine.factories import completion, ends_after, make_engine, make_sequence, run, solo
+from tests.worker.engine.factories import completion, ends_after, make_engine, make_sequence, run, solo, step
 
 
 def test_eight_requests_share_one_batch() -> None:
@@ -17,9 +17,8 @@ def test_eight_requests_share_one_batch() -> None:
     sequences = [make_sequence(f"prompt {number}", id=str(number)) for number in range(8)]
     for sequence in sequences:
         engine.add(sequence)
-    engine.step()
-    step = engine.step()
-    assert [sampled.sequence for sampled in step.sampled] == sequences
+    step(engine)
+    assert [sampled.sequence for sampled in step(engine)] == sequences
 
 
 def test_a_model_that_ends_its_text() -> None:
@@ -82,7 +81,7 @@ def test_what_a_request_says_does_not_depend_on_what_else_is_in_the_batch(
     for number, (pause, prompt, wanted, patience, params) in enumerate(arrivals):
         for _ in range(pause):
             if engine.has_work:
-                engine.step()
+                step(engine)
         sequence = make_sequence(prompt, id=str(number), max_tokens=wanted, sampling=params)
         engine.add(sequence)
         running.append(sequence)

@@ -22,6 +22,7 @@ def shape(batch: ScheduledBatch) -> list[tuple[str, int, int, bool]]:
 
 
 def turn(scheduler: Scheduler, token: int = 7) -> ScheduledBatch:
+    scheduler.admit()
     batch = scheduler.schedule()
     scheduler.update(batch, [token] * sum(span.samples for span in batch.spans))
     return batch
@@ -72,15 +73,15 @@ def test_a_sequence_waits_for_a_slot_and_takes_the_first_that_is_free() -> None:
     assert second.status is SequenceStatus.WAITING
     turn(scheduler)
     assert first.finish_reason is FinishReason.LENGTH
-    batch = turn(scheduler)
-    assert shape(batch) == [("b", 0, 1, True)]
-    assert list(batch.admitted) == [second]
+    assert [admitted.sequence for admitted in scheduler.admit()] == [second]
+    assert shape(turn(scheduler)) == [("b", 0, 1, True)]
 
 
 def test_the_end_token_ends_a_sequence_and_is_no_part_of_it() -> None:
     scheduler = make_scheduler()
     sequence = make_sequence([1, 2])
     scheduler.add(sequence)
+    scheduler.admit()
     batch = scheduler.schedule()
     (sampled,) = scheduler.update(batch, [END])
     assert (sampled.token, sampled.finish_reason) == (None, FinishReason.STOP)
@@ -128,6 +129,6 @@ def test_what_an_aborted_prefill_has_computed_is_there_for_the_next() -> None:
     turn(scheduler)
     scheduler.finish(sequence, FinishReason.ABORT)
     scheduler.add(make_sequence(range(1, 11), id="b"))
-    batch = turn(scheduler)
-    assert shape(batch) == [("b", 4, 4, False)]
-    assert [(taken.slot, taken.keep) for taken in batch.acquired] == [(0, 4)]
+    (admitted,) = scheduler.admit()
+    assert (admitted.slot, admitted.keep) == (0, 4)
+    assert shape(turn(scheduler)) == [("b", 4, 4, False)]
