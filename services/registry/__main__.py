@@ -24,7 +24,8 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        sys.exit(f"registry: setting CORRAL_{str(first['loc'][0]).upper()}: {first['msg'].lower()}")
+        name = str(first["loc"][0]).upper().removeprefix("CORRAL_")
+        sys.exit(f"registry: setting CORRAL_{name}: {first['msg']}")
     asyncio.run(_require_schema(settings.database_url))
     uvicorn.run(
         create_app(settings),
