@@ -44,7 +44,7 @@ from services.protocol.messages import (
     new_id,
 )
 from services.protocol.queue import Queue
-from services.protocol.replies import ReplyReader, ReplyWriter
+from services.protocol.replies import TRIM_EVERY, ReplyReader, ReplyWriter
 from services.protocol.reports import WorkerReport, WorkerState
 from services.protocol.routes import Routes, RoutesSnapshot, TagRoute, VersionRoute
 
@@ -55,8 +55,8 @@ WARM_UP = 50
 STREAMS = 64
 PATHS = ("/api/chat", "/v1/chat/completions")
 TOKENS = 500
-#: Steps that are in the reply stream unread before the worker waits: enough to keep the gateway busy, too few to be lost.
-STEPS_AHEAD = 50
+#: Steps in the reply stream at which the worker waits: more than a reader leaves untrimmed, too few to be lost.
+STEPS_AHEAD = 3 * TRIM_EVERY
 
 ROUTES = RoutesSnapshot(
     revision=1,
@@ -91,7 +91,7 @@ class ScriptedWorker:
         for step in range(self._tokens + 2):
             events = tuple(self._event(claim, step) for claim in claims)
             await self._writer.publish({gateway: StepReply(WORKER, events)})
-            while step % STEPS_AHEAD == 0 and await self._redis.xlen(f"corral:replies:{gateway}") > STEPS_AHEAD:
+            while step % 50 == 0 and await self._redis.xlen(f"corral:replies:{gateway}") > STEPS_AHEAD:
                 await asyncio.sleep(0.001)
 
     def _event(self, claim: Claim, step: int) -> Event:
