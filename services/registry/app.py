@@ -99,12 +99,9 @@ async def _running(*loops: Coroutine[None, None, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        pending = set(tasks)
-        while pending:
-            # The Redis driver may swallow a cancellation that meets an answer: ask until it is heard.
-            for task in pending:
-                task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=0.5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def _render(request: Request, error: Exception) -> JSONResponse:

@@ -42,11 +42,20 @@ class JobEventReader:
         while True:
             try:
                 for position, event in await self._events.read(self._position, timeout_s=READ_S):
-                    await self._take(event)
+                    await self._take_or_pass_over(event)
                     self._position = position
                 outage.over()
             except Unavailable as error:
                 await outage.wait(error)
+
+    async def _take_or_pass_over(self, event: JobEvent) -> None:
+        try:
+            await self._take(event)
+        except Unavailable:
+            raise
+        except Exception:
+            # One event that cannot be taken must not keep the registry from the others.
+            log.exception("what job %s came to could not be taken, and is passed over", event.job)
 
     async def _take(self, event: JobEvent) -> None:
         if isinstance(event, JobProgress):
@@ -71,6 +80,12 @@ class JobEventReader:
             raise
         except CorralError as error:
             event = JobFailed(event.job, event.node, error.code, error.message)
+            changed = await self._record(event)
+        except Exception as error:
+            # Whoever watches the job must hear of its end.
+            log.exception("the success of job %s could not be recorded", event.job)
+            message = f"the registry could not record it ({type(error).__name__})"
+            event = JobFailed(event.job, event.node, CorralError.code, message)
             changed = await self._record(event)
         if changed and isinstance(event, JobFailed):
             log.warning("job %s on %s failed: %s", event.job, event.node, event.message)

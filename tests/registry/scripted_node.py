@@ -119,12 +119,10 @@ class ScriptedNode:
 
     async def vanish(self) -> None:
         """The machine is gone: no report, no worker, no job."""
-        pending = set(self._tasks)
-        while pending:
-            # The Redis driver may swallow a cancellation that meets an answer.
-            for task in pending:
-                task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=0.1)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         await self._reports.withdraw(self.name)
         for process in self.processes.values():
             await self.silence(process)

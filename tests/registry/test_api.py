@@ -193,6 +193,20 @@ async def test_a_manifest_that_lies_is_refused(registry: Registry, node: Scripte
     assert (await registry.get("status"))["models"] == 0
 
 
+async def test_what_the_database_cannot_hold_fails_its_job_and_no_other(
+    registry: Registry, node: ScriptedNode, redis: Redis
+) -> None:
+    await one_node(registry)
+    node.finishes_pulls = False
+    watcher = asyncio.create_task(registry.pull(TINY))
+    (job,) = await eventually(lambda: node.jobs(Pull))
+    # PostgreSQL's text cannot hold a zero byte; a template can.
+    await JobEvents(redis).publish(JobSucceeded(job.job, "n1", pulled_model(job.name, TINY, template="\0")))
+    assert "could not record" in (await watcher)[-1]["error"]
+    node.finishes_pulls = True
+    assert (await registry.pull("pypi:another"))[-1] == {"status": "success"}
+
+
 async def test_show(registry: Registry, node: ScriptedNode) -> None:
     await one_node(registry)
     await registry.pull(TINY, "Team/Tiny:V1")
