@@ -19,7 +19,7 @@ WORKER_LOST = "model runner has unexpectedly stopped, this may be due to resourc
 class Verdict(enum.Enum):
     TAKEN = "taken"
     LATE = "late"
-    """From a claim that was superseded: dropped."""
+    """From a claim that was superseded, or told twice by a worker that had no answer the first time: dropped."""
     GAP = "gap"
     """Something is missing before it: the claim is as good as lost."""
 
@@ -65,7 +65,9 @@ class Generation:
             return Verdict.LATE
         if event.epoch > self.epoch:
             self.supersede(event.epoch)
-        if event.seq != self._next_seq:
+        if event.seq < self._next_seq:
+            return Verdict.LATE
+        if event.seq > self._next_seq:
             return Verdict.GAP
         self._next_seq += 1
         self._hand_on(event)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from services.protocol.errors import ContextLengthExceeded, UnsupportedCapability
+from services.protocol.errors import BadRequest, ContextLengthExceeded, UnsupportedCapability
 from services.protocol.messages import ChatMessage, ChatPrompt, GenerateRequest, TextPrompt
 from services.worker.chat.template import ChatTemplate
 from services.worker.engine.runner import ModelRunner
@@ -25,7 +25,9 @@ class PromptBuilder:
 
     def build(self, request: GenerateRequest) -> list[int]:
         """At least one token, and fewer than the context holds. Raises ContextLengthExceeded, UnsupportedCapability, or
-        BadRequest from the template."""
+        BadRequest from the template or for token ids that the model does not have, which llama.cpp takes badly."""
+        if any(token >= self._runner.num_vocab for token in request.context):
+            raise BadRequest("context: holds token ids that the model does not have")
         limit = self._runner.context_tokens - 1 - len(request.context)
         match request.prompt:
             case TextPrompt(text):

@@ -285,6 +285,7 @@ def test_late_events_and_gaps() -> None:
     generation = Generation(request_for("g"))
     started = Started("r", 2, 0, 3, 0)
     assert generation.accept(started) is Verdict.TAKEN
+    assert generation.accept(started) is Verdict.LATE, "told twice by a worker whose first entry was not acknowledged"
     assert generation.accept(Frame("r", 1, 1, (1,), "old")) is Verdict.LATE
     assert generation.accept(Frame("r", 2, 2, (1,), "gap")) is Verdict.GAP
     assert generation.accept(Started("r", 3, 0, 3, 0)) is Verdict.TAKEN

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.protocol.errors import ContextLengthExceeded, UnsupportedCapability
+from services.protocol.errors import BadRequest, ContextLengthExceeded, UnsupportedCapability
 from services.protocol.messages import ChatMessage, ChatPrompt, GenerateRequest, Prompt, TextPrompt
 from services.worker.chat.template import ChatTemplate
 from services.worker.engine.fake import CHAT_TEMPLATE, FakeRunner
@@ -66,6 +66,11 @@ def test_truncation_of_a_text_keeps_its_end() -> None:
 def test_context_that_leaves_no_room_is_refused() -> None:
     with pytest.raises(ContextLengthExceeded):
         build(TextPrompt("hi"), truncate=True, context=tuple(b"x" * 64))
+
+
+def test_context_of_another_model_is_refused() -> None:
+    with pytest.raises(BadRequest, match="does not have"):
+        build(TextPrompt("hi"), context=(RUNNER.num_vocab,))
 
 
 def test_chat_without_a_template() -> None:

@@ -50,6 +50,7 @@ class FakeRunner:
     """Implements ModelRunner. `script` gives the likeliest next token after all tokens so far; every other byte is 8 logits
     below it, so that sampling at a temperature varies. `cells` bounds the KV cache over all slots."""
 
+    num_vocab = VOCABULARY
     partial_reuse = True
     end_tokens = frozenset({END})
     chat_template: str | None = CHAT_TEMPLATE

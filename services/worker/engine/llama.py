@@ -55,14 +55,14 @@ class LlamaRunner:
         self._context = self._new_context(settings)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = _Batch(settings.batch_tokens)
-        self._num_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self.num_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.num_slots = settings.num_slots
         self.context_tokens = self._slot_context(settings)
         self.partial_reuse = not (
             llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         )
         self.end_tokens = frozenset(
-            token for token in range(self._num_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token)
+            token for token in range(self.num_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token)
         )
         template = llama_cpp.llama_model_chat_template(self._model, None)
         self.chat_template = template.decode() if template else None
@@ -146,8 +146,8 @@ class LlamaRunner:
         if outcome != 0:
             raise EngineDead(f"llama_decode returned {outcome}: {self._messages.last_error()}")
         if rows == 0:
-            return np.empty((0, self._num_vocab), dtype=np.float32)
-        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape=(rows, self._num_vocab))
+            return np.empty((0, self.num_vocab), dtype=np.float32)
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape=(rows, self.num_vocab))
 
     def close(self) -> None:
         llama_cpp.llama_free(self._context)

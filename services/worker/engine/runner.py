@@ -37,8 +37,9 @@ class ModelUnusable(EngineError):
 
 
 class ModelRunner(Protocol):
-    """`context_tokens` per slot; `partial_reuse` as in SlotPool; `end_tokens` are the tokens that end a text."""
+    """Token ids are below `num_vocab`; `context_tokens` per slot; `partial_reuse` as in SlotPool; `end_tokens` are the tokens that end a text."""
 
+    num_vocab: int
     num_slots: int
     context_tokens: int
     partial_reuse: bool
