@@ -41,13 +41,11 @@ class Sampler:
         logits = _penalize(logits, tokens, params)
         if params.temperature <= 0:
             return int(np.argmax(logits))
-        ids, logits = _candidates(logits, params)
-        if params.min_p > 0:
-            keep = logits >= logits.max() + np.log(params.min_p)
-            ids, logits = ids[keep], logits[keep]
-        weights = np.cumsum(_softmax(logits / np.float32(params.temperature)))
-        drawn = int(np.searchsorted(weights, keyed_uniform(self.seed, position) * weights[-1], side="right"))
-        return int(ids[min(drawn, len(ids) - 1)])
+        ids = _candidates(logits, params)
+        kept = logits if ids is None else logits[ids]
+        weights = np.exp((kept - kept.max()) / np.float32(params.temperature))
+        index = _drawn(weights, keyed_uniform(self.seed, position))
+        return index if ids is None else int(ids[index])
 
 
 def keyed_uniform(seed: int, position: int) -> float:
@@ -72,24 +70,34 @@ def _penalize(logits: Logits, tokens: TokenIds[int], params: SamplingParams) -> 
     return logits
 
 
-def _candidates(logits: Logits, params: SamplingParams) -> tuple[Ids, Logits]:
-    """The ids that top-k, typical-p and top-p leave, with their logits."""
-    vocabulary = len(logits)
-    top_k = params.top_k if 0 < params.top_k < vocabulary else vocabulary
-    if params.top_p >= 1 and params.typical_p >= 1:
-        ids = np.arange(vocabulary) if top_k == vocabulary else _largest(logits, top_k)
-        return ids, logits[ids]
+def _candidates(logits: Logits, params: SamplingParams) -> Ids | None:
+    """The ids that top-k, typical-p, top-p and min-p leave; None for the whole vocabulary."""
+    top_k = params.top_k if 0 < params.top_k < len(logits) else len(logits)
+    ids = None
+    if params.top_p < 1 or params.typical_p < 1:
+        ids = _probable(logits, top_k, params)
+    elif top_k < len(logits):
+        ids = _largest(logits, top_k)
+    if params.min_p > 0:
+        kept = logits if ids is None else logits[ids]
+        likely = np.flatnonzero(kept >= kept.max() + np.log(params.min_p))
+        ids = likely if ids is None else ids[likely]
+    return ids
+
+
+def _probable(logits: Logits, top_k: int, params: SamplingParams) -> Ids:
+    """Typical-p and top-p among the `top_k` largest, the largest first."""
     ids = _largest(logits, min(top_k, _HEAD))
     if top_k > len(ids) and not _head_suffices(logits, ids, params):
         ids = _largest(logits, top_k)
-    total = _total(logits, logits[ids] if top_k < vocabulary else logits)
+    total = _total(logits, logits[ids] if top_k < len(logits) else logits)
     probabilities = np.exp(logits[ids] - logits[ids[0]]) / total
     if params.typical_p < 1:
         kept = _typical(probabilities, params.typical_p)
         ids, probabilities = ids[kept], probabilities[kept] / probabilities[kept].sum()
     if params.top_p < 1:
         ids = ids[: _nucleus(probabilities, params.top_p)]
-    return ids, logits[ids]
+    return ids
 
 
 def _head_suffices(logits: Logits, head: Ids, params: SamplingParams) -> bool:
@@ -133,7 +141,14 @@ def _typical(probabilities: NDArray[np.float64], typical_p: float) -> Ids:
     return np.sort(order[: _nucleus(probabilities[order], typical_p)])
 
 
-def _softmax(logits: Logits) -> NDArray[np.float64]:
-    weights = np.exp(logits.astype(np.float64) - float(logits.max()))
-    normalized: NDArray[np.float64] = weights / weights.sum()
-    return normalized
+def _drawn(weights: Logits, uniform: float) -> int:
+    """The index at which the running sum of the weights passes `uniform` (in [0, 1)) of the whole: first among blocks, then
+    within one, which spares summing up a whole vocabulary."""
+    blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64))
+    target = uniform * blocks[-1]
+    block = min(int(np.searchsorted(blocks, target, side="right")), len(blocks) - 1)
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
+    before = blocks[block - 1] if block else 0.0
+    index = int(np.searchsorted(np.cumsum(inside, dtype=np.float64), target - before, side="right"))
+    # Rounding may carry the target past the end of its block; a weight of zero is never drawn.
+    return block * _BLOCK + min(index, int(np.flatnonzero(inside)[-1]))
