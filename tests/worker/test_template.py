@@ -34,6 +34,8 @@ def test_a_template_may_refuse_messages() -> None:
         "{{ messages.append(1) }}",
         "{{ undefined_function() }}",
         "{{ 1 + messages[0].content }}",
+        "{{ 1 / 0 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
 )
 def test_what_the_sandbox_or_the_data_do_not_allow_is_the_callers_error(source: str) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import secrets
 from collections.abc import Sequence as TokenIds
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,7 +32,7 @@ class Sampler:
     """Holds no state but the request's parameters and its seed."""
 
     def __init__(self, params: SamplingParams) -> None:
-        self._params = params
+        self._params = _within_reason(params)
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
 
     def sample(self, logits: Logits, tokens: TokenIds[int], position: int) -> int:
@@ -46,6 +47,25 @@ class Sampler:
         weights = np.exp((kept - kept.max()) / np.float32(params.temperature))
         index = _drawn(weights, keyed_uniform(self.seed, position))
         return index if ids is None else int(ids[index])
+
+
+def _within_reason(params: SamplingParams) -> SamplingParams:
+    """Callers may ask for any number. Beyond these bounds a value makes no difference any more, or makes the arithmetic
+    overflow: a temperature below a ten-thousandth is the likeliest token, a penalty of 100 forbids."""
+
+    def clip(value: float, low: float, high: float) -> float:
+        return min(max(value, low), high)
+
+    return msgspec.structs.replace(
+        params,
+        temperature=0.0 if params.temperature < 1e-4 else min(params.temperature, 1e4),
+        top_p=clip(params.top_p, 0, 1),
+        min_p=clip(params.min_p, 0, 1),
+        typical_p=clip(params.typical_p, 0, 1),
+        repeat_penalty=clip(params.repeat_penalty, 0.01, 100),
+        frequency_penalty=clip(params.frequency_penalty, -100, 100),
+        presence_penalty=clip(params.presence_penalty, -100, 100),
+    )
 
 
 def keyed_uniform(seed: int, position: int) -> float:

@@ -119,3 +119,27 @@ def test_largest_is_the_head_of_a_full_sort(row: NDArray[np.float32], k: int) ->
     # Among equals at the border any may be left out; the values are those of the full sort.
     assert row[ids].tolist() == np.sort(row)[::-1][:k].tolist()
     assert len(set(ids.tolist())) == k
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(
+    hnp.arrays(np.float32, st.integers(1, 1200), elements=st.floats(-100, 100, width=32)),
+    st.builds(
+        SamplingParams,
+        temperature=finite,
+        top_k=st.integers(-(2**31), 2**31),
+        top_p=finite,
+        min_p=finite,
+        typical_p=finite,
+        repeat_penalty=finite,
+        repeat_last_n=st.integers(-5, 2**31),
+        frequency_penalty=finite,
+        presence_penalty=finite,
+        seed=st.one_of(st.none(), st.integers()),
+    ),
+)
+def test_whatever_is_asked_for_a_token_of_the_vocabulary_is_drawn(row: NDArray[np.float32], params: SamplingParams) -> None:
+    token = Sampler(params).sample(row, [0, len(row) - 1, 0], 3)
+    assert 0 <= token < len(row)
