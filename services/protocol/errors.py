@@ -11,7 +11,6 @@ CorralError                       500  internal_error
 ├── Conflict                      409  conflict
 ├── Unavailable                   503  unavailable
 │   └── QueueFull                 503  queue_full
-├── GatewayTimeout                504  timeout
 ├── InvalidModelFile              500  invalid_model_file
 ├── ModelLoadFailed               500  model_load_failed
 ├── WorkerLost                    500  worker_lost
@@ -101,13 +100,6 @@ class QueueFull(Unavailable):
     """The version's queue holds as many requests as it may."""
 
     code = "queue_full"
-
-
-class GatewayTimeout(CorralError):
-    """Nothing took the request in time."""
-
-    code = "timeout"
-    status = 504
 
 
 class InvalidModelFile(CorralError):
