@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from fastapi.routing import iter_route_contexts
 from pydantic_settings import BaseSettings
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +74,25 @@ def test_every_setting_is_described() -> None:
 
 def test_configuration_page_matches_the_settings_classes() -> None:
     assert CONFIGURATION.read_text() == render_configuration(), "run python -m tests.test_docs"
+
+
+def test_every_route_is_on_the_page_of_the_api() -> None:
+    from services.gateway.app import create_app as gateway
+    from services.gateway.config import Settings as GatewaySettings
+    from services.registry.app import create_app as registry
+    from services.registry.config import Settings as RegistrySettings
+
+    token = "a-token-of-the-tests"
+    database = "postgresql+psycopg://user@nowhere/corral"
+    page = (ROOT / "docs" / "http-api.md").read_text()
+    apps = [
+        gateway(GatewaySettings(registry_token=token)),
+        registry(RegistrySettings(registry_token=token, database_url=database)),
+    ]
+    paths = {context.path.partition("{")[0] for app in apps for context in iter_route_contexts(app.routes)}
+    assert len(paths) > 20
+    for path in paths:
+        assert path in page, path
 
 
 @pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda page: page.name)
