@@ -24,7 +24,7 @@ def status(json: Json = False) -> None:
     ready = code == 200
     found = {
         "url": server.url,
-        "version": server.get("/api/version")["version"],
+        "version": server.get("/api/version")["corral"],
         "ready": ready,
         "checks": checks,
         "models": server.get("/api/ps")["models"],

@@ -127,7 +127,7 @@ def test_revoking_a_key(corral: Corral, gateway: Gateway) -> None:
 
 def test_status(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("GET /readyz", Answer(body={"status": "ok"}), Answer(503, {"status": "unavailable", "missing": ["redis"]}))
-    gateway.answer("GET /api/version", Answer(body={"version": "1.2.3"}))
+    gateway.answer("GET /api/version", Answer(body={"version": "0.32.15", "corral": "1.2.3"}))
     gateway.answer("GET /api/ps", Answer(body={"models": [LOADED]}))
     gateway.answer("GET /registry/v1/nodes", Answer(body={"nodes": [NODE]}), Answer(403, {"error": "this needs an admin key"}))
     done = corral("status")

@@ -14,7 +14,10 @@ from services.gateway.dialects import ollama, openai
 
 router = APIRouter()
 
-_VERSION = msgspec.json.encode({"version": metadata.version("corral")})
+#: The Ollama whose API this is: its clients refuse servers that are too old for them.
+OLLAMA_VERSION = "0.32.15"
+
+_VERSION = msgspec.json.encode({"version": OLLAMA_VERSION, "corral": metadata.version("corral")})
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
