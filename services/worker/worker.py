@@ -73,6 +73,7 @@ class Worker:
         self._outbox: asyncio.Queue[list[Addressed]] = asyncio.Queue()
         self._may_claim = asyncio.Event()
         self._state_changed = asyncio.Event()
+        self._has_lease = asyncio.Event()
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -161,7 +162,8 @@ class Worker:
             log.warning("%s; the lease ends by itself", error)
 
     async def _claim(self, engine: EngineLoop, builder: PromptBuilder) -> None:
-        """Takes requests while slots are free; otherwise waits for a Wake, for a slot, or for a second."""
+        """Takes requests while slots are free; otherwise waits for a Wake, for a slot, or until the next report."""
+        await self._has_lease.wait()  # without one the queue gives nothing and wakes nobody
         async with asyncio.TaskGroup() as beginning:
             while not self._draining.is_set():
                 self._may_claim.clear()
@@ -172,7 +174,7 @@ class Worker:
                     self._idle.clear()
                     beginning.create_task(self._begin(engine, builder, claim))
                 if len(claims) < free or free <= 0:
-                    await _wait(self._may_claim, timeout_s=1.0)
+                    await _wait(self._may_claim, timeout_s=self._settings.report_s)
 
     async def _try_claim(self, capacity: int) -> list[Claim]:
         try:
@@ -284,6 +286,7 @@ class Worker:
             error=failure.message if failure else "",
         )
         await self._queue.report(report, lease_ms=lease_ms or self._settings.lease_ms)
+        self._has_lease.set()
 
     async def _fail(self, failure: CorralError) -> None:
         log.error("%s", failure)

@@ -219,7 +219,7 @@ async def test_a_client_that_leaves_while_it_waits(url: str, redis: Redis, route
         await eventually(lambda: is_waiting(redis, 1))
         asked.cancel()
         await asyncio.wait([asked])
-        await eventually(lambda: is_waiting(redis, 0), timeout_s=2)
+        await eventually(lambda: is_waiting(redis, 0), timeout_s=5)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -232,7 +232,7 @@ async def test_a_client_that_leaves_a_running_request(url: str, worker: Worker, 
         await answer.frame("Hel")
         asked.cancel()
         await asyncio.wait([asked])
-        await eventually(lambda: worker.cancelled == [answer.request.id], timeout_s=2)
+        await eventually(lambda: worker.cancelled == [answer.request.id], timeout_s=5)
         await answer.finished(FinishReason.ABORT)
 
     async def settled() -> bool:

@@ -61,11 +61,11 @@ async def test_more_requests_than_slots_are_all_answered(gateway: ScriptedGatewa
 
 
 async def test_an_idle_worker_is_woken_by_a_request(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
-    await start_worker()
+    # It looks by itself only as often as it reports: here it has to be woken.
+    await start_worker(report_s=3600, lease_ms=7_200_000)
     await gateway.worker(WorkerState.READY)
     for _ in range(3):
-        request = await gateway.ask()
-        assert isinstance(await gateway.answer(request, timeout_s=0.9), Finished)
+        assert isinstance(await gateway.answer(await gateway.ask()), Finished)
 
 
 async def test_a_cancelled_request_frees_its_slot_and_the_next_one_takes_it(
@@ -87,7 +87,7 @@ async def test_a_request_is_cancelled_in_the_middle_of_its_prefill(gateway: Scri
     request = await gateway.ask(TextPrompt("x" * 2000))
     await gateway.until(lambda: bool(gateway.events[request]))
     await gateway.queue.cancel(request)
-    end = await gateway.answer(request, timeout_s=2)
+    end = await gateway.answer(request, timeout_s=5)
     assert isinstance(end, Finished)
     assert (end.reason, end.usage.completion_tokens) == (FinishReason.ABORT, 0)
 
