@@ -146,7 +146,7 @@ def test_keep_alive_of_zero_unloads_and_a_request_loads_again(http: httpx.Client
     eventually_sync(lambda: SMOLLM2 in loaded(), timeout_s=5)
 
 
-def test_a_revoked_key_is_refused_within_a_second(platform: Platform, http: httpx.Client) -> None:
+def test_a_revoked_key_is_refused(platform: Platform, http: httpx.Client) -> None:
     made = platform.corral("key", "create", "app", "--team", "web", "--json")
     assert made.returncode == 0, made.stderr
     headers = {"Authorization": f"Bearer {json.loads(made.stdout)['secret']}"}
