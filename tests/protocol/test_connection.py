@@ -60,4 +60,4 @@ async def test_a_connection_that_broke_is_replaced(redis: Redis) -> None:
         except Unavailable:
             return False
 
-    await eventually(answers, timeout_s=1)
+    await eventually(answers, timeout_s=5)
