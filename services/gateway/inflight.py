@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 #: The reply stream outlives a gateway that crashed by so much.
 LEASE_MS = 60_000
-#: Below the driver's socket time-out of 5 s, so that a Redis that hangs is told from one that has nothing to say.
+#: A read that found nothing is asked again after so long.
 READ_S = 2.0
 WATCH_S = 1.0
 #: The driver's pool holds 100 connections and refuses the next; a burst of requests waits here instead.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from services.protocol.errors import UnsupportedCapability
+from services.protocol.messages import ChatMessage
 from services.protocol.names import ModelName
 from services.protocol.routes import VersionRoute
 
@@ -24,6 +25,16 @@ class Target(msgspec.Struct, frozen=True):
         """Raises UnsupportedCapability; `called` is what the dialect calls the capability."""
         if not self.can(capability):
             raise UnsupportedCapability(f'"{self.asked}" does not support {called or capability}')
+
+    def unsupported(self, capability: str) -> UnsupportedCapability:
+        """With the full name, as clients that look for these words know it."""
+        return UnsupportedCapability(f"{self.name.full} does not support {capability}")
+
+    def with_system(self, dialogue: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
+        """The version's own system prompt comes first, unless the dialogue brings one. `dialogue` is not empty."""
+        if not self.version.system or dialogue[0].role == "system":
+            return dialogue
+        return (ChatMessage("system", self.version.system), *dialogue)
 
 
 class Ticket(msgspec.Struct, frozen=True):

@@ -58,8 +58,7 @@ class Heartbeat:
         self._uplink.call(self._end)
 
     async def _end(self) -> None:
-        # Not by cancelling: redis-py sends under asyncio.wait_for, which in Python 3.11 can swallow a cancellation, and a report
-        # that goes out after the withdrawal would bring the node back.
+        # Not by cancelling: a report that is already on its way could arrive after the withdrawal and bring the node back.
         self._ending.set()
         await asyncio.wrap_future(self._beating)
         with contextlib.suppress(Unavailable):

@@ -13,7 +13,7 @@ import uvloop
 from services.protocol.connection import connect
 from services.worker.config import Settings
 from services.worker.engine.fake import CostModel, FakeRunner
-from services.worker.engine.llama import LlamaRunner, LlamaSettings
+from services.worker.engine.llama import DEFAULT_CONTEXT_TOKENS, LlamaRunner, LlamaSettings
 from services.worker.engine.runner import ModelRunner
 from services.worker.worker import Worker
 
@@ -22,7 +22,7 @@ def load(settings: Settings) -> ModelRunner:
     if settings.runner == "fake":
         return FakeRunner(
             num_slots=settings.slots,
-            context_tokens=settings.context_tokens or 4096,
+            context_tokens=settings.context_tokens or DEFAULT_CONTEXT_TOKENS,
             cost=CostModel(step_s=settings.fake_step_s, token_s=settings.fake_token_s),
         )
     return LlamaRunner(

@@ -28,10 +28,6 @@ class Engine:
     def has_work(self) -> bool:
         return self._scheduler.has_work
 
-    @property
-    def sequences(self) -> list[Sequence]:
-        return self._scheduler.sequences
-
     def add(self, sequence: Sequence) -> None:
         self._scheduler.add(sequence)
 

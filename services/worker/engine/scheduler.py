@@ -39,10 +39,6 @@ class Admitted:
 class ScheduledBatch:
     spans: TokenIds[Span]
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(span.tokens) for span in self.spans)
-
 
 @dataclass(frozen=True)
 class SampledToken:
@@ -72,11 +68,6 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._waiting or self._running)
-
-    @property
-    def sequences(self) -> list[Sequence]:
-        """All that are not finished, the oldest admitted first."""
-        return [*self._running, *self._waiting]
 
     def add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)

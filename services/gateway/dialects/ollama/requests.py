@@ -89,14 +89,11 @@ def chat_request(body: ChatBody, ticket: Ticket) -> GenerateRequest:
     target.require("chat")
     _refuse_unbuilt(body, target)
     if body.tools or any(message.tool_calls for message in messages):
-        raise _unsupported(target, "tools")
+        raise target.unsupported("tools")
     if any(message.images for message in messages):
-        raise _unsupported(target, "vision")
+        raise target.unsupported("vision")
     dialogue = tuple(ChatMessage((message.role or "").lower(), message.content or "") for message in messages)
-    system = target.version.system
-    if system and dialogue[0].role != "system":
-        dialogue = (ChatMessage("system", system), *dialogue)
-    return _request(body, ticket, ChatPrompt(dialogue))
+    return _request(body, ticket, ChatPrompt(target.with_system(dialogue)))
 
 
 def generate_request(body: GenerateBody, ticket: Ticket) -> GenerateRequest:
@@ -105,9 +102,9 @@ def generate_request(body: GenerateBody, ticket: Ticket) -> GenerateRequest:
     target.require("completion", called="generate")
     _refuse_unbuilt(body, target)
     if body.suffix:
-        raise _unsupported(target, "insert")
+        raise target.unsupported("insert")
     if body.images:
-        raise _unsupported(target, "vision")
+        raise target.unsupported("vision")
     if body.raw and (body.template or body.system or body.context):
         raise BadRequest("raw mode does not support template, system, or context")
     if body.template:
@@ -184,8 +181,3 @@ def _thinks(think: object) -> bool:
         return True
     shown = think if isinstance(think, str) else msgspec.json.encode(think).decode()
     raise BadRequest(f'invalid think value: "{shown}" (must be "high", "medium", "low", "max", true, or false)')
-
-
-def _unsupported(target: Target, capability: str) -> UnsupportedCapability:
-    """With the full name, as clients that look for these words know it."""
-    return UnsupportedCapability(f"{target.name.full} does not support {capability}")

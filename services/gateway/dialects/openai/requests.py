@@ -95,11 +95,8 @@ def chat_request(body: ChatBody, ticket: Ticket) -> GenerateRequest:
     target.require("chat")
     _refuse_unbuilt_chat(body, target)
     dialogue = tuple(ChatMessage(message.role or "", _text_of(message, target)) for message in messages)
-    system = target.version.system
-    if system and dialogue[0].role != "system":
-        dialogue = (ChatMessage("system", system), *dialogue)
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return _request(body, ticket, ChatPrompt(dialogue), limit)
+    return _request(body, ticket, ChatPrompt(target.with_system(dialogue)), limit)
 
 
 def completion_request(body: CompletionBody, ticket: Ticket) -> GenerateRequest:
@@ -108,7 +105,7 @@ def completion_request(body: CompletionBody, ticket: Ticket) -> GenerateRequest:
     target.require("completion", called="generate")
     _refuse_choices(body)
     if body.suffix:
-        raise _unsupported(target, "insert")
+        raise target.unsupported("insert")
     if body.logprobs:
         _unbuilt("logprobs")
     prompt = _single_prompt(body.prompt)
@@ -158,7 +155,7 @@ def _part_text(part: ContentPart, target: Target) -> str:
     url = part.image_url.get("url") if isinstance(part.image_url, dict) else part.image_url
     if isinstance(url, str) and url.startswith(("http://", "https://")):
         raise BadRequest("image URLs are not currently supported, please use base64 encoded data instead")
-    raise _unsupported(target, "vision" if part.type == "image_url" else "audio")
+    raise target.unsupported("vision" if part.type == "image_url" else "audio")
 
 
 def _single_prompt(prompt: str | list[Any] | None) -> str:
@@ -174,7 +171,7 @@ def _single_prompt(prompt: str | list[Any] | None) -> str:
 def _refuse_unbuilt_chat(body: ChatBody, target: Target) -> None:
     _refuse_choices(body)
     if body.tools or any(message.tool_calls for message in body.messages or ()):
-        raise _unsupported(target, "tools")
+        raise target.unsupported("tools")
     if body.logprobs:
         _unbuilt("logprobs")
     if body.response_format and body.response_format.get("type") != "text":
@@ -196,8 +193,3 @@ def _refuse_choices(body: _GenerationBody) -> None:
 
 def _unbuilt(field: str) -> NoReturn:
     raise InvalidField(f"{field}: not supported by this server yet", field=field)
-
-
-def _unsupported(target: Target, capability: str) -> UnsupportedCapability:
-    """With the full name, as clients that look for these words know it."""
-    return UnsupportedCapability(f"{target.name.full} does not support {capability}")
