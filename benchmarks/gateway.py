@@ -38,11 +38,11 @@ from services.protocol.messages import (
     GenerateRequest,
     Started,
     StepReply,
-    TextPrompt,
     Timings,
     Usage,
     new_id,
 )
+from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.replies import TRIM_EVERY, ReplyReader, ReplyWriter
 from services.protocol.reports import WorkerReport, WorkerState
@@ -100,7 +100,7 @@ class ScriptedWorker:
             return Started(request, epoch, step, 10, 0)
         if step <= self._tokens:
             return Frame(request, epoch, step, (step,), " word")
-        return Finished(request, epoch, step, FinishReason.STOP, Usage(10, 0, self._tokens), Timings(1, 1))
+        return Finished(request, epoch, step, (FinishReason.STOP,), Usage(10, 0, self._tokens), Timings(1, 1))
 
 
 def work(url: str, tokens: int) -> None:

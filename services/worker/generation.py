@@ -5,17 +5,7 @@ from __future__ import annotations
 import time
 
 from services.protocol.errors import CorralError
-from services.protocol.messages import (
-    Claim,
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    Frame,
-    Started,
-    Timings,
-    Usage,
-)
+from services.protocol.messages import Event, Failed, Finished, FinishReason, Frame, GenerateRequest, Started, Timings, Usage
 from services.worker.engine.scheduler import SampledToken
 from services.worker.engine.sequence import Sequence
 from services.worker.output import OutputPipeline
@@ -24,10 +14,10 @@ from services.worker.output import OutputPipeline
 class Generation:
     """Turns what the engine samples into numbered events; after a terminal event it has nothing more to say."""
 
-    def __init__(self, claim: Claim, sequence: Sequence, output: OutputPipeline) -> None:
-        self.request = claim.request
+    def __init__(self, request: GenerateRequest, epoch: int, sequence: Sequence, output: OutputPipeline) -> None:
+        self.request = request
         self.sequence = sequence
-        self._epoch = claim.epoch
+        self._epoch = epoch
         self._output = output
         self._seq = 0
         self._begun_ns = time.monotonic_ns()
@@ -62,7 +52,7 @@ class Generation:
             self.request.id,
             self._epoch,
             self._next_seq(),
-            reason,
+            (reason,),
             Usage(sequence.num_prompt_tokens, sequence.num_cached, sequence.num_completion_tokens),
             Timings(prefill_ns=first - self._begun_ns, decode_ns=now - first),
         )

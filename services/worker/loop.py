@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from services.protocol.errors import WorkerLost
-from services.protocol.messages import Claim, Event, Failed, Finished, FinishReason
+from services.protocol.messages import Event, Failed, Finished, FinishReason, GenerateRequest
 from services.worker.engine.engine import Engine
 from services.worker.engine.runner import EngineDead, ModelRunner
 from services.worker.engine.sampling import Sampler
@@ -33,7 +33,8 @@ class Addressed:
 
 @dataclass(frozen=True)
 class Begin:
-    claim: Claim
+    request: GenerateRequest
+    epoch: int
     prompt: list[int]
 
 
@@ -82,27 +83,27 @@ class EngineLoop:
     def _take_in(self) -> bool:
         """Carries out the commands that are there; with nothing to do it waits for one. False on Quit."""
         while not self._commands.empty() or not self._engine.has_work:
-            match self._commands.get():
-                case Begin(claim, prompt):
-                    self._begin(claim, prompt)
+            match command := self._commands.get():
+                case Begin():
+                    self._begin(command)
                 case Abort(request):
                     self._abort(request)
                 case Quit():
                     return False
         return True
 
-    def _begin(self, claim: Claim, prompt: list[int]) -> None:
-        request = claim.request
+    def _begin(self, begin: Begin) -> None:
+        request = begin.request
         self._abort(request.id)  # an earlier claim of it that was lost, by a lease that ended while its worker lived
         sequence = Sequence(
             request.id,
-            prompt,
+            begin.prompt,
             Sampler(request.sampling),
             max_tokens=request.stopping.max_tokens,
             context_tokens=self._runner.context_tokens,
         )
         output = OutputPipeline(self._runner.token_bytes, request.stopping.stop)
-        generation = Generation(claim, sequence, output)
+        generation = Generation(request, begin.epoch, sequence, output)
         if request.stopping.max_tokens == 0:
             self._emit_all([(generation, [generation.started(), generation.finished(FinishReason.LENGTH)])])
             return
@@ -123,7 +124,7 @@ class EngineLoop:
             generation = self._generations[sampled.sequence.id]
             produced = generation.advance(sampled)
             if isinstance(produced[-1], Finished):
-                self._engine.finish(generation.sequence, produced[-1].reason)
+                self._engine.finish(generation.sequence, produced[-1].reasons[0])
                 del self._generations[generation.request.id]
             events.append((generation, produced))
         self._emit_all(events)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from services.protocol.errors import BadRequest, ContextLengthExceeded, UnsupportedCapability
-from services.protocol.messages import ChatMessage, ChatPrompt, GenerateRequest, TextPrompt
+from services.protocol.messages import GenerateRequest
+from services.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
 from services.worker.chat.template import ChatTemplate
 from services.worker.engine.runner import ModelRunner
 

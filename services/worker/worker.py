@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import psutil
 from redis.asyncio import Redis
 
-from services.protocol.errors import CorralError, InvalidModelFile, ModelLoadFailed, Unavailable
+from services.protocol.errors import CorralError, InvalidModelFile, ModelLoadFailed, Unavailable, UnsupportedCapability
 from services.protocol.messages import (
     Cancel,
     Claim,
@@ -25,6 +25,7 @@ from services.protocol.messages import (
     Failed,
     Finished,
     FinishReason,
+    GenerateRequest,
     StepReply,
     Timings,
     Usage,
@@ -187,6 +188,8 @@ class Worker:
     async def _begin(self, engine: EngineLoop, builder: PromptBuilder, claim: Claim) -> None:
         request = claim.request
         try:
+            if not isinstance(request, GenerateRequest):
+                raise UnsupportedCapability("the model does not make embeddings")
             # Tokenizing a long prompt takes a while and only reads the vocabulary.
             prompt = await asyncio.to_thread(builder.build, request)
         except CorralError as error:
@@ -194,9 +197,9 @@ class Worker:
             return
         if self._in_flight[request.id].cancelled:
             usage, timings = Usage(0, 0, 0), Timings(0, 0)
-            self._answer(claim, Finished(request.id, claim.epoch, 0, FinishReason.ABORT, usage, timings))
+            self._answer(claim, Finished(request.id, claim.epoch, 0, (FinishReason.ABORT,), usage, timings))
         else:
-            engine.put(Begin(claim, prompt))
+            engine.put(Begin(request, claim.epoch, prompt))
 
     def _answer(self, claim: Claim, event: Event) -> None:
         self._outbox.put_nowait([Addressed(claim.request.gateway, event)])

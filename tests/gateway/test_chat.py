@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 
 from services.gateway.app import create_app
 from services.gateway.config import Settings
-from services.protocol.messages import ChatMessage, ChatPrompt, FinishReason
+from services.protocol.messages import FinishReason
+from services.protocol.prompts import ChatMessage, ChatPrompt
 from services.protocol.queue import Queue
 from services.protocol.routes import Routes
 from tests.conditions import eventually

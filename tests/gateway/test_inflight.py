@@ -25,14 +25,14 @@ from services.protocol.messages import (
     Frame,
     GenerateRequest,
     Started,
-    StopConditions,
-    TextPrompt,
     Timings,
     Usage,
     new_id,
 )
+from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyReader
+from services.protocol.sampling import StopConditions
 from tests.conditions import eventually
 from tests.gateway.workers import Worker, working
 
@@ -289,7 +289,7 @@ def test_late_events_and_gaps() -> None:
     assert generation.accept(Frame("r", 1, 1, (1,), "old")) is Verdict.LATE
     assert generation.accept(Frame("r", 2, 2, (1,), "gap")) is Verdict.GAP
     assert generation.accept(Started("r", 3, 0, 3, 0)) is Verdict.TAKEN
-    assert generation.accept(Finished("r", 3, 1, FinishReason.STOP, Usage(3, 0, 0), Timings(1, 0))) is Verdict.TAKEN
+    assert generation.accept(Finished("r", 3, 1, (FinishReason.STOP,), Usage(3, 0, 0), Timings(1, 0))) is Verdict.TAKEN
 
 
 async def test_a_second_start_is_not_told() -> None:

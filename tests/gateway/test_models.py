@@ -7,7 +7,8 @@ from datetime import datetime
 import httpx
 from redis.asyncio import Redis
 
-from services.protocol.messages import GenerateRequest, TextPrompt, new_id
+from services.protocol.messages import GenerateRequest, new_id
+from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.routes import ReplicaRoute, Routes
 from tests.conditions import eventually

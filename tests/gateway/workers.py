@@ -53,7 +53,7 @@ class Answer:
 
     async def finished(self, reason: FinishReason = FinishReason.STOP, *, cached_tokens: int = 1) -> None:
         usage = Usage(len(PROMPT_IDS), cached_tokens, self._tokens)
-        await self._say(Finished(self.request.id, self.epoch, self._next(), reason, usage, TIMINGS))
+        await self._say(Finished(self.request.id, self.epoch, self._next(), (reason,), usage, TIMINGS))
 
     async def failed(self, code: str, message: str) -> None:
         await self._say(Failed(self.request.id, self.epoch, self._next(), code, message))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from services.protocol.messages import GenerateRequest, TextPrompt, new_id
+from services.protocol.messages import GenerateRequest, new_id
+from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.reports import WorkerReport, WorkerState
 

@@ -47,7 +47,7 @@ async def test_every_kind_of_event_arrives_as_it_was_sent(writer: ReplyWriter, r
         (
             Started("r1", 1, 0, 12, 4, (1, 2, 3)),
             Frame("r1", 1, 1, (5, 6), "né"),
-            Finished("r1", 1, 2, FinishReason.STOP, Usage(12, 4, 2), Timings(10, 20)),
+            Finished("r1", 1, 2, (FinishReason.STOP,), Usage(12, 4, 2), Timings(10, 20)),
         ),
     )
     assert await writer.publish({"gateway-1": reply}) == set()

@@ -30,6 +30,7 @@ SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     int: st.integers(-(2**63), 2**64 - 1),
     float: st.floats(allow_nan=False),
     str: st.text(),
+    bytes: st.binary(),
     bool: st.booleans(),
     type(None): st.none(),
     Any: plain,
@@ -50,6 +51,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
             return st.one_of(*map(values, arguments))
         case typing.Literal:
             return st.sampled_from(arguments)
+        case origin if origin is tuple and arguments[-1] is not ...:
+            return st.tuples(*map(values, arguments))
         case origin if origin is tuple:
             return st.lists(values(arguments[0]), max_size=3).map(tuple)
         case origin if origin is dict:

@@ -14,7 +14,8 @@ import pytest
 from redis.asyncio import Redis
 
 from services.protocol.jobs import JobEvents, JobSucceeded, Layer, Pull
-from services.protocol.messages import GenerateRequest, TextPrompt
+from services.protocol.messages import GenerateRequest
+from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.routes import Caller, Routes, TagRoute, key_hash
 from services.registry.pulls import pull_request, safe_name

@@ -10,7 +10,8 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from services.protocol.jobs import Delete, Pull, Start, Stop
-from services.protocol.messages import Failed, GenerateRequest, TextPrompt, new_id
+from services.protocol.messages import Failed, GenerateRequest, new_id
+from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Demand, Queue
 from services.protocol.replies import ReplyReader
 from services.protocol.reports import WorkerState

@@ -13,7 +13,8 @@ from alembic import command
 from redis.asyncio import Redis
 
 from services.protocol.jobs import Start
-from services.protocol.messages import GenerateRequest, TextPrompt
+from services.protocol.messages import GenerateRequest
+from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.registry.config import Settings, parse_duration_s
 from services.registry.db import SCHEMA_REVISION

@@ -12,21 +12,12 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from services.protocol.messages import (
-    Event,
-    Failed,
-    Finished,
-    Frame,
-    GenerateRequest,
-    Prompt,
-    SamplingParams,
-    StopConditions,
-    TextPrompt,
-    new_id,
-)
+from services.protocol.messages import Event, Failed, Finished, Frame, GenerateRequest, new_id
+from services.protocol.prompts import Prompt, TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyReader
 from services.protocol.reports import WorkerReport, WorkerState
+from services.protocol.sampling import SamplingParams, StopConditions
 from tests.conditions import eventually
 
 VERSION = "f" * 64

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from services.protocol.errors import BadRequest, ContextLengthExceeded, UnsupportedCapability
-from services.protocol.messages import ChatMessage, ChatPrompt, GenerateRequest, Prompt, TextPrompt
+from services.protocol.messages import GenerateRequest
+from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt, TextPrompt
 from services.worker.chat.template import ChatTemplate
 from services.worker.engine.fake import CHAT_TEMPLATE, FakeRunner
 from services.worker.prompt import PromptBuilder

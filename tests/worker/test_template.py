@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from services.protocol.errors import BadRequest, InvalidModelFile
-from services.protocol.messages import ChatMessage
+from services.protocol.prompts import ChatMessage
 from services.worker.chat.template import ChatTemplate
 
 HELLO = [ChatMessage("user", "hello <b>")]

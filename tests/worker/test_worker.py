@@ -8,18 +8,10 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from services.protocol.messages import (
-    ChatMessage,
-    ChatPrompt,
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    SamplingParams,
-    Started,
-    TextPrompt,
-)
+from services.protocol.messages import Event, Failed, Finished, FinishReason, Started
+from services.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
 from services.protocol.reports import WorkerState
+from services.protocol.sampling import SamplingParams
 from tests.conditions import eventually
 from tests.ggufs import write_gguf
 from tests.worker.conftest import VERSION, ScriptedGateway, StartWorker
@@ -37,7 +29,7 @@ async def test_an_answer_has_a_start_numbered_frames_and_one_end(gateway: Script
     assert isinstance(events[0], Started)
     assert (events[0].prompt_tokens, events[0].prompt_ids) == (5, tuple(b"hello"))
     assert isinstance(end, Finished)
-    assert end.reason is FinishReason.LENGTH
+    assert end.reasons == (FinishReason.LENGTH,)
     assert (end.usage.prompt_tokens, end.usage.completion_tokens) == (5, 8)
     assert bytes(token for frame in gateway.frames(request) for token in frame.token_ids).decode() == gateway.text(request)
 
@@ -78,7 +70,7 @@ async def test_a_cancelled_request_frees_its_slot_and_the_next_one_takes_it(
     assert await gateway.queue.cancel(endless) == "claimed"
     end = await gateway.answer(endless)
     assert isinstance(end, Finished)
-    assert end.reason is FinishReason.ABORT
+    assert end.reasons == (FinishReason.ABORT,)
     assert isinstance(await gateway.answer(waiting), Finished)
 
 
@@ -89,7 +81,7 @@ async def test_a_request_is_cancelled_in_the_middle_of_its_prefill(gateway: Scri
     await gateway.queue.cancel(request)
     end = await gateway.answer(request, timeout_s=5)
     assert isinstance(end, Finished)
-    assert (end.reason, end.usage.completion_tokens) == (FinishReason.ABORT, 0)
+    assert (end.reasons, end.usage.completion_tokens) == ((FinishReason.ABORT,), 0)
 
 
 async def test_a_stop_string_ends_the_text_before_it(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
@@ -100,7 +92,7 @@ async def test_a_stop_string_ends_the_text_before_it(gateway: ScriptedGateway, s
     request = await gateway.ask(max_tokens=40, stop=(stop,))
     end = await gateway.answer(request)
     assert isinstance(end, Finished)
-    assert end.reason is FinishReason.STOP
+    assert end.reasons == (FinishReason.STOP,)
     assert gateway.text(request) == gateway.text(whole)[: gateway.text(whole).index(stop)]
 
 
@@ -155,7 +147,7 @@ async def test_a_term_signal_lets_running_requests_end_and_claims_nothing_new(
     late = await gateway.ask()
     end = await gateway.answer(running)
     assert isinstance(end, Finished)
-    assert end.reason is FinishReason.LENGTH
+    assert end.reasons == (FinishReason.LENGTH,)
     assert await process.wait() == 0
     assert gateway.events[late] == []
     assert await gateway.queue.workers() == []
@@ -197,7 +189,7 @@ async def test_a_frozen_worker_that_wakes_up_serves_the_request_that_it_had_lost
 
     await gateway.until(lambda: any(isinstance(event, Finished) for event in second_claim()))
     assert [event.seq for event in second_claim()] == list(range(len(second_claim())))
-    assert second_claim()[-1].reason is FinishReason.LENGTH
+    assert second_claim()[-1].reasons == (FinishReason.LENGTH,)
 
     async def idle() -> bool:
         return [worker.running for worker in await gateway.queue.workers()] == [0]

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from services.protocol.errors import CorralError
-from services.protocol.messages import SamplingParams, StopConditions
+from services.protocol.sampling import SamplingParams, StopConditions
 
 Options = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from services.protocol.errors import BadRequest, InvalidModelFile
-from services.protocol.messages import ChatMessage
+from services.protocol.prompts import ChatMessage
 
 
 class ChatTemplate:

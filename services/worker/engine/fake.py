@@ -79,6 +79,9 @@ class FakeRunner:
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < END else b""
 
+    def token_text(self, token: int) -> bytes:
+        return bytes([token]) if token < END else b"<end>"
+
     def cut(self, slot: int, keep: int) -> None:
         assert keep <= len(self._cache[slot])
         del self._cache[slot][keep:]

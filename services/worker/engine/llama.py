@@ -123,6 +123,9 @@ class LlamaRunner:
             piece = self._pieces[token] = self._piece(token, special=False)
         return piece
 
+    def token_text(self, token: int) -> bytes:
+        return self._piece(token, special=True)
+
     def _piece(self, token: int, *, special: bool) -> bytes:
         if token < 0:
             return b""

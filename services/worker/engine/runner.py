@@ -55,6 +55,9 @@ class ModelRunner(Protocol):
     def token_bytes(self, token: int) -> bytes:
         """What the token adds to the text: UTF-8 that may end in the middle of a character; empty for control tokens."""
 
+    def token_text(self, token: int) -> bytes:
+        """The token as it is written: control tokens too, which add nothing to the text."""
+
     def cut(self, slot: int, keep: int) -> None:
         """Drops the slot's cached tokens from position `keep` on."""
 

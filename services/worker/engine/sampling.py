@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from services.protocol.messages import SamplingParams
+from services.protocol.sampling import SamplingParams
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.intp]

@@ -9,7 +9,8 @@ import pytest
 
 from services.gateway.dialects import ollama
 from services.protocol.errors import BadRequest, CorralError, UnsupportedCapability
-from services.protocol.messages import ChatMessage, ChatPrompt, GenerateRequest, TextPrompt
+from services.protocol.messages import GenerateRequest
+from services.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
 from tests.gateway.dialects.transcripts import ticket
 
 FULL = "registry.ollama.ai/library/smollm2:135m"

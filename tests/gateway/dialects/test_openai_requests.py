@@ -10,7 +10,8 @@ import pytest
 from services.gateway.dialects import openai
 from services.gateway.dialects.bodies import InvalidField
 from services.protocol.errors import BadRequest, UnsupportedCapability
-from services.protocol.messages import ChatMessage, ChatPrompt, GenerateRequest, TextPrompt
+from services.protocol.messages import GenerateRequest
+from services.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
 from tests.gateway.dialects.transcripts import ticket
 
 FULL = "registry.ollama.ai/library/smollm2:135m"

@@ -15,11 +15,11 @@ ANSWER: tuple[Event, ...] = (
     Frame("r", 1, 1, (9,), "Hé"),
     Frame("r", 1, 2, (10,), ""),
     Frame("r", 1, 3, (11, 12), "llo\n"),
-    Finished("r", 1, 4, FinishReason.STOP, Usage(5, 2, 4), Timings(20, 30)),
+    Finished("r", 1, 4, (FinishReason.STOP,), Usage(5, 2, 4), Timings(20, 30)),
 )
 SILENCE: tuple[Event, ...] = (
     Started("r", 1, 0, 5, 0),
-    Finished("r", 1, 1, FinishReason.LENGTH, Usage(5, 0, 0), Timings(20, 0)),
+    Finished("r", 1, 1, (FinishReason.LENGTH,), Usage(5, 0, 0), Timings(20, 0)),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as TokenIds
 
-from services.protocol.messages import SamplingParams
+from services.protocol.sampling import SamplingParams
 from services.worker.engine.engine import Engine
 from services.worker.engine.fake import END, FakeRunner, babble
 from services.worker.engine.runner import ModelRunner

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.protocol.messages import FinishReason, SamplingParams
+from services.protocol.messages import FinishReason
+from services.protocol.sampling import SamplingParams
 from services.worker.engine.fake import FakeRunner
 from services.worker.engine.runner import EngineDead
 from tests.worker.engine.factories import completion, ends_after, make_engine, make_sequence, run, solo, step

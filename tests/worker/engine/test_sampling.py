@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from services.protocol.messages import SamplingParams
+from services.protocol.sampling import SamplingParams
 from services.worker.engine.sampling import Sampler, _largest, keyed_uniform
 
 VOCABULARY = 5000

@@ -98,7 +98,7 @@ class ChatReply:
 
     def _final(self, event: Finished) -> _Chunk:
         chunk = self._chunk("".join(self._held), done=True)
-        chunk.done_reason = event.reason.value
+        chunk.done_reason = event.reasons[0].value
         chunk.total_duration = self._stopwatch.elapsed_ns()
         chunk.load_duration = self._load_ns
         chunk.prompt_eval_count = event.usage.prompt_tokens

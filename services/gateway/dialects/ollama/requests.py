@@ -10,7 +10,9 @@ from services.gateway.dialects.bodies import BodyDecoder
 from services.gateway.dialects.options import RunOptions, run_options
 from services.gateway.ticket import Target, Ticket
 from services.protocol.errors import BadRequest, UnsupportedCapability
-from services.protocol.messages import ChatMessage, ChatPrompt, GenerateRequest, Prompt, StopConditions, TextPrompt
+from services.protocol.messages import GenerateRequest
+from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt, TextPrompt
+from services.protocol.sampling import StopConditions
 
 DEFAULTS: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "repeat_last_n": 64}
 

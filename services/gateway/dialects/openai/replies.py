@@ -113,7 +113,7 @@ class _Reply(ABC):
         return b"data: " + error_body(error) + b"\n\n"
 
     def _last_events(self, event: Finished) -> bytes:
-        finish = self._event(self._finish(event.reason.value))
+        finish = self._event(self._finish(event.reasons[0].value))
         usage = self._event(usage=_usage(event.usage)) if self._include_usage else b""
         return finish + usage + b"data: [DONE]\n\n"
 
@@ -152,7 +152,7 @@ class ChatReply(_Reply):
         return _DeltaChoice(0, _Delta(), reason)
 
     def _whole(self, event: Finished) -> _Choice:
-        return _MessageChoice(0, _Message("assistant", "".join(self._held)), event.reason.value)
+        return _MessageChoice(0, _Message("assistant", "".join(self._held)), event.reasons[0].value)
 
 
 class CompletionReply(_Reply):
@@ -172,7 +172,7 @@ class CompletionReply(_Reply):
         return _TextChoice("", 0, None, reason)
 
     def _whole(self, event: Finished) -> _Choice:
-        return _TextChoice("".join(self._held), 0, None, event.reason.value)
+        return _TextChoice("".join(self._held), 0, None, event.reasons[0].value)
 
 
 def _usage(usage: Usage) -> _Usage:

@@ -13,7 +13,8 @@ from services.gateway.dialects.bodies import BodyDecoder, InvalidField
 from services.gateway.dialects.options import run_options
 from services.gateway.ticket import Target, Ticket
 from services.protocol.errors import BadRequest, UnsupportedCapability
-from services.protocol.messages import ChatMessage, ChatPrompt, GenerateRequest, Prompt, TextPrompt
+from services.protocol.messages import GenerateRequest
+from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt, TextPrompt
 
 DEFAULTS: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 40, "repeat_last_n": 64}
 
