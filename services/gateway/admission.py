@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from services.gateway.generation import Generation
 from services.gateway.inflight import Inflight
 from services.gateway.ticket import Target, Ticket
-from services.protocol.messages import GenerateRequest, new_id
-from services.protocol.prompts import ChatPrompt, Prompt
+from services.protocol.messages import EmbedRequest, GenerateRequest, Request, RerankRequest, new_id
+from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt
 from services.protocol.routes import Caller
 
 #: Of a request that does not say how many tokens it wants at most. Settled on what it really took.
@@ -21,7 +23,7 @@ class Admission:
     def ticket(self, caller: Caller, target: Target) -> Ticket:
         return Ticket(new_id(), self._inflight.gateway, caller.id, target)
 
-    async def admit(self, request: GenerateRequest, *, keep_alive_ms: int | None) -> Generation:
+    async def admit(self, request: Request, *, keep_alive_ms: int | None) -> Generation:
         """Raises QueueFull, and Unavailable while Redis does not answer."""
         return await self._inflight.admit(request, cost=estimated_cost(request), keep_alive_ms=keep_alive_ms)
 
@@ -34,14 +36,26 @@ class Admission:
         await self._inflight.touch(target.version.digest, keep_alive_ms=0)
 
 
-def estimated_cost(request: GenerateRequest) -> float:
-    """Tokens of the prompt and of the answer, guessed before anything is tokenized."""
-    wanted = request.stopping.max_tokens
-    answer = EXPECTED_TOKENS if wanted is None else wanted
-    return _characters(request.prompt) / CHARACTERS_PER_TOKEN + len(request.context) + answer
+def estimated_cost(request: Request) -> float:
+    """Tokens that will be computed, guessed before anything is tokenized. The choices of a request share its prompt."""
+    match request:
+        case GenerateRequest():
+            wanted = request.stopping.max_tokens
+            answers = request.n * (EXPECTED_TOKENS if wanted is None else wanted)
+            return _characters(request.prompt) / CHARACTERS_PER_TOKEN + len(request.context) + answers
+        case EmbedRequest():
+            return sum(len(given) / CHARACTERS_PER_TOKEN if isinstance(given, str) else len(given) for given in request.inputs)
+        case RerankRequest():
+            return sum(len(request.query) + len(document) for document in request.documents) / CHARACTERS_PER_TOKEN
 
 
 def _characters(prompt: Prompt) -> int:
     if isinstance(prompt, ChatPrompt):
-        return sum(len(message.content) for message in prompt.messages)
-    return len(prompt.text)
+        tools = len(msgspec.json.encode(prompt.tools)) if prompt.tools else 0
+        return tools + sum(map(_message_characters, prompt.messages))
+    return len(prompt.text) + len(prompt.suffix)
+
+
+def _message_characters(message: ChatMessage) -> int:
+    calls = sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+    return len(message.content) + len(message.reasoning) + calls

@@ -1,7 +1,7 @@
 """One logical request, from admission to its terminal event.
 
-The gateway owns it: workers may be lost under it. It knows every token id that has been committed, the epoch of the claim
-that may speak for it, and the sequence number that must come next. Only services.gateway.inflight writes it, and only the
+The gateway owns it: workers may be lost under it. It knows every token id that has been committed to each of its choices, the
+epoch of the claim that may speak for it, and the sequence number that must come next. Only services.gateway.inflight writes it, and only the
 response that waits for it reads it; both run on one event loop, therefore no lock.
 """
 
@@ -11,9 +11,11 @@ import asyncio
 import enum
 
 from services.protocol.errors import WorkerLost, from_code
-from services.protocol.messages import Event, Failed, Finished, FinishReason, Frame, GenerateRequest, Started
+from services.protocol.messages import Event, Failed, Finished, FinishReason, Frame, GenerateRequest, Request, Started
 
 WORKER_LOST = "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error"
+
+_BROKEN_OFF = frozenset({FinishReason.ABORT, FinishReason.ERROR})
 
 
 class Verdict(enum.Enum):
@@ -29,12 +31,13 @@ class ClientGone(Exception):
 
 
 class Generation:
-    """`abandoned`: nobody waits for it any more. `withdrawn`: whoever holds it has been told so."""
+    """`committed` has the token ids of each choice. `abandoned`: nobody waits for it any more. `withdrawn`: whoever holds it has
+    been told so."""
 
-    def __init__(self, request: GenerateRequest) -> None:
+    def __init__(self, request: Request) -> None:
         self.request = request
         self.epoch = 0
-        self.committed: list[int] = []
+        self.committed: list[list[int]] = [[] for _ in range(request.n if isinstance(request, GenerateRequest) else 1)]
         self.abandoned = False
         self.withdrawn = False
         self._next_seq = 0
@@ -44,10 +47,15 @@ class Generation:
         self._arrived = asyncio.Event()
 
     @property
+    def begun(self) -> bool:
+        """The client may have seen a part of the answer."""
+        return any(self.committed)
+
+    @property
     def spent(self) -> int:
         """Tokens that were computed for it so far."""
         prefilled = self._started.prompt_tokens - self._started.cached_tokens if self._started else 0
-        return prefilled + len(self.committed)
+        return prefilled + sum(map(len, self.committed))
 
     async def events(self) -> list[Event]:
         """All that has arrived, at least one event. Raises what ended the request once the events before it are read."""
@@ -87,7 +95,7 @@ class Generation:
         match event:
             case Failed():
                 self.fail(from_code(event.code, event.message))
-            case Finished(reasons=(FinishReason.ABORT | FinishReason.ERROR, *_)):  # not on this gateway's word
+            case Finished() if not _BROKEN_OFF.isdisjoint(event.reasons):  # not on this gateway's word
                 self.fail(WorkerLost(WORKER_LOST))
             case Started() if self._started:  # before, on a worker that was lost ahead of the first token
                 pass
@@ -100,4 +108,4 @@ class Generation:
         if isinstance(event, Started):
             self._started = event
         elif isinstance(event, Frame):
-            self.committed.extend(event.token_ids)
+            self.committed[event.choice].extend(event.token_ids)

@@ -16,7 +16,7 @@ from services.gateway.backoff import Backoff
 from services.gateway.generation import WORKER_LOST, ClientGone, Generation, Verdict
 from services.gateway.tasks import end
 from services.protocol.errors import Unavailable, WorkerLost
-from services.protocol.messages import Event, Failed, Finished, GenerateRequest, Usage
+from services.protocol.messages import Event, Failed, Finished, Request, Usage
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyReader
 
@@ -50,7 +50,7 @@ class Inflight:
     def __len__(self) -> int:
         return len(self._open)
 
-    async def admit(self, request: GenerateRequest, *, cost: float, keep_alive_ms: int | None) -> Generation:
+    async def admit(self, request: Request, *, cost: float, keep_alive_ms: int | None) -> Generation:
         """Raises QueueFull, and Unavailable while Redis does not answer."""
         if not self.connected:
             raise Unavailable("Redis does not answer")
@@ -180,7 +180,7 @@ class Inflight:
         request = generation.request.id
         generation.supersede(epoch + 1)
         try:
-            if not generation.committed and not generation.abandoned and await self._queue.requeue(request, epoch):
+            if not generation.begun and not generation.abandoned and await self._queue.requeue(request, epoch):
                 return
             await self._queue.settle(request, epoch, cost=generation.spent)
         except Unavailable as error:

@@ -88,7 +88,7 @@ async def test_an_answer_is_handed_on_and_settled(inflight: Inflight, worker: Wo
     answer = await worker.take()
     await answer.whole("a", "b")
     assert await text_of(generation) == "ab"
-    assert generation.committed == [100, 101]
+    assert generation.committed == [[100, 101]]
     assert len(inflight) == 0
 
     async def settled() -> bool:
