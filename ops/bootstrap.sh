@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
-# Brings .venv to what uv.lock says: finds or fetches uv, then installs everything. Takes no time when nothing has changed.
+# Brings .venv to what uv.lock says: finds or fetches uv, then installs what Corral and its tests need. Takes no time when
+# nothing has changed.
 #
-# .venv/.corral-synced   what the environment was made from
-# .uv/                   uv, where this machine has none, and the log of the last installation
+#   ops/bootstrap.sh [GROUP]   with one of pyproject.toml's dependency groups besides
+#
+# .venv/.corral-synced[-GROUP]   what the environment was made from
+# .uv/                           uv, where this machine has none, and the log of the last installation
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly UV_VERSION=0.13.9
 readonly UV_OLDEST=0.9
+readonly GROUP=${1:-}
 readonly STAMP=.venv/.corral-synced
+readonly GROUP_STAMP=$STAMP${GROUP:+-$GROUP}
 readonly LOG=$PWD/.uv/sync.log
 # Measured: 420 s of one core for llama.cpp.
 readonly COMPILE_CORE_S=420
@@ -104,7 +109,7 @@ sync() { # sync UV
     fi
     compiling_since='' shown=''
     set -m # a process group of its own, so that stopping us stops its compilers too
-    UV_PROJECT_ENVIRONMENT=.venv "$1" sync --locked --all-extras --all-groups --compile-bytecode --verbose >"$LOG" 2>&1 </dev/null &
+    UV_PROJECT_ENVIRONMENT=.venv "$1" sync --locked --all-extras ${GROUP:+--group "$GROUP"} --compile-bytecode --verbose >"$LOG" 2>&1 </dev/null &
     local pid=$!
     set +m
     trap 'kill -- -'$pid' 2>/dev/null || true; echo >&2; exit 130' INT TERM HUP
@@ -117,11 +122,11 @@ sync() { # sync UV
     wait $pid || explain
 }
 
-[ -x .venv/bin/python ] && [ "$(cat $STAMP 2>/dev/null)" = "$(fingerprint)" ] && exit
-rm -f $STAMP
+[ -x .venv/bin/python ] && [ "$(cat "$GROUP_STAMP" 2>/dev/null)" = "$(fingerprint)" ] && exit
+rm -f $STAMP*
 compgen -G '.venv/lib/python3.*/site-packages/llama_cpp' >/dev/null || require_compiler
 mkdir -p .uv
 uv=$(find_uv) || { fetch_uv && uv=$(find_uv) || fail "uv was fetched but does not run (log: $LOG)"; }
 sync "$uv"
-fingerprint >$STAMP
+fingerprint | tee $STAMP >"$GROUP_STAMP"
 echo "The environment is up to date." >&2

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 #: What the script uses, and what every Debian has.
 TOOLS = (
     *("bash", "cat", "cut", "df", "dirname", "env", "grep", "head", "ln", "mkdir", "nproc", "rm"),
-    *("sed", "sha256sum", "sleep", "sort", "tail", "tr"),
+    *("sed", "sha256sum", "sleep", "sort", "tail", "tee", "tr"),
 )
 
 UV = """#!/usr/bin/env bash
@@ -51,10 +51,10 @@ class Checkout:
         log = self.bin / "uv.asked"
         return log.read_text().splitlines() if log.exists() else []
 
-    def run(self) -> subprocess.CompletedProcess[str]:
+    def run(self, *groups: str) -> subprocess.CompletedProcess[str]:
         variables = {"PATH": str(self.bin), "HOME": str(self.path)}
         return subprocess.run(
-            ["ops/bootstrap.sh"], cwd=self.path, env=variables, capture_output=True, text=True, timeout=60, check=False
+            ["ops/bootstrap.sh", *groups], cwd=self.path, env=variables, capture_output=True, text=True, timeout=60, check=False
         )
 
 
@@ -68,7 +68,7 @@ def test_everything_is_installed_once(checkout: Checkout) -> None:
     first = checkout.run()
     assert (first.returncode, first.stdout) == (0, "")
     assert "llama.cpp is compiled for this machine: " in first.stderr
-    assert checkout.asked == ["sync --locked --all-extras --all-groups --compile-bytecode --verbose"]
+    assert checkout.asked == ["sync --locked --all-extras --compile-bytecode --verbose"]
     started = time.monotonic()
     second = checkout.run()
     assert time.monotonic() - started < 0.3
@@ -83,6 +83,26 @@ def test_a_change_of_the_lock_installs_again_without_talk_of_compiling(checkout:
     again = checkout.run()
     assert (again.returncode, len(checkout.asked)) == (0, 2)
     assert "compiled" not in again.stderr
+
+
+def test_a_group_is_added_when_it_is_asked_for_and_then_stays(checkout: Checkout) -> None:
+    checkout.uv(SUCCESS)
+    checkout.run()
+    checkout.run("bench")
+    assert checkout.asked[1:] == ["sync --locked --all-extras --group bench --compile-bytecode --verbose"]
+    checkout.run()
+    checkout.run("bench")
+    assert len(checkout.asked) == 2
+
+
+def test_an_installation_without_the_group_is_not_taken_for_one_with_it(checkout: Checkout) -> None:
+    checkout.uv(SUCCESS)
+    checkout.run("bench")
+    with (checkout.path / "uv.lock").open("a") as lock:
+        lock.write("\n")
+    checkout.run()
+    checkout.run("bench")
+    assert len(checkout.asked) == 3
 
 
 def test_progress_of_the_compilation(checkout: Checkout) -> None:
