@@ -98,7 +98,12 @@ class EngineLoop:
         sequence = Sequence(
             request.id,
             begin.prompt,
-            Sampler(request.sampling),
+            Sampler(
+                request.sampling,
+                request.stopping,
+                end_tokens=self._runner.end_tokens,
+                vocabulary=self._runner.token_text,
+            ),
             max_tokens=request.stopping.max_tokens,
             context_tokens=self._runner.context_tokens,
         )

@@ -65,6 +65,6 @@ class Engine:
 def _sample(batch: ScheduledBatch, logits: NDArray[np.float32]) -> list[int]:
     sampling = [span.sequence for span in batch.spans if span.samples]
     return [
-        sequence.sampler.sample(row, sequence.tokens, sequence.num_completion_tokens)
+        sequence.sampler.sample(row, sequence.tokens, sequence.num_prompt_tokens).token
         for sequence, row in zip(sampling, logits, strict=True)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as TokenIds
 
-from services.protocol.sampling import SamplingParams
+from services.protocol.sampling import SamplingParams, StopConditions
 from services.worker.engine.engine import Engine
 from services.worker.engine.fake import END, FakeRunner, babble
 from services.worker.engine.runner import ModelRunner
@@ -13,6 +13,11 @@ from services.worker.engine.scheduler import SampledToken
 from services.worker.engine.sequence import Sequence
 
 GREEDY = SamplingParams(temperature=0)
+
+
+def make_sampler(sampling: SamplingParams = GREEDY, runner: ModelRunner | None = None) -> Sampler:
+    runner = runner or FakeRunner()
+    return Sampler(sampling, StopConditions(), end_tokens=runner.end_tokens, vocabulary=runner.token_text)
 
 
 def make_sequence(
@@ -24,7 +29,7 @@ def make_sequence(
     context_tokens: int = 4096,
 ) -> Sequence:
     ids = list(prompt.encode()) if isinstance(prompt, str) else list(prompt)
-    return Sequence(id, ids, Sampler(sampling), max_tokens=max_tokens, context_tokens=context_tokens)
+    return Sequence(id, ids, make_sampler(sampling), max_tokens=max_tokens, context_tokens=context_tokens)
 
 
 def make_engine(runner: ModelRunner | None = None, *, batch_tokens: int = 64, prefill_tokens: int = 16) -> Engine:

@@ -11,12 +11,11 @@ import pytest
 from services.protocol.messages import FinishReason
 from services.worker.engine.llama import LlamaRunner, LlamaSettings
 from services.worker.engine.runner import ModelUnusable
-from services.worker.engine.sampling import Sampler
 from services.worker.engine.scheduler import Span
 from services.worker.engine.sequence import Sequence
 from services.worker.output import OutputPipeline
 from tests.ggufs import write_gguf
-from tests.worker.engine.factories import GREEDY, completion, make_engine, run, step
+from tests.worker.engine.factories import GREEDY, completion, make_engine, make_sampler, run, step
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def ask(runner: LlamaRunner, question: str, *, max_tokens: int = 24, id: str = "
     return Sequence(
         id,
         runner.tokenize(prompt, special=True),
-        Sampler(GREEDY),
+        make_sampler(GREEDY, runner),
         max_tokens=max_tokens,
         context_tokens=runner.context_tokens,
     )
@@ -130,7 +129,7 @@ def test_gemma3_has_no_chat_template_and_completes(gemma3_path: Path) -> None:
     assert runner.chat_template is None
     prompt = runner.tokenize("1, 2, 3, 4, 5,", special=True)
     assert prompt[0] == runner.tokenize("<bos>", special=True)[0]
-    sequence = Sequence("s", prompt, Sampler(GREEDY), max_tokens=4, context_tokens=256)
+    sequence = Sequence("s", prompt, make_sampler(GREEDY, runner), max_tokens=4, context_tokens=256)
     engine = make_engine(runner)
     engine.add(sequence)
     run(engine)

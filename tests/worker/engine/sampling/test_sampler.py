@@ -8,7 +8,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from services.protocol.sampling import SamplingParams
-from services.worker.engine.sampling import Sampler, _largest, keyed_uniform
+from services.worker.engine.sampling.sampler import _largest, keyed_uniform
+from tests.worker.engine.factories import make_sampler
 
 VOCABULARY = 5000
 
@@ -18,8 +19,9 @@ def logits(seed: int = 0, size: int = VOCABULARY) -> NDArray[np.float32]:
 
 
 def draws(params: SamplingParams, row: NDArray[np.float32], count: int = 300, tokens: tuple[int, ...] = ()) -> list[int]:
-    sampler = Sampler(params)
-    return [sampler.sample(row, tokens, position) for position in range(count)]
+    sampler = make_sampler(params)
+    text = [*tokens, *[0] * count]
+    return [sampler.sample(row, text[: len(tokens) + n], len(tokens)).token for n in range(count)]
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
@@ -30,7 +32,7 @@ def test_temperature_zero_takes_the_likeliest() -> None:
 def test_the_same_seed_and_position_draw_the_same_token_whatever_was_drawn_before() -> None:
     row = logits()
     params = SamplingParams(seed=42)
-    assert draws(params, row, 50) == [Sampler(params).sample(row, (), position) for position in range(50)]
+    assert draws(params, row, 50) == [make_sampler(params).sample(row, [0] * n, 0).token for n in range(50)]
 
 
 def test_without_a_seed_two_requests_draw_differently() -> None:
@@ -86,13 +88,13 @@ def test_typical_p_prefers_the_expected_surprise_to_the_likeliest() -> None:
 )
 def test_penalties_count_the_tokens_of_their_window(params: SamplingParams, winner: int) -> None:
     row = np.array([3.0, 2.0, 1.0, 0.5], dtype=np.float32)
-    assert Sampler(params).sample(row, [0, 3], 0) == winner
+    assert make_sampler(params).sample(row, [0, 3], 2).token == winner
     assert row.tolist() == [3.0, 2.0, 1.0, 0.5]
 
 
 def test_a_penalty_makes_negative_logits_more_negative() -> None:
     row = np.array([-1.0, -1.5], dtype=np.float32)
-    assert Sampler(SamplingParams(temperature=0, repeat_penalty=2.0)).sample(row, [0], 0) == 1
+    assert make_sampler(SamplingParams(temperature=0, repeat_penalty=2.0)).sample(row, [0], 1).token == 1
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -141,5 +143,5 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
     ),
 )
 def test_whatever_is_asked_for_a_token_of_the_vocabulary_is_drawn(row: NDArray[np.float32], params: SamplingParams) -> None:
-    token = Sampler(params).sample(row, [0, len(row) - 1, 0], 3)
+    token = make_sampler(params).sample(row, [0, len(row) - 1, 0], 0).token
     assert 0 <= token < len(row)

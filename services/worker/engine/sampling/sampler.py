@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from collections.abc import Sequence as TokenIds
+from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from services.protocol.sampling import SamplingParams
+from services.protocol.sampling import SamplingParams, StopConditions
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.intp]
@@ -28,25 +31,54 @@ _BLOCK = 512
 _HEAD = 1024
 
 
+class Matcher(Protocol):
+    """What a grammar allows next. `mask` is None where everything is allowed."""
+
+    def mask(self) -> NDArray[np.bool_] | None: ...
+
+    def accept(self, token: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A token, and where logprobs were asked for its own and the likeliest ones', the likeliest first."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Sampler:
     """Holds no state but the request's parameters and its seed."""
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        stopping: StopConditions,
+        *,
+        end_tokens: frozenset[int],
+        vocabulary: Callable[[int], bytes],
+        choice: int = 0,
+        top_logprobs: int | None = None,
+        grammar: Matcher | None = None,
+    ) -> None:
         self._params = _within_reason(params)
-        self.seed = secrets.randbits(63) if params.seed is None else params.seed
+        self.seed = (secrets.randbits(63) if params.seed is None else params.seed) + choice
 
-    def sample(self, logits: Logits, tokens: TokenIds[int], position: int) -> int:
-        """A token id. `logits` has one entry per token of the vocabulary and is not changed; `tokens` is the text so far,
-        prompt included; `position` counts the generated tokens."""
+    def sample(self, logits: Logits, tokens: TokenIds[int], num_prompt_tokens: int) -> Sampled:
+        """`logits` has one entry per token of the vocabulary and is not changed; `tokens` is the text so far, prompt included."""
         params = self._params
         logits = _penalize(logits, tokens, params)
         if params.temperature <= 0:
-            return int(np.argmax(logits))
+            return Sampled(int(np.argmax(logits)))
         ids = _candidates(logits, params)
         kept = logits if ids is None else logits[ids]
         weights = np.exp((kept - kept.max()) / np.float32(params.temperature))
-        index = _drawn(weights, keyed_uniform(self.seed, position))
-        return index if ids is None else int(ids[index])
+        index = _drawn(weights, keyed_uniform(self.seed, len(tokens) - num_prompt_tokens))
+        return Sampled(index if ids is None else int(ids[index]))
+
+    def accept(self, token: int) -> None:
+        """The token is part of the text now."""
 
 
 def _within_reason(params: SamplingParams) -> SamplingParams:
