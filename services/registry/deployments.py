@@ -7,7 +7,7 @@ from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.protocol.jobs import EngineSettings
+from services.protocol.engine import EngineSettings
 from services.registry.models import Deployment, Version
 from services.registry.states import Origin
 

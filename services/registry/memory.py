@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.protocol.jobs import EngineSettings
+from services.protocol.engine import EngineSettings
 
 #: Python, llama.cpp's libraries and the tokenizer: 90 to 150 MiB were seen.
 PROCESS_BYTES = 160 * 1024**2

@@ -11,7 +11,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload
 
-from services.protocol.jobs import EngineSettings
+from services.protocol.engine import EngineSettings
 from services.protocol.queue import Demand, Queue
 from services.protocol.reports import NodeReport, NodeReports, WorkerReport
 from services.registry import catalog, models

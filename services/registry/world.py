@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from services.protocol.jobs import EngineSettings
+from services.protocol.engine import EngineSettings
 from services.protocol.queue import Demand
 from services.protocol.reports import WorkerReport
 from services.registry.states import JobKind, JobState, NodeState, Origin, ReplicaState

@@ -36,6 +36,7 @@ from services.protocol.replies import ReplyWriter
 from services.protocol.reports import NodeReports, WorkerReport, WorkerState
 from services.worker.chat.template import ChatTemplate
 from services.worker.config import Settings
+from services.worker.engine.engine import Engine
 from services.worker.engine.runner import ModelRunner, ModelUnusable
 from services.worker.loop import Abort, Addressed, Begin, EngineLoop, Quit
 from services.worker.prompt import PromptBuilder
@@ -107,10 +108,15 @@ class Worker:
         def emit(events: list[Addressed]) -> None:
             loop.call_soon_threadsafe(self._outbox.put_nowait, events)
 
+        settings = self._settings
         engine = EngineLoop(
             runner,
-            batch_tokens=self._settings.batch_tokens,
-            prefill_tokens=min(self._settings.prefill_tokens, self._settings.batch_tokens),
+            Engine(
+                runner,
+                batch_tokens=settings.batch_tokens,
+                prefill_s=settings.prefill_s,
+                prefill_tokens=settings.prefill_tokens,
+            ),
             emit=emit,
         )
         self._runner = runner

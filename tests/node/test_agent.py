@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.protocol.jobs import Delete, EngineSettings, JobSucceeded, Pull, PulledModel, Start, Stop
+from services.protocol.engine import EngineSettings
+from services.protocol.jobs import Delete, JobSucceeded, Pull, PulledModel, Start, Stop
 from services.protocol.messages import new_id
 from tests.conditions import eventually
 from tests.node.driver import NAME, NODE, Driver

@@ -18,7 +18,7 @@ from services.node.config import worker_environment
 from services.node.processes import UNKNOWN_EXIT, ProcessRuntime
 from services.node.runtime import StartSpec
 from services.protocol.errors import BadRequest, ModelLoadFailed
-from services.protocol.jobs import EngineSettings
+from services.protocol.engine import EngineSettings
 from services.protocol.reports import ProcessReport
 from tests.conditions import eventually_sync
 
@@ -194,7 +194,7 @@ import os, sys
 from pathlib import Path
 from services.node.processes import ProcessRuntime
 from services.node.runtime import StartSpec
-from services.protocol.jobs import EngineSettings
+from services.protocol.engine import EngineSettings
 folder = Path({str(folder)!r})
 runtime = ProcessRuntime(folder, environment={{"MARK": str(folder)}}, drain_s=5, command=[sys.executable, "-c", {PATIENT!r}])
 runtime.start(StartSpec("r1", "f" * 64, Path("/models/blob"), EngineSettings()))

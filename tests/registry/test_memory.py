@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from services.protocol.jobs import EngineSettings
+from services.protocol.engine import EngineSettings
 from services.registry.memory import PROCESS_BYTES, memory_needed, slot_context_tokens
 
 SMOLLM2: dict[str, Any] = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from services.protocol.jobs import EngineSettings
+from services.protocol.engine import EngineSettings
 from services.registry import catalog, deployments, replicas
 from services.registry.backoff import retry_delay_s
 from services.registry.db import Database
