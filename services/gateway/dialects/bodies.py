@@ -7,7 +7,7 @@ refused with a message that names the field.
 from __future__ import annotations
 
 import re
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -43,6 +43,16 @@ class BodyDecoder(Generic[Body]):
             raise BadRequest(f"invalid JSON: {error}") from error
         except RecursionError as error:
             raise BadRequest("invalid JSON: nested too deeply") from error
+
+
+def check_portable(value: Any, *, field: str) -> None:
+    """Raises InvalidField where `value`, any JSON, holds what no message between processes can."""
+    try:
+        msgspec.msgpack.encode(value)
+    except OverflowError:
+        raise InvalidField(f"{field}: holds an integer of more than 64 bits", field=field) from None
+    except RecursionError:
+        raise InvalidField(f"{field}: is nested too deeply", field=field) from None
 
 
 def _invalid_field(text: str) -> InvalidField:

@@ -27,7 +27,9 @@ async def openai_chat(
     ticket = admission.ticket(caller, await routes.resolve(body.model))
     request = openai.chat_request(body, ticket)
     generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive))
-    reply = openai.ChatReply(body.model, stopwatch, id=request.id, stream=body.streamed, include_usage=body.include_usage)
+    reply = openai.ChatReply(
+        body.model, stopwatch, id=request.id, n=request.n, stream=body.streamed, include_usage=body.include_usage
+    )
     return GenerationResponse(generation, reply, abandon=admission.abandon)
 
 

@@ -26,7 +26,13 @@ async def openai_completion(
     request = openai.completion_request(body, admission.ticket(caller, target))
     generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive))
     reply = openai.CompletionReply(
-        target.asked, stopwatch, id=request.id, stream=body.streamed, include_usage=body.include_usage
+        target.asked,
+        stopwatch,
+        id=request.id,
+        n=request.n,
+        stream=body.streamed,
+        include_usage=body.include_usage,
+        echo=body.echoed,
     )
     return GenerationResponse(generation, reply, abandon=admission.abandon)
 

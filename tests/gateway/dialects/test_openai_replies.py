@@ -13,11 +13,11 @@ NO_USAGE = '"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0,"p
 
 
 def chat_reply(*, stream: bool, include_usage: bool = False) -> openai.ChatReply:
-    return openai.ChatReply("m", SteppingStopwatch(), id="r", stream=stream, include_usage=include_usage)
+    return openai.ChatReply("m", SteppingStopwatch(), id="r", n=1, stream=stream, include_usage=include_usage)
 
 
 def completion_reply(*, stream: bool, include_usage: bool = False) -> openai.CompletionReply:
-    return openai.CompletionReply("m", SteppingStopwatch(), id="r", stream=stream, include_usage=include_usage)
+    return openai.CompletionReply("m", SteppingStopwatch(), id="r", n=1, stream=stream, include_usage=include_usage)
 
 
 def test_chat_stream() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from services.gateway.dialects.bodies import InvalidField
 from services.protocol.errors import BadRequest, UnsupportedCapability
 from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
+from services.protocol.sampling import SamplingParams, StopConditions
 from tests.gateway.dialects.transcripts import ticket
 
 FULL = "registry.ollama.ai/library/smollm2:135m"
@@ -32,6 +34,12 @@ def test_empty_values_mean_nothing() -> None:
     empty = {
         "tools": [],
         "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "logit_bias": {},
+        "top_logprobs": 0,
+        "chat_template_kwargs": {},
+        "guided_json": None,
+        "grammar": "",
         "n": 1,
         "logprobs": False,
         "response_format": {"type": "text"},
@@ -42,7 +50,7 @@ def test_empty_values_mean_nothing() -> None:
         "reasoning": {"effort": None},
     }
     assert chat(empty) == chat()
-    assert complete({"suffix": "", "logprobs": 0, "echo": False, "best_of": 1}) == complete()
+    assert complete({"suffix": "", "logprobs": None, "echo": False, "best_of": 1}) == complete()
 
 
 def test_sampling() -> None:
@@ -54,6 +62,100 @@ def test_sampling() -> None:
     assert (sampling.repeat_penalty, sampling.seed, request.stopping.stop) == (1.2, 5, ("a",))
     assert (chat().sampling.temperature, chat().sampling.top_p) == (1.0, 1.0)
     assert chat(parameters={"temperature": 0.3}).sampling.temperature == 0.3
+
+
+def test_every_option_of_the_sampler() -> None:
+    request = chat(
+        {
+            "min_p": 0.1,
+            "repetition_penalty": 1.3,
+            "repeat_last_n": -1,
+            "frequency_penalty": 0.5,
+            "presence_penalty": -0.5,
+            "dry_multiplier": 0.8,
+            "dry_base": 2,
+            "dry_allowed_length": 3,
+            "dry_penalty_last_n": 128,
+            "dry_sequence_breakers": ["\n"],
+            "xtc_probability": 0.5,
+            "xtc_threshold": 0.2,
+            "mirostat": 2,
+            "mirostat_tau": 4,
+            "mirostat_eta": 0.2,
+            "logit_bias": {"5": -100, "7": 1.5},
+            "min_tokens": 3,
+            "ignore_eos": True,
+        }
+    )
+    assert request.sampling == SamplingParams(
+        top_k=40,
+        min_p=0.1,
+        repeat_penalty=1.3,
+        repeat_last_n=-1,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        dry_multiplier=0.8,
+        dry_base=2.0,
+        dry_allowed_length=3,
+        dry_penalty_last_n=128,
+        dry_sequence_breakers=("\n",),
+        xtc_probability=0.5,
+        xtc_threshold=0.2,
+        mirostat=2,
+        mirostat_tau=4.0,
+        mirostat_eta=0.2,
+        logit_bias=((5, -100.0), (7, 1.5)),
+    )
+    assert request.stopping == StopConditions(min_tokens=3, ignore_eos=True)
+    assert chat({"logit_bias": [[5, False], ["6", -1]]}).sampling.logit_bias == ((5, -math.inf), (6, -1.0))
+
+
+def test_choices_and_logprobs() -> None:
+    assert (chat().n, chat({"n": 128}).n, complete({"n": 2, "best_of": 2}).n) == (1, 128, 2)
+    assert chat().top_logprobs is None
+    assert chat({"logprobs": True}).top_logprobs == 0
+    assert chat({"logprobs": True, "top_logprobs": 20}).top_logprobs == 20
+    assert complete().top_logprobs is None
+    assert (complete({"logprobs": 0}).top_logprobs, complete({"logprobs": 5}).top_logprobs) == (0, 5)
+
+
+THINKER = ("completion", "chat", "thinking")
+
+
+@pytest.mark.parametrize(
+    ("changes", "thinking", "effort"),
+    [
+        ({}, True, ""),
+        ({"reasoning_effort": "none"}, False, ""),
+        ({"reasoning_effort": "minimal"}, True, "low"),
+        ({"reasoning_effort": "medium"}, True, "medium"),
+        ({"reasoning": {"effort": "xhigh"}}, True, "max"),
+        ({"chat_template_kwargs": {"enable_thinking": False, "x": 1}}, False, ""),
+        ({"chat_template_kwargs": {"reasoning_effort": "high"}}, True, "high"),
+        ({"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "high"}, True, "high"),
+    ],
+)
+def test_reasoning(changes: dict[str, Any], thinking: bool, effort: str) -> None:
+    prompt = chat(changes, capabilities=THINKER).prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert (prompt.thinking, prompt.reasoning_effort) == (thinking, effort)
+    assert prompt.template_kwargs == changes.get("chat_template_kwargs", {})
+
+
+def test_the_beginning_of_an_answer_is_gone_on_with() -> None:
+    begun = {"messages": [USER, {"role": "assistant", "content": "Well"}]}
+    called = {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "f"}}]}]}
+
+    def continues(changes: dict[str, Any]) -> bool:
+        prompt = chat(changes).prompt
+        assert isinstance(prompt, ChatPrompt)
+        return prompt.continue_final
+
+    assert continues(begun)
+    assert continues(begun | {"continue_final_message": True})
+    assert not continues(begun | {"continue_final_message": False})
+    assert not continues(called)
+    assert not continues({})
 
 
 def test_limits() -> None:
@@ -74,20 +176,46 @@ def test_completion_prompts() -> None:
     assert complete().prompt == TextPrompt("Hi")
     assert complete({"prompt": ["Hi"]}).prompt == TextPrompt("Hi")
     assert complete({"prompt": None}).stopping.max_tokens == 0
+    for prompt in ([5, 6], [[5, 6]]):
+        request = complete({"prompt": prompt})
+        assert (request.prompt, request.context, request.stopping.max_tokens) == (TextPrompt(""), (5, 6), None)
 
 
 @pytest.mark.parametrize(
     ("changes", "message", "field"),
     [
         ({"tools": [{"type": "function"}]}, f"{FULL} does not support tools", None),
-        ({"n": 2}, "n: not supported by this server yet", "n"),
-        ({"logprobs": True}, "logprobs: not supported by this server yet", "logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format: not supported by this server yet", "response_format"),
+        ({"n": 0}, "n: must be between 1 and 128", "n"),
+        ({"n": 129}, "n: must be between 1 and 128", "n"),
+        ({"best_of": 2}, "best_of: every choice is returned, so it can only be n", "best_of"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be between 0 and 20", "top_logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs: needs logprobs to be true", "top_logprobs"),
+        ({"logit_bias": {"x": 1}}, "logit_bias: expected token ids and numbers", "logit_bias"),
+        ({"logit_bias": 5}, "logit_bias: expected a map of token ids to numbers", "logit_bias"),
+        ({"mirostat": 3}, "mirostat: must be 0, 1 or 2", "mirostat"),
+        ({"repeat_penalty": 0}, "repeat_penalty: must be greater than 0", "repeat_penalty"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens: is more than max_tokens", "min_tokens"),
+        ({"ignore_eos": "yes"}, "ignore_eos: expected bool, got str", "ignore_eos"),
+        (
+            {"continue_final_message": True},
+            "continue_final_message: the last message must be an assistant's without tool calls",
+            "continue_final_message",
+        ),
+        (
+            {"chat_template_kwargs": {"enable_thinking": "yes"}},
+            "chat_template_kwargs.enable_thinking: expected bool",
+            "chat_template_kwargs.enable_thinking",
+        ),
+        (
+            {"chat_template_kwargs": {"big": 2**70}},
+            "chat_template_kwargs: holds an integer of more than 64 bits",
+            "chat_template_kwargs",
+        ),
         ({"reasoning_effort": "high"}, '"smollm2:135m" does not support thinking', None),
         (
             {"reasoning": {"effort": "often"}},
             'invalid reasoning value: \'often\' (must be "high", "medium", "low", "max", or "none")',
-            "reasoning_effort",
+            "reasoning.effort",
         ),
         ({"messages": [{"role": "user"}]}, "invalid message content type: <nil>", None),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "invalid message format", None),
@@ -117,13 +245,31 @@ def test_chat_refusals(changes: dict[str, Any], message: str, field: str | None)
     assert (caught.value.field if isinstance(caught.value, InvalidField) else None) == field
 
 
-def test_completion_refusals() -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": ["a", "b"]}, "prompt: must be one text or the token ids of one; ask once for each of several"),
+        ({"prompt": [1, -2]}, "prompt: must be one text or the token ids of one; ask once for each of several"),
+        ({"prompt": [True]}, "prompt: must be one text or the token ids of one; ask once for each of several"),
+        ({"prompt": [[1], [2]]}, "prompt: must be one text or the token ids of one; ask once for each of several"),
+        ({"n": 200}, "n: must be between 1 and 128"),
+        ({"logprobs": 21}, "logprobs must be between 0 and 20"),
+        ({"echo": True, "prompt": [1, 2]}, "echo: goes with a prompt that is a text, and without logprobs"),
+        ({"echo": True, "logprobs": 1}, "echo: goes with a prompt that is a text, and without logprobs"),
+    ],
+)
+def test_completion_refusals(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        complete(changes)
+    assert caught.value.message == message
+    assert caught.value.field == next(iter(changes))
+
+
+def test_infill() -> None:
     with pytest.raises(UnsupportedCapability, match=f"{FULL} does not support insert"):
         complete({"suffix": "after"})
-    for changes in ({"prompt": ["a", "b"]}, {"prompt": [1, 2]}, {"n": 3}, {"logprobs": 5}):
-        with pytest.raises(InvalidField) as caught:
-            complete(changes)
-        assert caught.value.field == next(iter(changes))
+    request = complete({"suffix": "after"}, capabilities=("completion", "insert"))
+    assert request.prompt == TextPrompt("Hi", "after")
 
 
 def test_chat_needs_a_template() -> None:

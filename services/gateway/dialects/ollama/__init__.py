@@ -1,17 +1,9 @@
 """Ollama's own API: NDJSON, nanoseconds, errors as `{"error": "text"}`."""
 
+from services.gateway.dialects.ollama.chunks import IdleAnswer, idle_chat, idle_generate
 from services.gateway.dialects.ollama.errors import error_body
 from services.gateway.dialects.ollama.listings import decode_registry_model, ps_body, show_body, tags_body
-from services.gateway.dialects.ollama.replies import (
-    JSON,
-    NDJSON,
-    ChatReply,
-    GenerateReply,
-    IdleAnswer,
-    LoadReply,
-    idle_chat,
-    idle_generate,
-)
+from services.gateway.dialects.ollama.replies import JSON, NDJSON, ChatReply, GenerateReply, LoadReply
 from services.gateway.dialects.ollama.requests import (
     chat_request,
     decode_chat,

@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
-import msgspec
-
+from services.gateway.dialects.logprobs import TokenEntry, token_entry
+from services.gateway.dialects.ollama.calls import Assembly, Call
+from services.gateway.dialects.ollama.chunks import Chunk, IdleAnswer, Part, encode
 from services.gateway.dialects.ollama.errors import error_body
 from services.gateway.stopwatch import Stopwatch
 from services.protocol.errors import CorralError
-from services.protocol.messages import Event, Finished, Frame, Started
+from services.protocol.messages import Event, Finished, FinishReason, Frame, Started
 
 JSON = "application/json; charset=utf-8"
 NDJSON = "application/x-ndjson"
-
-_encode = msgspec.json.Encoder().encode
-
-
-class _AssistantMessage(msgspec.Struct):
-    role: str
-    content: str
-
-
-class _ChatChunk(msgspec.Struct, omit_defaults=True):
-    """Durations in nanoseconds. What is zero or empty is left out, as Go's omitempty does."""
-
-    model: str
-    created_at: str
-    message: _AssistantMessage
-    done: bool
-    done_reason: str = ""
-    total_duration: int = 0
-    load_duration: int = 0
-    prompt_eval_count: int = 0
-    prompt_eval_duration: int = 0
-    eval_count: int = 0
-    eval_duration: int = 0
-
-
-class _GenerateChunk(msgspec.Struct, omit_defaults=True):
-    """Likewise."""
-
-    model: str
-    created_at: str
-    response: str
-    done: bool
-    done_reason: str = ""
-    context: list[int] = []
-    total_duration: int = 0
-    load_duration: int = 0
-    prompt_eval_count: int = 0
-    prompt_eval_duration: int = 0
-    eval_count: int = 0
-    eval_duration: int = 0
-
-
-_Chunk = _ChatChunk | _GenerateChunk
-
-#: model, stopwatch and done_reason (`load` or `unload`) -> body
-IdleAnswer = Callable[[str, Stopwatch, str], bytes]
 
 
 class ChatReply:
@@ -69,7 +24,9 @@ class ChatReply:
         self._model = model
         self._stopwatch = stopwatch
         self._load_ns = 0
-        self._held: list[str] = []
+        self._assembly = Assembly()
+        self._held: list[Part] = []
+        self._logprobs: list[TokenEntry] = []
 
     @property
     def content_type(self) -> str:
@@ -82,23 +39,32 @@ class ChatReply:
                 self._started(event)
             case Frame():
                 self._generated(event)
-                if not self.stream:
-                    self._held.append(event.text)
-                elif event.text:
-                    return self._line(self._chunk(event.text, done=False))
+                self._logprobs += map(token_entry, event.logprobs)
+                return self._told(_parts(event, self._assembly.push(event.tool_calls)))
             case Finished():
-                return self._line(self._final(event))
+                last_calls = self._told(_call_parts(self._assembly.flush()))
+                return last_calls + self._line(self._final(event))
         return b""
 
     def render_error(self, error: CorralError) -> bytes:
         return error_body(error) + b"\n"
 
-    def _line(self, chunk: _Chunk) -> bytes:
-        return _encode(chunk) + b"\n" if self.stream else _encode(chunk)
+    def _told(self, parts: Iterator[Part]) -> bytes:
+        """A line for each; one without anything where there are only logprobs to tell."""
+        if not self.stream:
+            self._held += parts
+            return b""
+        lines = b"".join([self._line(self._chunk(part)) for part in parts])
+        return lines or (self._line(self._chunk(Part())) if self._logprobs else b"")
 
-    def _final(self, event: Finished) -> _Chunk:
-        chunk = self._chunk("".join(self._held), done=True)
-        chunk.done_reason = event.reasons[0].value
+    def _line(self, chunk: Chunk) -> bytes:
+        chunk.logprobs, self._logprobs = self._logprobs, []
+        return encode(chunk) + b"\n" if self.stream else encode(chunk)
+
+    def _final(self, event: Finished) -> Chunk:
+        chunk = self._chunk(_joined(self._held), done=True)
+        reason = event.reasons[0]
+        chunk.done_reason = "stop" if reason is FinishReason.TOOL_CALLS else reason.value
         chunk.total_duration = self._stopwatch.elapsed_ns()
         chunk.load_duration = self._load_ns
         chunk.prompt_eval_count = event.usage.prompt_tokens
@@ -108,8 +74,8 @@ class ChatReply:
         chunk.eval_duration = max(event.timings.decode_ns, min(1, event.usage.completion_tokens))
         return chunk
 
-    def _chunk(self, text: str, *, done: bool) -> _Chunk:
-        return _ChatChunk(self._model, self._stopwatch.now(), _AssistantMessage("assistant", text), done)
+    def _chunk(self, part: Part, *, done: bool = False) -> Chunk:
+        return part.chat(self._model, self._stopwatch.now(), done=done)
 
     def _started(self, event: Started) -> None:
         pass
@@ -133,8 +99,8 @@ class GenerateReply(ChatReply):
         if self._context is not None:
             self._context.extend(event.token_ids)
 
-    def _chunk(self, text: str, *, done: bool) -> _Chunk:
-        chunk = _GenerateChunk(self._model, self._stopwatch.now(), text, done)
+    def _chunk(self, part: Part, *, done: bool = False) -> Chunk:
+        chunk = part.generate(self._model, self._stopwatch.now(), done=done)
         if done and self._context:
             chunk.context = self._context
         return chunk
@@ -158,9 +124,23 @@ class LoadReply:
         return error_body(error)
 
 
-def idle_chat(model: str, stopwatch: Stopwatch, reason: str) -> bytes:
-    return _encode(_ChatChunk(model, stopwatch.now(), _AssistantMessage("assistant", ""), True, reason))
+def _parts(frame: Frame, calls: list[Call | str]) -> Iterator[Part]:
+    """Thoughts, text and calls come in lines of their own: many a client looks at one of them only."""
+    if frame.reasoning:
+        yield Part(thinking=frame.reasoning)
+    if frame.text:
+        yield Part(text=frame.text)
+    yield from _call_parts(calls)
 
 
-def idle_generate(model: str, stopwatch: Stopwatch, reason: str) -> bytes:
-    return _encode(_GenerateChunk(model, stopwatch.now(), "", True, reason))
+def _call_parts(calls: list[Call | str]) -> Iterator[Part]:
+    for call in calls:
+        yield Part(text=call) if isinstance(call, str) else Part(calls=(call,))
+
+
+def _joined(parts: list[Part]) -> Part:
+    return Part(
+        "".join([part.text for part in parts]),
+        "".join([part.thinking for part in parts]),
+        tuple(call for part in parts for call in part.calls),
+    )

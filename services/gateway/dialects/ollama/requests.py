@@ -6,15 +6,20 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.dialects.bodies import BodyDecoder
+from services.gateway.dialects.bodies import BodyDecoder, check_portable
+from services.gateway.dialects.dialogue import is_unfinished
+from services.gateway.dialects.ollama.messages import Message, dialogue
 from services.gateway.dialects.options import RunOptions, run_options
+from services.gateway.dialects.thinking import Thinking
+from services.gateway.dialects.tools import ToolBody, toolbox
 from services.gateway.ticket import Target, Ticket
-from services.protocol.errors import BadRequest, UnsupportedCapability
+from services.protocol.errors import BadRequest
 from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt, TextPrompt
-from services.protocol.sampling import StopConditions
+from services.protocol.sampling import Constraint, JsonObject, JsonSchema, StopConditions
 
-DEFAULTS: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "repeat_last_n": 64}
+DEFAULTS: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "repeat_last_n": 64, "num_keep": 4}
+MAX_TOP_LOGPROBS = 20
 
 _THINK_LEVELS = ("low", "medium", "high", "max")
 _MAX_TOKEN_ID = 2**31 - 1
@@ -38,23 +43,22 @@ class _GenerationBody(NamedBody):
     options: dict[str, Any] | None = None
     think: Any = None
     truncate: bool | None = None
+    shift: bool | None = None
     logprobs: bool | None = None
+    top_logprobs: int | None = None
 
     @property
     def streamed(self) -> bool:
         return self.stream is not False
 
 
-class Message(msgspec.Struct):
-    role: str | None = None
-    content: str | None = None
-    images: list[Any] | None = None
-    tool_calls: list[Any] | None = None
-
-
 class ChatBody(_GenerationBody):
+    """`tool_choice` and `parallel_tool_calls` are OpenAI's, which Ollama ignores."""
+
     messages: list[Message] | None = None
-    tools: list[Any] | None = None
+    tools: list[ToolBody] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
 
 
 class GenerateBody(_GenerationBody):
@@ -87,30 +91,34 @@ decode_named = BodyDecoder(NamedBody)
 def chat_request(body: ChatBody, ticket: Ticket) -> GenerateRequest:
     """Raises UnsupportedCapability, BadRequest and InvalidOption. `body.messages` is not empty."""
     target = ticket.target
-    messages = body.messages or []
     target.require("chat")
-    _refuse_unbuilt(body, target)
-    if body.tools or any(message.tool_calls for message in messages):
-        raise target.unsupported("tools")
-    if any(message.images for message in messages):
-        raise target.unsupported("vision")
-    dialogue = tuple(ChatMessage((message.role or "").lower(), message.content or "") for message in messages)
-    return _request(body, ticket, ChatPrompt(target.with_system(dialogue)))
+    box = toolbox(body.tools, body.tool_choice, target)
+    thinking = thinking_of(body.think)
+    messages = dialogue(body.messages or [], target)
+    prompt = ChatPrompt(
+        messages,
+        tools=box.tools,
+        tool_choice=box.choice,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        thinking=thinking.on(target),
+        reasoning_effort=thinking.effort,
+        continue_final=is_unfinished(messages),
+    )
+    return _request(body, ticket, prompt)
 
 
 def generate_request(body: GenerateBody, ticket: Ticket) -> GenerateRequest:
     """Raises likewise. `body.prompt` is not empty."""
     target = ticket.target
     target.require("completion", called="generate")
-    _refuse_unbuilt(body, target)
-    if body.suffix:
+    if body.suffix and not target.can("insert"):
         raise target.unsupported("insert")
     if body.images:
         raise target.unsupported("vision")
     if body.raw and (body.template or body.system or body.context):
         raise BadRequest("raw mode does not support template, system, or context")
     if body.template:
-        raise BadRequest("template: not supported by this server yet")
+        raise BadRequest("template: a request cannot bring its own; the model's is used")
     context = tuple(body.context or ())
     if not all(0 <= token <= _MAX_TOKEN_ID for token in context):
         raise BadRequest("context: holds a number that is no token id")
@@ -147,39 +155,52 @@ def _request(
         sampling=options.sampling,
         stopping=options.stopping,
         context=context,
+        constraint=_constraint(body.format),
+        top_logprobs=_top_logprobs(body),
+        shift=body.shift is not False,
+        keep_tokens=options.keep_tokens,
         overflow="refuse" if body.truncate is False else "truncate",
         return_prompt_ids=return_prompt_ids,
     )
 
 
 def _generate_prompt(body: GenerateBody, target: Target) -> Prompt:
-    prompt = body.prompt or ""
-    if body.raw:
-        return TextPrompt(prompt)
+    prompt, thinking = body.prompt or "", thinking_of(body.think)
+    thinks = thinking.on(target)
+    if body.raw or body.suffix:
+        return TextPrompt(prompt, body.suffix or "")
     system = body.system or target.version.system
     if not target.can("chat"):
         return TextPrompt(system + prompt)
     user = ChatMessage("user", prompt)
-    return ChatPrompt((ChatMessage("system", system), user) if system else (user,))
+    messages = (ChatMessage("system", system), user) if system else (user,)
+    return ChatPrompt(messages, thinking=thinks, reasoning_effort=thinking.effort)
 
 
-def _refuse_unbuilt(body: _GenerationBody, target: Target) -> None:
-    if _thinks(body.think):
-        raise UnsupportedCapability(f'"{target.asked}" does not support thinking')
-    if body.logprobs:
-        raise BadRequest("logprobs: not supported by this server yet")
-    if body.format in (None, ""):
-        return
-    if body.format != "json" and not isinstance(body.format, dict):
-        shown = msgspec.json.encode(body.format).decode()
+def _constraint(asked: object) -> Constraint | None:
+    if asked in (None, ""):
+        return None
+    if asked == "json":
+        return JsonObject()
+    if not isinstance(asked, dict):
+        shown = msgspec.json.encode(asked).decode()
         raise BadRequest(f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
-    raise BadRequest("format: not supported by this server yet")
+    check_portable(asked, field="format")
+    return JsonSchema(asked)
 
 
-def _thinks(think: object) -> bool:
-    if think is None or isinstance(think, bool):
-        return bool(think)
-    if think in _THINK_LEVELS:
-        return True
+def _top_logprobs(body: _GenerationBody) -> int | None:
+    top = body.top_logprobs or 0
+    if not 0 <= top <= MAX_TOP_LOGPROBS:
+        raise BadRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}")
+    return top if body.logprobs else None
+
+
+def thinking_of(think: object) -> Thinking:
+    """Raises BadRequest in Ollama's words."""
+    if isinstance(think, bool | None):
+        return Thinking(think)
+    if isinstance(think, str) and think in _THINK_LEVELS:
+        return Thinking(wanted=True, effort=think)
     shown = think if isinstance(think, str) else msgspec.json.encode(think).decode()
     raise BadRequest(f'invalid think value: "{shown}" (must be "high", "medium", "low", "max", true, or false)')

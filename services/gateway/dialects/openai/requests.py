@@ -1,47 +1,71 @@
 """Bodies of OpenAI's routes, and the GenerateRequests that they ask for.
 
-Beyond OpenAI's own fields these routes honour top_k, min_p, typical_p, repeat_penalty and keep_alive.
+Beyond OpenAI's own fields these routes honour Ollama's and llama-server's names for what else a worker can do, and the fields
+of vLLM that its clients send.
 """
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
-from services.gateway.dialects.bodies import BodyDecoder, InvalidField
+from services.gateway.dialects.bodies import BodyDecoder, InvalidField, check_portable
+from services.gateway.dialects.dialogue import is_unfinished
+from services.gateway.dialects.openai.constraints import ConstraintFields, constraint_of
+from services.gateway.dialects.openai.messages import Message, dialogue
+from services.gateway.dialects.openai.reasoning import Reasoning, thinking_of
 from services.gateway.dialects.options import run_options
-from services.gateway.ticket import Target, Ticket
-from services.protocol.errors import BadRequest, UnsupportedCapability
+from services.gateway.dialects.tools import ToolBody, toolbox
+from services.gateway.ticket import Ticket
 from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt, TextPrompt
 
 DEFAULTS: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 40, "repeat_last_n": 64}
 
-_EFFORTS = ("minimal", "low", "medium", "high", "max", "xhigh", "ultra")
-_IMAGE_PARTS = ("image_url", "input_audio")
+MAX_CHOICES = 128
+MAX_TOP_LOGPROBS = 20
+_MAX_TOKEN_ID = 2**31 - 1
 
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class _GenerationBody(msgspec.Struct):
+class _GenerationBody(ConstraintFields):
+    """What the routes share. Fields that have the name of an option are that option."""
+
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    best_of: int | None = None
+    seed: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     typical_p: float | None = None
     repeat_penalty: float | None = None
+    repetition_penalty: float | None = None
+    repeat_last_n: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    n: int | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    dry_sequence_breakers: list[str] | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    logit_bias: Any = None
     keep_alive: Any = None
 
     @property
@@ -53,36 +77,37 @@ class _GenerationBody(msgspec.Struct):
         return self.stream_options is not None and self.stream_options.include_usage is True
 
 
-class ContentPart(msgspec.Struct):
-    type: str | None = None
-    text: str | None = None
-    image_url: Any = None
-
-
-class Message(msgspec.Struct):
-    role: str | None = None
-    content: str | list[ContentPart] | None = None
-    tool_calls: list[Any] | None = None
-
-
-class Reasoning(msgspec.Struct):
-    effort: str | None = None
-
-
 class ChatBody(_GenerationBody):
     messages: list[Message] | None = None
     max_completion_tokens: int | None = None
-    tools: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
+    tools: list[ToolBody] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
+    top_logprobs: int | None = None
     reasoning_effort: str | None = None
     reasoning: Reasoning | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
 
 
 class CompletionBody(_GenerationBody):
     prompt: str | list[Any] | None = None
     suffix: str | None = None
+    echo: bool | None = None
     logprobs: int | None = None
+
+    @property
+    def echoed(self) -> str:
+        """What an answer begins with before anything is generated."""
+        return _given(self.prompt).text if self.echo else ""
+
+
+class _Given(msgspec.Struct, frozen=True):
+    """The prompt of a completion: a text, or the ids of its tokens."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
 
 
 decode_chat = BodyDecoder(ChatBody)
@@ -90,44 +115,62 @@ decode_completion = BodyDecoder(CompletionBody)
 
 
 def chat_request(body: ChatBody, ticket: Ticket) -> GenerateRequest:
-    """Raises UnsupportedCapability and BadRequest. `body.messages` is not empty."""
+    """Raises UnsupportedCapability, BadRequest and InvalidOption. `body.messages` is not empty."""
     target = ticket.target
-    messages = body.messages or []
     target.require("chat")
-    _refuse_unbuilt_chat(body, target)
-    dialogue = tuple(ChatMessage(message.role or "", _text_of(message, target)) for message in messages)
+    template_kwargs = body.chat_template_kwargs or {}
+    check_portable(template_kwargs, field="chat_template_kwargs")
+    box = toolbox(body.tools, body.tool_choice, target)
+    thinking = thinking_of(body.reasoning_effort, body.reasoning, template_kwargs)
+    messages = dialogue(body.messages or [], target)
+    prompt = ChatPrompt(
+        messages,
+        tools=box.tools,
+        tool_choice=box.choice,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        thinking=thinking.on(target),
+        reasoning_effort=thinking.effort,
+        continue_final=_continues(body, messages),
+        template_kwargs=template_kwargs,
+    )
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return _request(body, ticket, ChatPrompt(target.with_system(dialogue)), limit)
+    return _request(body, ticket, prompt, limit=limit, top_logprobs=_chat_logprobs(body))
 
 
 def completion_request(body: CompletionBody, ticket: Ticket) -> GenerateRequest:
     """Raises likewise. As with Ollama an empty prompt loads the model and generates nothing."""
     target = ticket.target
     target.require("completion", called="generate")
-    _refuse_choices(body)
-    if body.suffix:
+    if body.suffix and not target.can("insert"):
         raise target.unsupported("insert")
-    if body.logprobs:
-        _unbuilt("logprobs")
-    prompt = _single_prompt(body.prompt)
-    return _request(body, ticket, TextPrompt(prompt), body.max_tokens if prompt else 0)
+    given = _given(body.prompt)
+    if body.echo and (given.token_ids or body.logprobs is not None):
+        raise InvalidField("echo: goes with a prompt that is a text, and without logprobs", field="echo")
+    return _request(
+        body,
+        ticket,
+        TextPrompt(given.text, body.suffix or ""),
+        limit=body.max_tokens if given != _Given() else 0,
+        top_logprobs=_checked_top(body.logprobs, "logprobs"),
+        context=given.token_ids,
+    )
 
 
-def _request(body: _GenerationBody, ticket: Ticket, prompt: Prompt, limit: int | None) -> GenerateRequest:
-    asked = {
-        "num_predict": limit,
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": body.top_k,
-        "min_p": body.min_p,
-        "typical_p": body.typical_p,
-        "repeat_penalty": body.repeat_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        "presence_penalty": body.presence_penalty,
-        "seed": body.seed,
-        "stop": body.stop,
-    }
+def _request(
+    body: _GenerationBody,
+    ticket: Ticket,
+    prompt: Prompt,
+    *,
+    limit: int | None,
+    top_logprobs: int | None,
+    context: tuple[int, ...] = (),
+) -> GenerateRequest:
+    asked = msgspec.structs.asdict(body) | {"num_predict": limit}
+    if body.repeat_penalty is None:
+        asked["repeat_penalty"] = body.repetition_penalty
     options = run_options(DEFAULTS, ticket.target.version.parameters, asked)
+    if options.stopping.max_tokens is not None and options.stopping.min_tokens > options.stopping.max_tokens:
+        raise InvalidField("min_tokens: is more than max_tokens", field="min_tokens")
     return GenerateRequest(
         id=ticket.id,
         version=ticket.target.version.digest,
@@ -136,61 +179,51 @@ def _request(body: _GenerationBody, ticket: Ticket, prompt: Prompt, limit: int |
         prompt=prompt,
         sampling=options.sampling,
         stopping=options.stopping,
+        context=context,
+        constraint=constraint_of(body),
+        n=_choices(body),
+        top_logprobs=top_logprobs,
     )
 
 
-def _text_of(message: Message, target: Target) -> str:
-    """Several text parts are paragraphs of one message, as Ollama's templates render them."""
-    if isinstance(message.content, list):
-        return "\n\n".join(_part_text(part, target) for part in message.content)
-    if message.content is None:
-        raise BadRequest("invalid message content type: <nil>")
-    return message.content
+def _choices(body: _GenerationBody) -> int:
+    n = 1 if body.n is None else body.n
+    if not 1 <= n <= MAX_CHOICES:
+        raise InvalidField(f"n: must be between 1 and {MAX_CHOICES}", field="n")
+    if body.best_of is not None and body.best_of != n:
+        raise InvalidField("best_of: every choice is returned, so it can only be n", field="best_of")
+    return n
 
 
-def _part_text(part: ContentPart, target: Target) -> str:
-    if part.type == "text":
-        return part.text or ""
-    if part.type not in _IMAGE_PARTS:
-        raise BadRequest("invalid message format")
-    url = part.image_url.get("url") if isinstance(part.image_url, dict) else part.image_url
-    if isinstance(url, str) and url.startswith(("http://", "https://")):
-        raise BadRequest("image URLs are not currently supported, please use base64 encoded data instead")
-    raise target.unsupported("vision" if part.type == "image_url" else "audio")
+def _chat_logprobs(body: ChatBody) -> int | None:
+    top = _checked_top(body.top_logprobs, "top_logprobs")
+    if top and not body.logprobs:
+        raise InvalidField("top_logprobs: needs logprobs to be true", field="top_logprobs")
+    return (top or 0) if body.logprobs else None
 
 
-def _single_prompt(prompt: str | list[Any] | None) -> str:
+def _checked_top(top: int | None, field: str) -> int | None:
+    if top is not None and not 0 <= top <= MAX_TOP_LOGPROBS:
+        raise InvalidField(f"{field} must be between 0 and {MAX_TOP_LOGPROBS}", field=field)
+    return top
+
+
+def _continues(body: ChatBody, messages: tuple[ChatMessage, ...]) -> bool:
+    """An assistant's message at the end is gone on with, as with Ollama and llama-server, unless vLLM's field says otherwise."""
+    if body.continue_final_message and not is_unfinished(messages):
+        raise InvalidField(
+            "continue_final_message: the last message must be an assistant's without tool calls", field="continue_final_message"
+        )
+    return body.continue_final_message is not False and is_unfinished(messages)
+
+
+def _given(prompt: str | list[Any] | None) -> _Given:
     match prompt:
         case None | []:
-            return ""
+            return _Given()
         case str(text) | [str(text)]:
-            return text
+            return _Given(text)
+        case [[*ids]] | [*ids] if all(type(token) is int and 0 <= token <= _MAX_TOKEN_ID for token in ids):
+            return _Given(token_ids=tuple(ids))
         case _:
-            raise InvalidField("prompt: only a single string is supported by this server yet", field="prompt")
-
-
-def _refuse_unbuilt_chat(body: ChatBody, target: Target) -> None:
-    _refuse_choices(body)
-    if body.tools or any(message.tool_calls for message in body.messages or ()):
-        raise target.unsupported("tools")
-    if body.logprobs:
-        _unbuilt("logprobs")
-    if body.response_format and body.response_format.get("type") != "text":
-        _unbuilt("response_format")
-    effort = body.reasoning_effort or (body.reasoning.effort if body.reasoning else None) or "none"
-    if effort in _EFFORTS:
-        raise UnsupportedCapability(f'"{target.asked}" does not support thinking')
-    if effort != "none":
-        raise InvalidField(
-            f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", "max", or "none")',
-            field="reasoning_effort",
-        )
-
-
-def _refuse_choices(body: _GenerationBody) -> None:
-    if body.n is not None and body.n != 1:
-        _unbuilt("n")
-
-
-def _unbuilt(field: str) -> NoReturn:
-    raise InvalidField(f"{field}: not supported by this server yet", field=field)
+            raise InvalidField("prompt: must be one text or the token ids of one; ask once for each of several", field="prompt")
