@@ -1,7 +1,7 @@
 """The worker process: claim → engine loop → publish, and the reports that keep its lease.
 
 Two threads. The asyncio loop talks to Redis and owns `_in_flight` and `_state`; the engine thread owns everything below
-EngineLoop. They meet at two queues: commands in, events out.
+its Loop. They meet at two queues: commands in, events out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import psutil
 from redis.asyncio import Redis
 
-from services.protocol.errors import CorralError, InvalidModelFile, ModelLoadFailed, Unavailable, UnsupportedCapability
+from services.protocol.errors import CorralError, InvalidModelFile, ModelLoadFailed, Unavailable
 from services.protocol.messages import (
     Cancel,
     Claim,
@@ -25,7 +25,6 @@ from services.protocol.messages import (
     Failed,
     Finished,
     FinishReason,
-    GenerateRequest,
     StepReply,
     Timings,
     Usage,
@@ -34,12 +33,10 @@ from services.protocol.messages import (
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyWriter
 from services.protocol.reports import NodeReports, WorkerReport, WorkerState
-from services.worker.chat.template import ChatTemplate
 from services.worker.config import Settings
-from services.worker.engine.engine import Engine
-from services.worker.engine.runner import ModelRunner, ModelUnusable
-from services.worker.loop import Abort, Addressed, Begin, EngineLoop, Quit
-from services.worker.prompt import PromptBuilder
+from services.worker.engine.runner import ModelUnusable
+from services.worker.loop import Abort, Addressed, Quit
+from services.worker.mode import Loop, Mode
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +56,9 @@ class InFlight:
 
 
 class Worker:
-    """`load` makes the model's runner, in the engine thread; it raises ModelUnusable."""
+    """`load` loads the model, in the engine thread; it raises ModelUnusable or InvalidModelFile."""
 
-    def __init__(self, settings: Settings, redis: Redis, load: Callable[[], ModelRunner]) -> None:
+    def __init__(self, settings: Settings, redis: Redis, load: Callable[[], Mode]) -> None:
         self.id = new_id()
         self._settings = settings
         self._load = load
@@ -70,7 +67,7 @@ class Worker:
         self._nodes = NodeReports(redis)
         self._state = WorkerState.LOADING
         self._failure: CorralError | None = None
-        self._runner: ModelRunner | None = None
+        self._mode: Mode | None = None
         self._in_flight: dict[str, InFlight] = {}
         self._outbox: asyncio.Queue[list[Addressed]] = asyncio.Queue()
         self._may_claim = asyncio.Event()
@@ -92,41 +89,28 @@ class Worker:
             async with asyncio.TaskGroup() as tasks:
                 reports = tasks.create_task(self._report())
                 try:
-                    runner = await loop.run_in_executor(engine_thread, self._load)
-                    template = _template(runner)
+                    mode = await loop.run_in_executor(engine_thread, self._load)
                 except (ModelUnusable, InvalidModelFile) as error:
                     reports.cancel()
                     await self._fail(ModelLoadFailed(str(error)))
                     return 3
-                return await self._serve(runner, template, engine_thread, reports)
+                return await self._serve(mode, engine_thread, reports)
 
-    async def _serve(
-        self, runner: ModelRunner, template: ChatTemplate | None, thread: ThreadPoolExecutor, reports: asyncio.Task[None]
-    ) -> int:
+    async def _serve(self, mode: Mode, thread: ThreadPoolExecutor, reports: asyncio.Task[None]) -> int:
         loop = asyncio.get_running_loop()
 
         def emit(events: list[Addressed]) -> None:
             loop.call_soon_threadsafe(self._outbox.put_nowait, events)
 
-        settings = self._settings
-        engine = EngineLoop(
-            runner,
-            Engine(
-                runner,
-                batch_tokens=settings.batch_tokens,
-                prefill_s=settings.prefill_s,
-                prefill_tokens=settings.prefill_tokens,
-            ),
-            emit=emit,
-        )
-        self._runner = runner
+        engine = mode.loop(emit)
+        self._mode = mode
         self._enter(WorkerState.READY)
         engine_run = loop.run_in_executor(thread, engine.run)
         try:
             async with asyncio.TaskGroup() as tasks:
                 publishing = tasks.create_task(self._publish(engine))
                 serving = [
-                    tasks.create_task(self._claim(engine, PromptBuilder(runner, template))),
+                    tasks.create_task(self._claim(engine, mode)),
                     tasks.create_task(self._listen(engine)),
                     tasks.create_task(self._watch_node()),
                 ]
@@ -168,7 +152,7 @@ class Worker:
         except Unavailable as error:
             log.warning("%s; the lease ends by itself", error)
 
-    async def _claim(self, engine: EngineLoop, builder: PromptBuilder) -> None:
+    async def _claim(self, engine: Loop, mode: Mode) -> None:
         """Takes requests while slots are free; otherwise waits for a Wake, for a slot, or until the next report."""
         await self._has_lease.wait()  # without one the queue gives nothing and wakes nobody
         async with asyncio.TaskGroup() as beginning:
@@ -179,7 +163,7 @@ class Worker:
                 for claim in claims:
                     self._in_flight[claim.request.id] = InFlight(claim)
                     self._idle.clear()
-                    beginning.create_task(self._begin(engine, builder, claim))
+                    beginning.create_task(self._begin(engine, mode, claim))
                 if len(claims) < free or free <= 0:
                     await _wait(self._may_claim, timeout_s=self._settings.report_s)
 
@@ -191,13 +175,11 @@ class Worker:
             await asyncio.sleep(RETRY_S)
             return []
 
-    async def _begin(self, engine: EngineLoop, builder: PromptBuilder, claim: Claim) -> None:
+    async def _begin(self, engine: Loop, mode: Mode, claim: Claim) -> None:
         request = claim.request
         try:
-            if not isinstance(request, GenerateRequest):
-                raise UnsupportedCapability("the model does not make embeddings")
             # Tokenizing a long prompt takes a while and only reads the vocabulary.
-            prompt = await asyncio.to_thread(builder.build, request)
+            begin = await asyncio.to_thread(mode.begin, request, claim.epoch)
         except CorralError as error:
             self._answer(claim, Failed(request.id, claim.epoch, 0, error.code, error.message))
             return
@@ -205,12 +187,12 @@ class Worker:
             usage, timings = Usage(0, 0, 0), Timings(0, 0)
             self._answer(claim, Finished(request.id, claim.epoch, 0, (FinishReason.ABORT,), usage, timings))
         else:
-            engine.put(Begin(request, claim.epoch, prompt))
+            engine.put(begin)
 
     def _answer(self, claim: Claim, event: Event) -> None:
         self._outbox.put_nowait([Addressed(claim.request.gateway, event)])
 
-    async def _listen(self, engine: EngineLoop) -> None:
+    async def _listen(self, engine: Loop) -> None:
         """Wakes and cancellations from the inbox."""
         while True:
             try:
@@ -223,13 +205,13 @@ class Worker:
             elif control is not None:
                 self._may_claim.set()
 
-    def _cancel(self, engine: EngineLoop, request: str) -> None:
+    def _cancel(self, engine: Loop, request: str) -> None:
         in_flight = self._in_flight.get(request)
         if in_flight is not None:
             in_flight.cancelled = True
             engine.put(Abort(request))
 
-    async def _publish(self, engine: EngineLoop) -> None:
+    async def _publish(self, engine: Loop) -> None:
         """One entry per gateway for each engine step; for several, where Redis is slower than the engine."""
         while True:
             batches = [await self._outbox.get()]
@@ -280,7 +262,7 @@ class Worker:
             await _wait(self._state_changed, timeout_s=self._settings.report_s)
 
     async def _publish_report(self, *, lease_ms: int | None = None) -> None:
-        runner, failure = self._runner, self._failure
+        mode, failure = self._mode, self._failure
         report = WorkerReport(
             worker=self.id,
             replica=self._settings.replica,
@@ -289,7 +271,7 @@ class Worker:
             state=self._state,
             slots=self._settings.slots,
             running=len(self._in_flight),
-            context_tokens=runner.context_tokens if runner else 0,
+            context_tokens=mode.context_tokens if mode else 0,
             memory_bytes=psutil.Process().memory_info().rss,
             error_code=failure.code if failure else "",
             error=failure.message if failure else "",
@@ -316,12 +298,6 @@ class Worker:
                     seen = time.monotonic()
             except Unavailable:
                 continue
-
-
-def _template(runner: ModelRunner) -> ChatTemplate | None:
-    if runner.chat_template is None:
-        return None
-    return ChatTemplate(runner.chat_template, bos_text=runner.bos_text, eos_text=runner.eos_text)
 
 
 async def _exit_code(engine_run: asyncio.Future[None]) -> int:

@@ -6,7 +6,7 @@ import re
 from bisect import bisect_right
 
 from services.protocol.errors import BadRequest, ContextLengthExceeded, UnsupportedCapability
-from services.protocol.messages import EmbedRequest, GenerateRequest, Overflow, Request, RerankRequest
+from services.protocol.messages import EmbedRequest, Overflow, RerankRequest
 from services.worker.engine.embedder import Embedder, Pooling
 
 #: Ollama's words, which clients look for.
@@ -23,7 +23,7 @@ class InputBuilder:
         self._limit = embedder.context_tokens
         self._closing = self._closing_tokens()
 
-    def build(self, request: Request) -> list[list[int]]:
+    def build(self, request: EmbedRequest | RerankRequest) -> list[list[int]]:
         """Raises UnsupportedCapability for what the model was not made for, ContextLengthExceeded, and BadRequest for token ids
         that the model does not have, which llama.cpp takes badly."""
         ranks = self._embedder.pooling is Pooling.RANK
@@ -32,8 +32,6 @@ class InputBuilder:
                 return [self._input(given, request.overflow) for given in request.inputs]
             case RerankRequest() if ranks:
                 return [self._pair(request.query, document, request.overflow) for document in request.documents]
-            case GenerateRequest():
-                raise UnsupportedCapability("the model does not generate text")
             case EmbedRequest():
                 raise UnsupportedCapability("the model ranks documents and makes no embeddings")
             case RerankRequest():

@@ -1,0 +1,27 @@
+"""The mode of a worker whose model is pooled."""
+
+from __future__ import annotations
+
+from services.protocol.errors import UnsupportedCapability
+from services.protocol.messages import GenerateRequest, Request
+from services.worker.embedding.inputs import InputBuilder
+from services.worker.embedding.loop import BeginEmbedding, EmbeddingLoop
+from services.worker.engine.embedder import Embedder
+from services.worker.mode import Emit
+
+
+class EmbeddingMode:
+    """Implements Mode."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.context_tokens = embedder.context_tokens
+        self._embedder = embedder
+        self._inputs = InputBuilder(embedder)
+
+    def loop(self, emit: Emit) -> EmbeddingLoop:
+        return EmbeddingLoop(self._embedder, emit=emit)
+
+    def begin(self, request: Request, epoch: int) -> BeginEmbedding:
+        if isinstance(request, GenerateRequest):
+            raise UnsupportedCapability("the model makes embeddings and does not generate text")
+        return BeginEmbedding(request, epoch, self._inputs.build(request))

@@ -1,0 +1,44 @@
+"""The mode of a worker whose model generates text."""
+
+from __future__ import annotations
+
+from services.protocol.errors import UnsupportedCapability
+from services.protocol.messages import GenerateRequest, Request
+from services.worker.chat.template import ChatTemplate
+from services.worker.config import Settings
+from services.worker.engine.engine import Engine
+from services.worker.engine.runner import ModelRunner
+from services.worker.loop import Begin, EngineLoop
+from services.worker.mode import Emit
+from services.worker.prompt import PromptBuilder
+
+
+class GeneratingMode:
+    """Implements Mode. Raises InvalidModelFile where the model's chat template is none."""
+
+    def __init__(self, runner: ModelRunner, settings: Settings) -> None:
+        self.context_tokens = runner.context_tokens
+        self._runner = runner
+        self._settings = settings
+        self._prompts = PromptBuilder(runner, _template(runner))
+
+    def loop(self, emit: Emit) -> EngineLoop:
+        settings = self._settings
+        engine = Engine(
+            self._runner,
+            batch_tokens=settings.batch_tokens,
+            prefill_s=settings.prefill_s,
+            prefill_tokens=settings.prefill_tokens,
+        )
+        return EngineLoop(self._runner, engine, emit=emit)
+
+    def begin(self, request: Request, epoch: int) -> Begin:
+        if not isinstance(request, GenerateRequest):
+            raise UnsupportedCapability("the model generates text; it makes no embeddings and ranks no documents")
+        return Begin(request, epoch, self._prompts.build(request))
+
+
+def _template(runner: ModelRunner) -> ChatTemplate | None:
+    if runner.chat_template is None:
+        return None
+    return ChatTemplate(runner.chat_template, bos_text=runner.bos_text, eos_text=runner.eos_text)

@@ -1,0 +1,34 @@
+"""Mode: what a worker does with its model. `generating.GeneratingMode` and `embedding.mode.EmbeddingMode` implement it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from services.protocol.messages import Request
+from services.worker.loop import Addressed
+
+Emit = Callable[[list[Addressed]], None]
+
+
+class Loop(Protocol):
+    """Owns the model. `run` is the engine thread."""
+
+    def put(self, command: Any) -> None:
+        """What the mode's `begin` returned, an Abort or a Quit; from any thread."""
+
+    def run(self) -> None:
+        """Returns on Quit. Raises EngineDead after it has told every request so."""
+
+
+class Mode(Protocol):
+    """`context_tokens`: of one slot, or of one input."""
+
+    context_tokens: int
+
+    def loop(self, emit: Emit) -> Loop:
+        """Made once. It calls `emit` from the engine thread with the events of one step."""
+
+    def begin(self, request: Request, epoch: int) -> object:
+        """The command that begins the request. Only reads the vocabulary: from any thread. Raises CorralError for what the model
+        cannot answer."""
