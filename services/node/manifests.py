@@ -12,7 +12,7 @@ import math
 
 import msgspec
 
-from services.node.gguf import Gguf
+from services.protocol.gguf import Gguf
 from services.protocol.jobs import Layer
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"

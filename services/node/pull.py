@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from services.node import gguf, manifests
-from services.node.gguf import Gguf
+from services.node import manifests
 from services.node.progress import Progress
 from services.node.sources import Fetched, open_source
 from services.node.store import StagedBlob, Staging, Store
+from services.protocol import gguf
 from services.protocol.errors import InvalidModelFile
+from services.protocol.gguf import Gguf
 from services.protocol.jobs import Layer, Pull, PulledModel
 from services.protocol.names import ModelName
 

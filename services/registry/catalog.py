@@ -18,8 +18,8 @@ from sqlalchemy.orm import joinedload, selectinload
 
 from services.protocol.errors import InvalidModelFile, ModelNotFound
 from services.protocol.jobs import Layer, PulledModel
+from services.protocol.memory import trained_context_tokens
 from services.protocol.names import ModelName
-from services.registry.memory import trained_context_tokens
 from services.registry.models import Blob, BlobCopy, Model, Tag, Version, VersionBlob
 from services.registry.states import CopyState
 

@@ -12,11 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload
 
 from services.protocol.engine import EngineSettings
+from services.protocol.memory import memory_needed
 from services.protocol.queue import Demand, Queue
 from services.protocol.reports import NodeReport, NodeReports, WorkerReport
 from services.registry import catalog, models
 from services.registry.db import transaction_time
-from services.registry.memory import memory_needed
 from services.registry.states import CopyState, JobKind, ReplicaState
 from services.registry.world import DeploymentView, JobView, NodeView, Policy, ProcessView, ReplicaView, VersionView, World
 

@@ -17,8 +17,8 @@ import pytest
 from services.node.config import worker_environment
 from services.node.processes import UNKNOWN_EXIT, ProcessRuntime
 from services.node.runtime import StartSpec
-from services.protocol.errors import BadRequest, ModelLoadFailed
 from services.protocol.engine import EngineSettings
+from services.protocol.errors import BadRequest, ModelLoadFailed
 from services.protocol.reports import ProcessReport
 from tests.conditions import eventually_sync
 

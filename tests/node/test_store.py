@@ -208,7 +208,7 @@ def test_full_disk_names_need_and_free(store: Store) -> None:
 
 
 def test_the_manifest_of_a_file_is_always_the_same(tiny_gguf: Path) -> None:
-    from services.node import gguf
+    from services.protocol import gguf
 
     model = gguf.read(tiny_gguf)
     layers = (Layer(MODEL_TYPE, "sha256:" + "1" * 64, 5),)

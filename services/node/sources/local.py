@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from services.node import gguf
 from services.node.progress import Progress
 from services.node.sources.source import Fetched, bar_digest
 from services.node.store import Staging
+from services.protocol import gguf
 from services.protocol.errors import BadRequest, NotFound
 
 _CHUNK_BYTES = 4 * 1024**2

@@ -15,7 +15,7 @@ from gguf import GGUFReader, GGUFWriter, LlamaFileType
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from services.node import gguf
+from services.protocol import gguf
 from services.protocol.errors import InvalidModelFile
 
 HEAD = b"GGUF" + struct.pack("<I", 3)

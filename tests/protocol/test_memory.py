@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from services.protocol.engine import EngineSettings
+from services.protocol.memory import CELLS_STEP, PROCESS_BYTES, kv_cells, memory_needed, slot_context_tokens
+
+SMOLLM2: dict[str, Any] = {
+    "general.architecture": "llama",
+    "llama.block_count": 30,
+    "llama.embedding_length": 576,
+    "llama.feed_forward_length": 1536,
+    "llama.attention.head_count": 9,
+    "llama.attention.head_count_kv": 3,
+    "llama.context_length": 8192,
+    "llama.vocab_size": 49152,
+}
+GEMMA3: dict[str, Any] = {
+    "general.architecture": "gemma3",
+    "gemma3.block_count": 18,
+    "gemma3.embedding_length": 640,
+    "gemma3.feed_forward_length": 2048,
+    "gemma3.attention.head_count": 4,
+    "gemma3.attention.head_count_kv": 1,
+    "gemma3.attention.key_length": 256,
+    "gemma3.attention.value_length": 256,
+    "gemma3.attention.sliding_window": 512,
+    "gemma3.context_length": 32768,
+}
+ONE = EngineSettings(slots=1, context_tokens=1)
+MIB = 1024**2
+
+
+@pytest.mark.parametrize(
+    ("metadata", "bytes_per_token"),
+    [
+        (SMOLLM2, 30 * 3 * (64 + 64) * 2),
+        (GEMMA3, 18 * 1 * (256 + 256) * 2),
+        ({**SMOLLM2, "llama.attention.head_count_kv": [1] * 10 + [2] * 20}, (10 + 40) * 128 * 2),
+        ({**SMOLLM2, "llama.attention.head_count_kv": None}, 30 * 9 * 128 * 2),
+        ({"general.architecture": "mamba", "mamba.block_count": 24}, 0),
+        ({**SMOLLM2, "llama.attention.causal": False}, 0),
+        ({}, 0),
+    ],
+    ids=[
+        "grouped heads",
+        "heads of their own size",
+        "heads per layer",
+        "as many as of queries",
+        "no attention",
+        "an encoder",
+        "nothing known",
+    ],
+)
+def test_kv_cache(metadata: dict[str, Any], bytes_per_token: int) -> None:
+    assert memory_needed(metadata, tensor_bytes=0, engine=ONE).kv_cache == bytes_per_token * CELLS_STEP
+    eight = EngineSettings(slots=8, context_tokens=1024)
+    assert memory_needed(metadata, tensor_bytes=0, engine=eight).kv_cache == bytes_per_token * 8192
+
+
+def test_the_whole_of_smollm2() -> None:
+    need = memory_needed(SMOLLM2, tensor_bytes=98_000_000, engine=EngineSettings())
+    assert need.weights == 98_000_000
+    assert need.kv_cache == 23_040 * 4096 * 8
+    assert need.total == need.weights + need.kv_cache + need.compute + PROCESS_BYTES
+
+
+@pytest.mark.parametrize(
+    ("metadata", "engine", "kv_mib", "compute_mib"),
+    [
+        (SMOLLM2, EngineSettings(), 720, 47.0),
+        (SMOLLM2, EngineSettings(flash_attention="off"), 720, 647.9),
+        (SMOLLM2, EngineSettings(kv_type_k="q8_0", kv_type_v="q8_0"), 382.5, 45.9),
+        (SMOLLM2, EngineSettings(kv_unified=False), 720, 19.0),
+        (SMOLLM2, EngineSettings(batch_tokens=2048), 720, 182.0),
+        (GEMMA3 | {"gemma3.vocab_size": 262144}, EngineSettings(), 576, 87.5),
+        (GEMMA3 | {"gemma3.vocab_size": 262144}, EngineSettings(flash_attention="off"), 576, 401.8),
+        (GEMMA3 | {"gemma3.vocab_size": 262144}, EngineSettings(slots=1, batch_tokens=64), 72, 4.2),
+    ],
+)
+def test_what_llama_cpp_allocated(metadata: dict[str, Any], engine: EngineSettings, kv_mib: float, compute_mib: float) -> None:
+    """Buffer sizes that llama.cpp 0.3.36 logged: KV, and compute with output."""
+    need = memory_needed(metadata, tensor_bytes=0, engine=engine)
+    assert need.kv_cache == kv_mib * MIB
+    assert 0.9 * compute_mib * MIB <= need.compute <= (1.1 * compute_mib + 1) * MIB
+
+
+@pytest.mark.parametrize(
+    ("engine", "cells"),
+    [
+        (EngineSettings(slots=4, context_tokens=100), 512),
+        (EngineSettings(slots=4, context_tokens=100, kv_unified=False), 1024),
+        (EngineSettings(slots=4, kv_tokens=6000), 6144),
+        (EngineSettings(slots=4, kv_tokens=6000, kv_unified=False), 6144),
+    ],
+    ids=["rounded up", "each stream rounded up", "as many as asked for", "in streams"],
+)
+def test_cells(engine: EngineSettings, cells: int) -> None:
+    assert kv_cells(8192, engine) == cells
+
+
+def test_a_tokenizer_of_unknown_size_counts_as_a_large_one() -> None:
+    known = memory_needed({**GEMMA3, "tokenizer.ggml.tokens": ["a"] * 10}, tensor_bytes=0, engine=ONE)
+    assert memory_needed(GEMMA3, tensor_bytes=0, engine=ONE).compute > known.compute
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "tokens"),
+    [(8192, 0, 4096), (2048, 0, 2048), (0, 0, 4096), (2048, 512, 512), (2048, 100_000, 2048), (0, 100_000, 100_000)],
+    ids=["at most 4096", "as trained", "unknown", "smaller", "larger", "larger than unknown"],
+)
+def test_a_slots_context(trained: int, asked: int, tokens: int) -> None:
+    assert slot_context_tokens(trained, EngineSettings(context_tokens=asked)) == tokens
+
+
+def test_positions_that_are_scaled_down_reach_further() -> None:
+    assert slot_context_tokens(2048, EngineSettings(context_tokens=4096, rope_freq_scale=0.5)) == 4096
