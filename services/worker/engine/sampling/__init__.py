@@ -1,5 +1,5 @@
-"""From logits to a token."""
+"""From logits to a token: the sampler chain of one request, in numpy. `sampler` holds the chain, the other modules its stages."""
 
-from services.worker.engine.sampling.sampler import Sampled, Sampler
+from services.worker.engine.sampling.sampler import Matcher, Sampled, Sampler
 
-__all__ = ["Sampled", "Sampler"]
+__all__ = ["Matcher", "Sampled", "Sampler"]

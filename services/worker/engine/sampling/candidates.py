@@ -1,0 +1,113 @@
+"""Candidates: the tokens that may still be drawn. The stages of the chain make smaller ones of it.
+
+A vocabulary has up to 262,144 entries, and a step has about a millisecond for all of its sequences, so nothing here sorts or
+copies a whole vocabulary: the maxima of blocks say where the large logits are.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float32]
+Ids = NDArray[np.intp]
+
+_BLOCK = 512
+_OFFSETS = np.arange(_BLOCK)
+
+
+class Candidates:
+    """`logits` and the token ids that they belong to; `ids` None: they are the whole vocabulary. Neither is ever changed.
+
+    Always in ascending order of ids. In the order of their probabilities, as llama.cpp keeps them, a draw would depend on
+    which of two near-equals comes first, and that hangs on the last digits of a logit, which the shape of a batch changes.
+    """
+
+    def __init__(self, logits: Logits, ids: Ids | None = None) -> None:
+        self.logits = logits
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def id_at(self, index: int) -> int:
+        return index if self.ids is None else int(self.ids[index])
+
+    @cached_property
+    def peak(self) -> np.float32:
+        """The largest logit; NaN where there is one, minus infinity where nothing can be drawn."""
+        return np.float32(self._maxima.max(initial=-np.inf))
+
+    @cached_property
+    def _maxima(self) -> Logits:
+        maxima: Logits = np.maximum.reduceat(self.logits, np.arange(0, len(self.logits), _BLOCK))
+        return maxima
+
+    def likeliest(self) -> int | None:
+        """The id of the largest logit, the smallest id among equals; None where nothing can be drawn."""
+        index = int(np.argmax(self.logits)) if len(self) else 0
+        return self.id_at(index) if len(self) and self.logits[index] > -np.inf else None
+
+    def at(self, indices: Ids) -> Candidates:
+        """Those at `indices`, which are ascending."""
+        return Candidates(self.logits.take(indices), indices if self.ids is None else self.ids.take(indices))
+
+    def where(self, allowed: NDArray[np.bool_]) -> Candidates:
+        """Those for which `allowed`, which has an entry for each, is true. The others may stay, with no probability."""
+        if 8 * np.count_nonzero(allowed) < len(self):
+            return self.at(np.flatnonzero(allowed))
+        # Choosing by a mask branches at each entry; this does not. Infinity where allowed, minus infinity elsewhere:
+        ceiling = (allowed.astype(np.float32) - np.float32(0.5)) * np.float32(np.inf)
+        return Candidates(np.minimum(self.logits, ceiling, out=ceiling), self.ids)
+
+    def at_temperature(self, temperature: float) -> Candidates:
+        return self if temperature == 1.0 else Candidates(self.logits / np.float32(temperature), self.ids)
+
+    def indices_from(self, floor: np.float32) -> Ids:
+        """Where the logits are at least `floor`, ascending."""
+        blocks = np.flatnonzero(self._maxima >= floor)
+        if 4 * _BLOCK * len(blocks) > len(self):
+            return np.flatnonzero(self.logits >= floor)
+        near = (blocks[:, None] * _BLOCK + _OFFSETS).ravel()
+        near = near[: np.searchsorted(near, len(self))]
+        return near.take(np.flatnonzero(self.logits.take(near) >= floor))
+
+    def largest(self, count: int) -> Candidates:
+        """The `count` largest; among equals at the border the smaller ids."""
+        if count >= len(self):
+            return self
+        some = self
+        if count <= len(self._maxima):
+            # As many blocks have a maximum of at least this, so at least as many logits do.
+            some = self.at(self.indices_from(np.partition(self._maxima, -count)[-count]))
+        border = np.partition(some.logits, -count)[-count]
+        indices = np.flatnonzero(some.logits >= border)
+        if surplus := len(indices) - count:
+            tied = np.flatnonzero(some.logits.take(indices) == border)
+            indices = np.delete(indices, tied[-surplus:])
+        return some.at(indices)
+
+    def weights(self, temperature: float = 1.0) -> Logits:
+        """Proportional to the probabilities; the likeliest weighs 1."""
+        weights = self.logits - self.peak
+        if temperature != 1.0:
+            weights /= temperature
+        np.exp(weights, out=weights)
+        return weights
+
+
+def total(weights: Logits) -> float:
+    """The sum, in steps that lose no precision: block by block, then in double."""
+    return float(block_sums(weights).sum(dtype=np.float64))
+
+
+def block_sums(weights: Logits) -> Logits:
+    sums: Logits = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK))
+    return sums
+
+
+def block_start(number: int) -> int:
+    """Where the weights of a block of `block_sums` begin."""
+    return number * _BLOCK

@@ -1,0 +1,28 @@
+"""Log probabilities under the model's own distribution, before any stage of the chain."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from services.worker.engine.sampling.candidates import Candidates
+
+#: (token id, natural logarithm of its probability), the likeliest first, among equals the smaller id.
+Ranking = tuple[tuple[int, float], ...]
+
+
+def logprobs(candidates: Candidates, token: int, count: int) -> tuple[float, Ranking]:
+    """Of `token`, and of the `count` likeliest; `candidates` are the whole vocabulary. Minus infinity for what has no
+    probability."""
+    norm = _log_sum_exp(candidates)
+    if count <= 0:
+        return float(candidates.logits[token]) - norm, ()
+    largest = candidates.largest(count)
+    order = np.argsort(-largest.logits, kind="stable")
+    top = tuple((largest.id_at(int(index)), float(largest.logits[index]) - norm) for index in order)
+    return float(candidates.logits[token]) - norm, top
+
+
+def _log_sum_exp(candidates: Candidates) -> float:
+    peak = candidates.peak
+    shifted = np.subtract(candidates.logits, peak, dtype=np.float64)
+    return float(peak) + float(np.log(np.exp(shifted, out=shifted).sum()))
