@@ -3,66 +3,137 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 
 from services.protocol.errors import CorralError
-from services.protocol.messages import Event, Failed, Finished, FinishReason, Frame, GenerateRequest, Started, Timings, Usage
+from services.protocol.messages import (
+    ChosenLogprob,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Frame,
+    GenerateRequest,
+    Started,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
+from services.worker.engine.sampling import Sampled
 from services.worker.engine.scheduler import SampledToken
 from services.worker.engine.sequence import Sequence
-from services.worker.output import OutputPipeline
+from services.worker.output import Delta, OutputPipeline
+
+
+class Choice:
+    """One of a request's answers. `reason` is None until it has ended."""
+
+    def __init__(self, sequence: Sequence, output: OutputPipeline) -> None:
+        self.sequence = sequence
+        self.output = output
+        self.reason: FinishReason | None = None
+
+    def push(self, token: int) -> Delta:
+        delta = self.output.push(token)
+        if delta.stopped:
+            self.end(FinishReason.STOP)
+        return delta
+
+    def end(self, reason: FinishReason) -> None:
+        calls = reason is FinishReason.STOP and self.output.saw_tool_calls
+        self.reason = FinishReason.TOOL_CALLS if calls else reason
 
 
 class Generation:
-    """Turns what the engine samples into numbered events; after a terminal event it has nothing more to say."""
+    """Turns what the engine samples into numbered events; after a terminal event it has nothing more to say.
 
-    def __init__(self, request: GenerateRequest, epoch: int, sequence: Sequence, output: OutputPipeline) -> None:
+    `token_text` gives the bytes of a token as logprobs show it.
+    """
+
+    def __init__(
+        self, request: GenerateRequest, epoch: int, choices: list[Choice], *, token_text: Callable[[int], bytes]
+    ) -> None:
         self.request = request
-        self.sequence = sequence
+        self.choices = choices
         self._epoch = epoch
-        self._output = output
+        self._token_text = token_text
         self._seq = 0
         self._begun_ns = time.monotonic_ns()
         self._first_token_ns: int | None = None
 
-    def started(self) -> Started:
-        sequence = self.sequence
-        prompt_ids = tuple(sequence.tokens[: sequence.num_prompt_tokens]) if self.request.return_prompt_ids else ()
-        return Started(
-            self.request.id, self._epoch, self._next_seq(), sequence.num_prompt_tokens, sequence.num_cached, prompt_ids
-        )
+    @property
+    def is_over(self) -> bool:
+        return all(choice.reason for choice in self.choices)
 
-    def advance(self, sampled: SampledToken) -> list[Event]:
-        """The events of one step. Where the last is a terminal one but the engine goes on, a stop string was met."""
+    def started(self) -> list[Event]:
+        """Once, with the first slot that it gets; nothing after that."""
+        if self._seq:
+            return []
+        first = self.choices[0].sequence
+        prompt_ids = tuple(first.tokens[: first.num_prompt_tokens]) if self.request.return_prompt_ids else ()
+        cached = first.num_cached or 0
+        return [Started(self.request.id, self._epoch, self._next_seq(), first.num_prompt_tokens, cached, prompt_ids)]
+
+    def advance(self, choice: Choice, result: SampledToken) -> list[Event]:
+        """The events of one step. Where a choice has its reason but the engine goes on with its sequence, a stop string was met."""
         if self._first_token_ns is None:
             self._first_token_ns = time.monotonic_ns()
-        if sampled.token is None:
-            return [*self._released(), self.finished(FinishReason.STOP)]
-        delta = self._output.push(sampled.token)
-        frame = Frame(self.request.id, self._epoch, self._next_seq(), (sampled.token,), delta.text)
-        if delta.stopped:
-            return [frame, self.finished(FinishReason.STOP)]
-        if sampled.finish_reason is not None:
-            return [frame, *self._released(), self.finished(sampled.finish_reason)]
-        return [frame]
+        events: list[Event] = []
+        if not result.ends_text:
+            token = result.sampled.token
+            events.append(self._frame(choice, choice.push(token), (token,), self._logprobs(result.sampled)))
+        if choice.reason is None and result.finish_reason is not None:
+            tail = choice.output.flush()
+            choice.end(result.finish_reason)
+            if tail.text or tail.reasoning or tail.tool_calls:
+                events.append(self._frame(choice, tail))
+        if self.is_over:
+            events.append(self.finished())
+        return events
 
-    def finished(self, reason: FinishReason) -> Finished:
+    def aborted(self) -> Finished:
+        for choice in self.choices:
+            choice.reason = FinishReason.ABORT
+        return self.finished()
+
+    def finished(self) -> Finished:
+        """Every choice has ended. The first choice paid for the prompt; what the others shared with it costs nothing."""
         now = time.monotonic_ns()
-        first = self._first_token_ns or now
-        sequence = self.sequence
+        first_token_ns = self._first_token_ns or now
+        first = self.choices[0].sequence
+        usage = Usage(first.num_prompt_tokens, first.num_cached or 0, sum(one.sequence.num_generated for one in self.choices))
         return Finished(
             self.request.id,
             self._epoch,
             self._next_seq(),
-            (reason,),
-            Usage(sequence.num_prompt_tokens, sequence.num_cached, sequence.num_completion_tokens),
-            Timings(prefill_ns=first - self._begun_ns, decode_ns=now - first),
+            tuple(choice.reason or FinishReason.LENGTH for choice in self.choices),
+            usage,
+            Timings(prefill_ns=first_token_ns - self._begun_ns, decode_ns=now - first_token_ns),
         )
 
     def failed(self, error: CorralError) -> Failed:
         return Failed(self.request.id, self._epoch, self._next_seq(), error.code, error.message)
 
-    def _released(self) -> list[Event]:
-        text = self._output.flush().text
-        return [Frame(self.request.id, self._epoch, self._next_seq(), (), text)] if text else []
+    def _frame(
+        self, choice: Choice, delta: Delta, token_ids: tuple[int, ...] = (), logprobs: Iterable[ChosenLogprob] = ()
+    ) -> Frame:
+        return Frame(
+            self.request.id,
+            self._epoch,
+            self._next_seq(),
+            token_ids,
+            delta.text,
+            choice=self.choices.index(choice),
+            reasoning=delta.reasoning,
+            tool_calls=delta.tool_calls,
+            logprobs=tuple(logprobs),
+        )
+
+    def _logprobs(self, sampled: Sampled) -> list[ChosenLogprob]:
+        if sampled.logprob is None:
+            return []
+        top = tuple(TokenLogprob(self._token_text(token), logprob) for token, logprob in sampled.top)
+        return [ChosenLogprob(self._token_text(sampled.token), sampled.logprob, top)]
 
     def _next_seq(self) -> int:
         seq, self._seq = self._seq, self._seq + 1

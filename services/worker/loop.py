@@ -14,8 +14,9 @@ from services.protocol.messages import Event, Failed, Finished, FinishReason, Ge
 from services.worker.engine.engine import Engine
 from services.worker.engine.runner import EngineDead, ModelRunner
 from services.worker.engine.sampling import Sampler
+from services.worker.engine.scheduler import ScheduledBatch
 from services.worker.engine.sequence import Sequence
-from services.worker.generation import Generation
+from services.worker.generation import Choice, Generation
 from services.worker.output import OutputPipeline
 
 
@@ -55,17 +56,19 @@ class EngineLoop:
     """`put` may be called from any thread; `run` is the engine thread. `emit` is called from the engine thread with the
     events of one step."""
 
-    def __init__(
-        self, runner: ModelRunner, *, batch_tokens: int, prefill_tokens: int, emit: Callable[[list[Addressed]], None]
-    ) -> None:
+    def __init__(self, runner: ModelRunner, engine: Engine, *, emit: Callable[[list[Addressed]], None]) -> None:
         self._runner = runner
-        self._engine = Engine(runner, batch_tokens=batch_tokens, prefill_tokens=prefill_tokens)
+        self._engine = engine
         self._emit = emit
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._generations: dict[str, Generation] = {}
+        self._sequences: dict[Sequence, tuple[Generation, Choice]] = {}
+        self._computing = frozenset[str]()
 
     def put(self, command: Command) -> None:
         self._commands.put(command)
+        if isinstance(command, Quit) or (isinstance(command, Abort) and command.request in self._computing):
+            self._runner.interrupt()
 
     def run(self) -> None:
         """Returns on Quit. Raises EngineDead after it has told every request so."""
@@ -95,46 +98,79 @@ class EngineLoop:
     def _begin(self, begin: Begin) -> None:
         request = begin.request
         self._abort(request.id)  # an earlier claim of it that was lost, by a lease that ended while its worker lived
+        choices = [self._choice(begin, index) for index in range(request.n)]
+        generation = Generation(request, begin.epoch, choices, token_text=self._runner.token_text)
+        if request.stopping.max_tokens == 0:
+            self._emit_all([(generation, [*generation.started(), generation.finished()])])
+            return
+        self._generations[request.id] = generation
+        for choice in choices:
+            self._sequences[choice.sequence] = generation, choice
+            self._engine.add(choice.sequence)
+
+    def _choice(self, begin: Begin, index: int) -> Choice:
+        request = begin.request
+        sampler = Sampler(
+            request.sampling,
+            request.stopping,
+            end_tokens=self._runner.end_tokens,
+            vocabulary=self._runner.token_text,
+            choice=index,
+            top_logprobs=request.top_logprobs,
+        )
         sequence = Sequence(
             request.id,
             begin.prompt,
-            Sampler(
-                request.sampling,
-                request.stopping,
-                end_tokens=self._runner.end_tokens,
-                vocabulary=self._runner.token_text,
-            ),
+            sampler,
             max_tokens=request.stopping.max_tokens,
             context_tokens=self._runner.context_tokens,
+            keep_tokens=_keep_tokens(request, len(begin.prompt)),
         )
-        output = OutputPipeline(self._runner.token_bytes, request.stopping.stop)
-        generation = Generation(request, begin.epoch, sequence, output)
-        if request.stopping.max_tokens == 0:
-            self._emit_all([(generation, [generation.started(), generation.finished(FinishReason.LENGTH)])])
-            return
-        self._generations[request.id] = generation
-        self._engine.add(sequence)
+        return Choice(sequence, OutputPipeline(self._runner.token_bytes, request.stopping.stop))
 
     def _abort(self, request: str) -> None:
-        generation = self._generations.pop(request, None)
+        generation = self._generations.get(request)
         if generation is not None:
-            self._engine.finish(generation.sequence, FinishReason.ABORT)
-            self._emit_all([(generation, [generation.finished(FinishReason.ABORT)])])
+            self._end(generation, FinishReason.ABORT)
+            self._emit_all([(generation, [generation.aborted()])])
+
+    def _end(self, generation: Generation, reason: FinishReason) -> None:
+        for choice in generation.choices:
+            self._engine.finish(choice.sequence, reason)
+            self._sequences.pop(choice.sequence, None)
+        del self._generations[generation.request.id]
 
     def _step(self) -> None:
-        admitted = [self._generations[sequence.id] for sequence in self._engine.admit()]
-        self._emit_all((generation, [generation.started()]) for generation in admitted)
+        admitted = [self._sequences[sequence][0] for sequence in self._engine.admit()]
+        self._emit_all((generation, generation.started()) for generation in admitted)
+        batch = self._engine.schedule()
+        self._computing = _dominant(batch)
+        results = self._engine.compute(batch)
+        self._computing = frozenset()
         events = []
-        for sampled in self._engine.step():
-            generation = self._generations[sampled.sequence.id]
-            produced = generation.advance(sampled)
-            if isinstance(produced[-1], Finished):
-                self._engine.finish(generation.sequence, produced[-1].reasons[0])
-                del self._generations[generation.request.id]
-            events.append((generation, produced))
+        for result in results:
+            generation, choice = self._sequences[result.sequence]
+            events.append((generation, generation.advance(choice, result)))
+            if choice.reason is not None:
+                self._engine.finish(choice.sequence, choice.reason)
+            if generation.is_over:
+                self._end(generation, FinishReason.STOP)
         self._emit_all(events)
 
     def _emit_all(self, events: Iterable[tuple[Generation, list[Event]]]) -> None:
         addressed = [Addressed(generation.request.gateway, event) for generation, produced in events for event in produced]
         if addressed:
             self._emit(addressed)
+
+
+def _keep_tokens(request: GenerateRequest, num_prompt_tokens: int) -> int | None:
+    if not request.shift:
+        return None
+    return num_prompt_tokens if request.keep_tokens < 0 else request.keep_tokens
+
+
+def _dominant(batch: ScheduledBatch) -> frozenset[str]:
+    """The request, if there is one, that most of the batch is computed for: not worth finishing once nobody wants it. Short
+    batches are over before a cancellation is."""
+    total = sum(len(span.tokens) for span in batch.spans)
+    return frozenset(span.sequence.id for span in batch.spans if len(span.tokens) > max(16, total // 2))

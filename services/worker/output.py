@@ -10,12 +10,16 @@ import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from services.protocol.messages import ToolCallDelta
+
 
 @dataclass(frozen=True)
 class Delta:
     """Text that is released now; `stopped` where a stop string was met, which is not part of any text."""
 
     text: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
     stopped: bool = False
 
 
@@ -26,6 +30,7 @@ class OutputPipeline:
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._jail = StopJail(stop)
+        self.saw_tool_calls = False
 
     def push(self, token: int) -> Delta:
         return self._jail.push(self._decoder.decode(self._token_bytes(token)))

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 from numpy.typing import NDArray
 
 from services.protocol.messages import FinishReason
-from services.worker.engine.runner import EngineDead, ModelRunner, NoRoom
+from services.worker.engine.pace import Pace
+from services.worker.engine.runner import DecodeAborted, EngineDead, ModelRunner, NoRoom
+from services.worker.engine.sampling import Sampled
 from services.worker.engine.scheduler import SampledToken, ScheduledBatch, Scheduler
 from services.worker.engine.sequence import Sequence
-from services.worker.engine.slots import SlotPool
+from services.worker.engine.slots import Cut, Share, SlotPool
 
 
 class Engine:
-    """Raises EngineDead from `step` when the model is lost; every sequence is then lost with it."""
+    """Raises EngineDead from `step` when the model is lost; every sequence is then lost with it. For `prefill_s` and
+    `prefill_tokens` see Pace."""
 
-    def __init__(self, runner: ModelRunner, *, batch_tokens: int, prefill_tokens: int) -> None:
+    def __init__(self, runner: ModelRunner, *, batch_tokens: int, prefill_s: float, prefill_tokens: int = 0) -> None:
         self._runner = runner
+        self._pace = Pace(prefill_s=prefill_s, batch_tokens=batch_tokens, fixed=prefill_tokens)
         self._scheduler = Scheduler(
-            SlotPool(runner.num_slots, partial_reuse=runner.partial_reuse),
+            SlotPool(
+                runner.num_slots, runner.num_cells, partial_reuse=runner.partial_reuse, shareable=runner.shareable_prefixes
+            ),
             batch_tokens=batch_tokens,
-            prefill_tokens=prefill_tokens,
             end_tokens=runner.end_tokens,
         )
+
+        for slot in range(runner.num_slots):  # a runner that another engine has used
+            runner.cut(slot, 0)
 
     @property
     def has_work(self) -> bool:
@@ -37,34 +47,41 @@ class Engine:
 
     def admit(self) -> list[Sequence]:
         """Gives waiting sequences their slots; `num_cached` of each is known from here on."""
-        admitted = self._scheduler.admit()
-        for one in admitted:
-            self._runner.cut(one.slot, one.keep)
-        return [one.sequence for one in admitted]
+        return self._scheduler.admit()
 
-    def step(self) -> list[SampledToken]:
-        """Computes one batch of the admitted sequences; returns those that got a token or their end."""
-        batch = self._scheduler.schedule()
-        assert batch.spans, "nothing was admitted"
-        logits = self._decode(batch)
+    def schedule(self) -> ScheduledBatch:
+        """The next batch of the admitted sequences."""
+        return self._scheduler.schedule(prefill_tokens=self._pace.prefill_tokens)
+
+    def compute(self, batch: ScheduledBatch) -> list[SampledToken]:
+        """Computes the batch; returns the sequences that got a token or their end. None did where the batch was interrupted, or
+        had to make room: then it is to be scheduled anew."""
+        self._operate(batch)
+        begun = time.perf_counter()
+        try:
+            logits = self._runner.decode(batch.spans)
+        except DecodeAborted:
+            return []
+        except NoRoom as error:
+            if not self._scheduler.give_way():
+                raise EngineDead("the KV cache has no room for the running sequence") from error
+            return []
+        num_tokens = sum(len(span.tokens) for span in batch.spans)
+        self._pace.observe(num_prefill=batch.num_prefill, num_tokens=num_tokens, seconds=time.perf_counter() - begun)
         return self._scheduler.update(batch, _sample(batch, logits))
 
-    def _decode(self, batch: ScheduledBatch) -> NDArray[np.float32]:
-        try:
-            return self._runner.decode(batch.spans)
-        except NoRoom:
-            # Prefixes kept for later are worth less than a sequence that runs now.
-            for idle in self._scheduler.forget_idle():
-                self._runner.cut(idle, 0)
-        try:
-            return self._runner.decode(batch.spans)
-        except NoRoom as error:
-            raise EngineDead("the KV cache has no room for the running sequences") from error
+    def _operate(self, batch: ScheduledBatch) -> None:
+        for operation in batch.operations:
+            match operation:
+                case Cut(slot, keep):
+                    self._runner.cut(slot, keep)
+                case Share(source, target, length):
+                    self._runner.share(source, target, length)
 
 
-def _sample(batch: ScheduledBatch, logits: NDArray[np.float32]) -> list[int]:
+def _sample(batch: ScheduledBatch, logits: NDArray[np.float32]) -> list[Sampled]:
     sampling = [span.sequence for span in batch.spans if span.samples]
     return [
-        sequence.sampler.sample(row, sequence.tokens, sequence.num_prompt_tokens).token
+        sequence.sampler.sample(row, sequence.tokens, len(sequence.tokens) - sequence.num_generated)
         for sequence, row in zip(sampling, logits, strict=True)
     ]

@@ -7,6 +7,7 @@ nothing else, so a resumed text goes on as the undisturbed one would.
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.worker.engine.runner import NoRoom
+from services.worker.engine.runner import DecodeAborted, NoRoom
 from services.worker.engine.scheduler import Span
 
 END = 256
@@ -41,9 +42,18 @@ class CostModel:
     step_s: float = 0.0
     token_s: float = 0.0
 
+    def of(self, num_tokens: int) -> float:
+        return self.step_s + self.token_s * num_tokens
+
     def pay(self, num_tokens: int) -> None:
-        if cost := self.step_s + self.token_s * num_tokens:
-            time.sleep(cost)
+        time.sleep(self.of(num_tokens))
+
+
+@dataclass(frozen=True, eq=False)
+class _Cell:
+    """One cell of the cache; a prefix that slots share is the same cells."""
+
+    token: int
 
 
 class FakeRunner:
@@ -52,10 +62,14 @@ class FakeRunner:
 
     num_vocab = VOCABULARY
     partial_reuse = True
+    shareable_prefixes = True
     end_tokens = frozenset({END})
     chat_template: str | None = CHAT_TEMPLATE
     bos_text = ""
     eos_text = ""
+    fim_prefix: int | None = None
+    fim_suffix: int | None = None
+    fim_middle: int | None = None
 
     def __init__(
         self,
@@ -70,8 +84,10 @@ class FakeRunner:
         self.context_tokens = context_tokens
         self._script = script
         self._cost = cost
-        self._cells = num_slots * context_tokens if cells is None else cells
-        self._cache: list[list[int]] = [[] for _ in range(num_slots)]
+        self.num_cells = num_slots * context_tokens if cells is None else cells
+        assert self.num_cells >= context_tokens
+        self._cache: list[list[_Cell]] = [[] for _ in range(num_slots)]
+        self._interrupted = threading.Event()
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         return list(text.encode())
@@ -86,19 +102,30 @@ class FakeRunner:
         assert keep <= len(self._cache[slot])
         del self._cache[slot][keep:]
 
+    def share(self, source: int, target: int, length: int) -> None:
+        assert not self._cache[target], "a prefix is marked for a slot that holds nothing"
+        assert length <= len(self._cache[source])
+        self._cache[target] = self._cache[source][:length]
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+
     def decode(self, spans: TokenIds[Span]) -> NDArray[np.float32]:
         num_tokens = sum(len(span.tokens) for span in spans)
-        if sum(map(len, self._cache)) + num_tokens > self._cells:
+        used = {id(cell) for cells in self._cache for cell in cells}
+        if len(used) + num_tokens > self.num_cells:
             raise NoRoom
-        self._cost.pay(num_tokens)
+        if self._interrupted.wait(self._cost.of(num_tokens)):
+            self._interrupted.clear()
+            raise DecodeAborted
         rows = []
         for span in spans:
             cached = self._cache[span.slot]
             assert span.start == len(cached), "a span must continue what its slot holds"
             assert len(cached) + len(span.tokens) <= self.context_tokens
-            cached.extend(span.tokens)
+            cached.extend(map(_Cell, span.tokens))
             if span.samples:
-                rows.append(self._logits(cached))
+                rows.append(self._logits([cell.token for cell in cached]))
         return np.array(rows, dtype=np.float32).reshape(len(rows), VOCABULARY)
 
     def _logits(self, tokens: TokenIds[int]) -> NDArray[np.float32]:

@@ -11,8 +11,9 @@ from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass
 
 from services.protocol.messages import FinishReason
+from services.worker.engine.sampling import Sampled
 from services.worker.engine.sequence import Sequence, SequenceStatus
-from services.worker.engine.slots import SlotPool
+from services.worker.engine.slots import CacheOperation, SlotPool
 
 
 @dataclass(frozen=True)
@@ -27,40 +28,31 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Admitted:
-    """A sequence that got its slot, whose cache is to be cut back to its first `keep` tokens before the next decode."""
-
-    sequence: Sequence
-    slot: int
-    keep: int
-
-
-@dataclass(frozen=True)
 class ScheduledBatch:
+    """`operations` are to be carried out on the cache before the spans are computed. `num_prefill` counts prompt tokens."""
+
     spans: TokenIds[Span]
+    operations: TokenIds[CacheOperation]
+    num_prefill: int
 
 
 @dataclass(frozen=True)
 class SampledToken:
-    """What a step gave a sequence: `token` is None where the model ended its text."""
+    """What a step gave a sequence: where `ends_text`, the token ended the model's text and is no part of it."""
 
     sequence: Sequence
-    token: int | None
+    sampled: Sampled
+    ends_text: bool
     finish_reason: FinishReason | None
 
 
 class Scheduler:
-    """`batch_tokens` bounds a batch; `prefill_tokens` bounds its prompt tokens while others decode, so that a long prompt
-    slows running answers by a bounded time per token instead of stopping them. `end_tokens` end a text.
-    """
+    """`batch_tokens` bounds a batch. `end_tokens` end a text."""
 
-    def __init__(
-        self, slots: SlotPool, *, batch_tokens: int, prefill_tokens: int, end_tokens: frozenset[int] = frozenset()
-    ) -> None:
-        assert 0 < prefill_tokens <= batch_tokens
+    def __init__(self, slots: SlotPool, *, batch_tokens: int, end_tokens: frozenset[int] = frozenset()) -> None:
+        assert batch_tokens > 0
         self._slots = slots
         self._batch_tokens = batch_tokens
-        self._prefill_tokens = prefill_tokens
         self._end_tokens = end_tokens
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -77,66 +69,122 @@ class Scheduler:
         if sequence.status is SequenceStatus.WAITING:
             self._waiting.remove(sequence)
         elif sequence.status is SequenceStatus.RUNNING:
-            assert sequence.slot is not None
-            self._running.remove(sequence)
-            self._slots.release(sequence.slot, sequence.tokens[: sequence.num_computed])
+            self._vacate(sequence)
         else:
             return
-        sequence.slot = None
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
 
-    def admit(self) -> list[Admitted]:
-        """Gives free slots to the sequences that have waited longest."""
+    def admit(self) -> list[Sequence]:
+        """Gives slots to the sequences that have waited longest, as far as slots and cells go.
+
+        One whose prefix a running sequence is computing just now waits for it and lets others pass: a burst with one new prefix
+        computes it once. One for which the cells do not suffice lets nobody pass.
+        """
         admitted = []
-        while self._waiting and self._slots.num_idle:
-            sequence = self._waiting.popleft()
-            acquired = self._slots.acquire(sequence.tokens)
-            sequence.slot = acquired.slot
-            sequence.num_computed = sequence.num_cached = acquired.keep
-            sequence.status = SequenceStatus.RUNNING
-            self._running.append(sequence)
-            admitted.append(Admitted(sequence, acquired.slot, acquired.keep))
+        for sequence in list(self._waiting):
+            if not self._slots.has_idle:
+                break
+            if self._slots.is_worth_waiting(sequence.tokens):
+                continue
+            if not self._take_slot(sequence):
+                break
+            admitted.append(sequence)
         return admitted
 
-    def schedule(self) -> ScheduledBatch:
-        """The next batch: one token of each sequence that decodes, then prompts, oldest first, as far as the budget goes."""
+    def _take_slot(self, sequence: Sequence) -> bool:
+        plan = self._slots.plan(sequence.tokens)
+        promised = sum(running.num_uncomputed + 1 for running in self._running)
+        if self._running and not self._slots.has_room(plan, promised + len(sequence.tokens) - plan.keep + 1):
+            return False
+        self._slots.acquire(plan, sequence.tokens)
+        self._waiting.remove(sequence)
+        self._running.append(sequence)
+        sequence.status = SequenceStatus.RUNNING
+        sequence.slot = plan.target.id
+        sequence.num_computed = plan.keep
+        if sequence.num_cached is None:
+            sequence.num_cached = plan.keep
+        return True
+
+    def schedule(self, *, prefill_tokens: int) -> ScheduledBatch:
+        """The next batch: one token of each sequence that decodes, then prompts, oldest first, as far as the budget goes.
+
+        While any sequence decodes, at most `prefill_tokens` of the batch are prompt, so that a long prompt slows running answers
+        by a bounded time per token instead of stopping them. Where the KV cache is short of cells, the youngest sequences go
+        back to wait, with their tokens.
+        """
+        while True:
+            spans = self._spans(prefill_tokens)
+            if self._slots.make_room(sum(len(span.tokens) for span in spans)):
+                break
+            self._preempt()
+        num_prefill = sum(len(span.tokens) for span in spans if not span.sequence.is_decoding)
+        return ScheduledBatch(spans, self._slots.take_operations(), num_prefill)
+
+    def _spans(self, prefill_tokens: int) -> list[Span]:
         decoding = [sequence for sequence in self._running if sequence.is_decoding]
         prefilling = [sequence for sequence in self._running if not sequence.is_decoding]
         spans = [_span(sequence, 1) for sequence in decoding[: self._batch_tokens]]
         budget = self._batch_tokens - len(spans)
         if decoding:
-            budget = min(budget, self._prefill_tokens)
+            budget = min(budget, prefill_tokens)
         for sequence in prefilling:
             if budget == 0:
                 break
             spans.append(_span(sequence, min(budget, sequence.num_uncomputed)))
             budget -= len(spans[-1].tokens)
         assert bool(spans) == bool(self._running)
-        return ScheduledBatch(spans)
+        return spans
 
-    def update(self, batch: ScheduledBatch, tokens: TokenIds[int]) -> list[SampledToken]:
-        """Takes in a computed batch and the tokens sampled for those of its spans that sample, in their order."""
-        sampled = iter(tokens)
+    def _preempt(self) -> None:
+        """The oldest sequence is never preempted: a context fits the cache, so alone it always has room."""
+        assert len(self._running) > 1
+        sequence = self._running[-1]
+        self._vacate(sequence)
+        sequence.status = SequenceStatus.WAITING
+        self._waiting.appendleft(sequence)
+
+    def give_way(self) -> bool:
+        """llama.cpp had no room where there should have been some: gives up what is idle, or else the youngest sequence's cells.
+        False where the only sequence has no room."""
+        if not self._slots.forget_idle():
+            if len(self._running) == 1:
+                return False
+            self._preempt()
+            self._slots.forget_idle()
+        return True
+
+    def update(self, batch: ScheduledBatch, sampled: TokenIds[Sampled]) -> list[SampledToken]:
+        """Takes in a computed batch and what was sampled for those of its spans that sample, in their order."""
+        drawn = iter(sampled)
         results = []
         for span in batch.spans:
             span.sequence.num_computed += len(span.tokens)
+            self._slots.grow(span.slot, len(span.tokens))
             if span.samples:
-                results.append(self._append(span.sequence, next(sampled)))
+                results.append(self._append(span.sequence, next(drawn)))
         return results
 
-    def _append(self, sequence: Sequence, token: int) -> SampledToken:
-        if token in self._end_tokens:
+    def _append(self, sequence: Sequence, sampled: Sampled) -> SampledToken:
+        if sampled.token in self._end_tokens:
             self.finish(sequence, FinishReason.STOP)
-            return SampledToken(sequence, None, FinishReason.STOP)
-        sequence.tokens.append(token)
-        if sequence.is_full:
+            return SampledToken(sequence, sampled, True, FinishReason.STOP)
+        sequence.append(sampled.token)
+        if sequence.is_over:
             self.finish(sequence, FinishReason.LENGTH)
-        return SampledToken(sequence, token, sequence.finish_reason)
+        elif sequence.fills_context:
+            assert sequence.slot is not None
+            sequence.num_computed = sequence.shift()
+            self._slots.cut(sequence.slot, sequence.num_computed)
+        return SampledToken(sequence, sampled, False, sequence.finish_reason)
 
-    def forget_idle(self) -> list[int]:
-        """Gives up the idle slots' cached prefixes; returns the slots whose cache is to be cleared."""
-        return self._slots.forget_idle()
+    def _vacate(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        self._running.remove(sequence)
+        self._slots.release(sequence.slot)
+        sequence.slot = None
+        sequence.num_computed = 0
 
 
 def _span(sequence: Sequence, length: int) -> Span:

@@ -8,9 +8,12 @@ from collections.abc import Sequence as TokenIds
 from services.protocol.messages import FinishReason
 from services.worker.engine.sampling import Sampler
 
+#: A text that is shifted would never end by itself; Ollama stops it after so many contexts.
+_SHIFTED_CONTEXTS = 10
+
 
 class SequenceStatus(enum.IntEnum):
-    """waiting → running → finished. Only the scheduler moves it."""
+    """waiting → running → finished, and back from running to waiting where the KV cache runs out. Only the scheduler moves it."""
 
     WAITING = 0
     RUNNING = 1
@@ -21,28 +24,35 @@ class Sequence:
     """`tokens` are the prompt's and, behind them, the generated ones; the first `num_computed` are in the slot's KV cache.
 
     There is no prefill phase and no decode phase: in each step the computed tokens catch up with `tokens`, and where they
-    reach the end, one more is sampled.
+    reach the end, one more is sampled. `keep_tokens` None: a full context ends the text; a number: it is shifted, which drops
+    the older half of what lies behind so many tokens.
     """
 
     def __init__(
-        self, id: str, prompt: TokenIds[int], sampler: Sampler, *, max_tokens: int | None, context_tokens: int
+        self,
+        id: str,
+        prompt: TokenIds[int],
+        sampler: Sampler,
+        *,
+        max_tokens: int | None,
+        context_tokens: int,
+        keep_tokens: int | None = None,
     ) -> None:
         assert 0 < len(prompt) < context_tokens
         self.id = id
         self.tokens = list(prompt)
         self.sampler = sampler
         self.num_prompt_tokens = len(prompt)
+        self.num_generated = 0
         self.num_computed = 0
-        self.num_cached = 0
+        self.num_cached: int | None = None
         self.slot: int | None = None
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
-        room = context_tokens - len(prompt)
-        self._max_tokens = room if max_tokens is None else min(max_tokens, room)
-
-    @property
-    def num_completion_tokens(self) -> int:
-        return len(self.tokens) - self.num_prompt_tokens
+        self._context_tokens = context_tokens
+        self._keep_tokens = keep_tokens
+        longest = context_tokens - len(prompt) if keep_tokens is None else _SHIFTED_CONTEXTS * context_tokens
+        self._max_tokens = longest if max_tokens is None else min(max_tokens, longest)
 
     @property
     def num_uncomputed(self) -> int:
@@ -51,8 +61,25 @@ class Sequence:
     @property
     def is_decoding(self) -> bool:
         """True where a single token is left to compute: the one that was sampled last."""
-        return self.num_completion_tokens > 0 and self.num_uncomputed == 1
+        return self.num_generated > 0 and self.num_uncomputed == 1
 
     @property
-    def is_full(self) -> bool:
-        return self.num_completion_tokens >= self._max_tokens
+    def is_over(self) -> bool:
+        return self.num_generated >= self._max_tokens
+
+    @property
+    def fills_context(self) -> bool:
+        return len(self.tokens) >= self._context_tokens
+
+    def append(self, token: int) -> None:
+        self.tokens.append(token)
+        self.num_generated += 1
+        self.sampler.accept(token)
+
+    def shift(self) -> int:
+        """Drops the older half of the tokens behind those to keep; returns how many are unchanged in front. What follows them has
+        to be computed again: moving it within the cache would move it for every other slot that shares the cells."""
+        assert self._keep_tokens is not None
+        keep = min(self._keep_tokens, len(self.tokens) // 2)
+        del self.tokens[keep : keep + (len(self.tokens) - keep) // 2]
+        return keep

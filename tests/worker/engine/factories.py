@@ -27,13 +27,16 @@ def make_sequence(
     max_tokens: int | None = 8,
     sampling: SamplingParams = GREEDY,
     context_tokens: int = 4096,
+    keep_tokens: int | None = None,
 ) -> Sequence:
     ids = list(prompt.encode()) if isinstance(prompt, str) else list(prompt)
-    return Sequence(id, ids, make_sampler(sampling), max_tokens=max_tokens, context_tokens=context_tokens)
+    return Sequence(
+        id, ids, make_sampler(sampling), max_tokens=max_tokens, context_tokens=context_tokens, keep_tokens=keep_tokens
+    )
 
 
 def make_engine(runner: ModelRunner | None = None, *, batch_tokens: int = 64, prefill_tokens: int = 16) -> Engine:
-    return Engine(runner or FakeRunner(), batch_tokens=batch_tokens, prefill_tokens=prefill_tokens)
+    return Engine(runner or FakeRunner(), batch_tokens=batch_tokens, prefill_s=1.0, prefill_tokens=prefill_tokens)
 
 
 def ends_after(count: int, prompt: str) -> FakeRunner:
@@ -43,7 +46,7 @@ def ends_after(count: int, prompt: str) -> FakeRunner:
 
 def step(engine: Engine) -> list[SampledToken]:
     engine.admit()
-    return engine.step()
+    return engine.compute(engine.schedule())
 
 
 def run(engine: Engine) -> None:
@@ -52,7 +55,7 @@ def run(engine: Engine) -> None:
 
 
 def completion(sequence: Sequence) -> list[int]:
-    return sequence.tokens[sequence.num_prompt_tokens :]
+    return sequence.tokens[len(sequence.tokens) - sequence.num_generated :]
 
 
 def solo(prompt: str, *, max_tokens: int = 8, sampling: SamplingParams = GREEDY) -> list[int]:

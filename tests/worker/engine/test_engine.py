@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as TokenIds
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from services.protocol.messages import FinishReason
 from services.protocol.sampling import SamplingParams
 from services.worker.engine.fake import FakeRunner
 from services.worker.engine.runner import EngineDead
+from services.worker.engine.scheduler import Span
 from tests.worker.engine.factories import completion, ends_after, make_engine, make_sequence, run, solo, step
 
 
@@ -43,17 +48,104 @@ def test_a_second_turn_reuses_what_the_first_left_in_its_slot() -> None:
 
 
 def test_a_full_cache_gives_up_idle_prefixes_for_running_sequences() -> None:
-    engine = make_engine(FakeRunner(cells=60))
+    engine = make_engine(FakeRunner(context_tokens=60, cells=60))
     for number in range(3):
         engine.add(make_sequence(f"{number} takes thirty-odd cells", max_tokens=5))
         run(engine)
 
 
-def test_a_cache_that_is_too_small_for_what_runs_is_an_error() -> None:
-    engine = make_engine(FakeRunner(cells=10))
+def test_a_cache_that_is_smaller_than_it_says_is_an_error_once_a_sequence_alone_has_no_room() -> None:
+    runner = FakeRunner(context_tokens=60, cells=60)
+    engine = make_engine(runner)
     engine.add(make_sequence("more than ten tokens"))
+    runner.num_cells = 10
     with pytest.raises(EngineDead):
         run(engine)
+
+
+def test_sequences_that_the_cache_cannot_hold_together_all_come_to_their_end() -> None:
+    engine = make_engine(FakeRunner(num_slots=4, context_tokens=64, cells=64), batch_tokens=32)
+    sequences = [make_sequence(f"{number}" * 10, id=str(number), max_tokens=40) for number in range(4)]
+    for sequence in sequences:
+        engine.add(sequence)
+    run(engine)
+    assert [completion(sequence) for sequence in sequences] == [solo(f"{n}" * 10, max_tokens=40) for n in range(4)]
+
+
+def test_a_burst_with_one_new_prefix_computes_it_once() -> None:
+    runner = Counting(num_slots=4)
+    engine, prefix = make_engine(runner, batch_tokens=32), "a long prefix that all of them share, " * 5
+    sequences = [make_sequence(f"{prefix}{number}", id=str(number)) for number in range(4)]
+    for sequence in sequences:
+        engine.add(sequence)
+    run(engine)
+    assert [sequence.num_cached for sequence in sequences] == [0, *[len(prefix)] * 3]
+    assert runner.num_tokens == len(prefix) + 4 * 8  # one token each that differs, and seven that were generated
+    assert [completion(sequence) for sequence in sequences] == [solo(f"{prefix}{number}") for number in range(4)]
+
+
+def test_a_burst_goes_on_where_the_one_that_computes_its_prefix_is_cancelled() -> None:
+    engine, prefix = make_engine(batch_tokens=32), "a long prefix that all of them share, " * 5
+    sequences = [make_sequence(f"{prefix}{number}", id=str(number)) for number in range(4)]
+    for sequence in sequences:
+        engine.add(sequence)
+    step(engine)
+    engine.finish(sequences[0], FinishReason.ABORT)
+    run(engine)
+    assert [sequence.num_cached for sequence in sequences] == [0, 32, len(prefix), len(prefix)]
+    assert completion(sequences[1]) == solo(f"{prefix}1")
+
+
+def test_a_prefix_is_taken_from_a_slot_that_is_in_use() -> None:
+    engine = make_engine(FakeRunner(num_slots=2))
+    first = make_sequence("the same beginning, one end", id="1", max_tokens=30)
+    engine.add(first)
+    step(engine)
+    second = make_sequence("the same beginning, another", id="2", max_tokens=30)
+    engine.add(second)
+    run(engine)
+    assert second.num_cached == len("the same beginning, ")
+    assert completion(first) == solo("the same beginning, one end", max_tokens=30)
+    assert completion(second) == solo("the same beginning, another", max_tokens=30)
+
+
+def test_a_text_that_is_shifted_goes_on_past_its_context() -> None:
+    engine = make_engine(FakeRunner(num_slots=1, context_tokens=32))
+    sequence = make_sequence("keep, and drop this", max_tokens=60, context_tokens=32, keep_tokens=4)
+    engine.add(sequence)
+    run(engine)
+    assert sequence.num_generated == 60
+    assert sequence.finish_reason is FinishReason.LENGTH
+    assert bytes(sequence.tokens[:4]) == b"keep"
+    assert len(sequence.tokens) < 32
+
+
+def test_a_text_that_is_shifted_ends_after_ten_contexts() -> None:
+    engine = make_engine(FakeRunner(num_slots=1, context_tokens=32))
+    sequence = make_sequence("endless", max_tokens=None, context_tokens=32, keep_tokens=0)
+    engine.add(sequence)
+    run(engine)
+    assert sequence.num_generated == 320
+
+
+def test_an_interrupted_batch_is_computed_again() -> None:
+    runner = FakeRunner()
+    engine, sequence = make_engine(runner), make_sequence("hello")
+    engine.add(sequence)
+    runner.interrupt()
+    assert step(engine) == []
+    run(engine)
+    assert completion(sequence) == solo("hello")
+
+
+class Counting(FakeRunner):
+    """Counts the tokens that it computes."""
+
+    num_tokens = 0
+
+    def decode(self, spans: TokenIds[Span]) -> NDArray[np.float32]:
+        self.num_tokens += sum(len(span.tokens) for span in spans)
+        return super().decode(spans)
 
 
 sampling_params = st.sampled_from([SamplingParams(temperature=0), SamplingParams(temperature=1.0, seed=5, top_k=5)])
@@ -73,17 +165,18 @@ sampling_params = st.sampled_from([SamplingParams(temperature=0), SamplingParams
         max_size=12,
     ),
     slots=st.integers(1, 4),
+    cells=st.integers(64, 200),
 )
 def test_what_a_request_says_does_not_depend_on_what_else_is_in_the_batch(
-    arrivals: list[tuple[int, str, int, int | None, SamplingParams]], slots: int
+    arrivals: list[tuple[int, str, int, int | None, SamplingParams]], slots: int, cells: int
 ) -> None:
-    engine = make_engine(FakeRunner(num_slots=slots), batch_tokens=16, prefill_tokens=5)
+    engine = make_engine(FakeRunner(num_slots=slots, context_tokens=64, cells=cells), batch_tokens=16, prefill_tokens=5)
     running = []
     for number, (pause, prompt, wanted, patience, params) in enumerate(arrivals):
         for _ in range(pause):
             if engine.has_work:
                 step(engine)
-        sequence = make_sequence(prompt, id=str(number), max_tokens=wanted, sampling=params)
+        sequence = make_sequence(prompt, id=str(number), max_tokens=wanted, sampling=params, context_tokens=64)
         engine.add(sequence)
         running.append(sequence)
         if patience is not None and patience < number:
@@ -92,6 +185,6 @@ def test_what_a_request_says_does_not_depend_on_what_else_is_in_the_batch(
     for sequence, (_, prompt, wanted, _, params) in zip(running, arrivals, strict=True):
         expected = solo(prompt, max_tokens=wanted, sampling=params)
         if sequence.finish_reason is FinishReason.ABORT:
-            assert completion(sequence) == expected[: sequence.num_completion_tokens]
+            assert completion(sequence) == expected[: sequence.num_generated]
         else:
             assert completion(sequence) == expected

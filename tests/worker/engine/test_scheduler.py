@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.protocol.messages import FinishReason
+from services.worker.engine.sampling import Sampled
 from services.worker.engine.scheduler import ScheduledBatch, Scheduler
 from services.worker.engine.sequence import SequenceStatus
 from services.worker.engine.slots import SlotPool
@@ -13,8 +14,8 @@ from tests.worker.engine.factories import make_sequence
 END = 0
 
 
-def make_scheduler(*, slots: int = 4, batch_tokens: int = 16, prefill_tokens: int = 4) -> Scheduler:
-    return Scheduler(SlotPool(slots), batch_tokens=batch_tokens, prefill_tokens=prefill_tokens, end_tokens=frozenset({END}))
+def make_scheduler(*, slots: int = 4, batch_tokens: int = 16) -> Scheduler:
+    return Scheduler(SlotPool(slots, num_cells=1000), batch_tokens=batch_tokens, end_tokens=frozenset({END}))
 
 
 def shape(batch: ScheduledBatch) -> list[tuple[str, int, int, bool]]:
@@ -23,8 +24,8 @@ def shape(batch: ScheduledBatch) -> list[tuple[str, int, int, bool]]:
 
 def turn(scheduler: Scheduler, token: int = 7) -> ScheduledBatch:
     scheduler.admit()
-    batch = scheduler.schedule()
-    scheduler.update(batch, [token] * sum(span.samples for span in batch.spans))
+    batch = scheduler.schedule(prefill_tokens=4)
+    scheduler.update(batch, [Sampled(token)] * sum(span.samples for span in batch.spans))
     return batch
 
 
@@ -47,8 +48,8 @@ def test_a_prompt_longer_than_the_batch_is_cut_into_chunks_and_only_the_last_sam
 
 
 def test_running_answers_come_first_and_a_long_prompt_gets_a_bounded_share_beside_them() -> None:
-    scheduler = make_scheduler(batch_tokens=16, prefill_tokens=4)
-    scheduler.add(make_sequence([1], id="chat"))
+    scheduler = make_scheduler(batch_tokens=16)
+    scheduler.add(make_sequence([99], id="chat"))
     turn(scheduler)
     scheduler.add(make_sequence(range(1, 11), id="long"))
     assert shape(turn(scheduler)) == [("chat", 1, 1, True), ("long", 0, 4, False)]
@@ -73,7 +74,7 @@ def test_a_sequence_waits_for_a_slot_and_takes_the_first_that_is_free() -> None:
     assert second.status is SequenceStatus.WAITING
     turn(scheduler)
     assert first.finish_reason is FinishReason.LENGTH
-    assert [admitted.sequence for admitted in scheduler.admit()] == [second]
+    assert scheduler.admit() == [second]
     assert shape(turn(scheduler)) == [("b", 0, 1, True)]
 
 
@@ -82,9 +83,9 @@ def test_the_end_token_ends_a_sequence_and_is_no_part_of_it() -> None:
     sequence = make_sequence([1, 2])
     scheduler.add(sequence)
     scheduler.admit()
-    batch = scheduler.schedule()
-    (sampled,) = scheduler.update(batch, [END])
-    assert (sampled.token, sampled.finish_reason) == (None, FinishReason.STOP)
+    batch = scheduler.schedule(prefill_tokens=4)
+    (result,) = scheduler.update(batch, [Sampled(END)])
+    assert (result.ends_text, result.finish_reason) == (True, FinishReason.STOP)
     assert sequence.tokens == [1, 2]
     assert not scheduler.has_work
 
@@ -130,5 +131,5 @@ def test_what_an_aborted_prefill_has_computed_is_there_for_the_next() -> None:
     scheduler.finish(sequence, FinishReason.ABORT)
     scheduler.add(make_sequence(range(1, 11), id="b"))
     (admitted,) = scheduler.admit()
-    assert (admitted.slot, admitted.keep) == (0, 4)
+    assert (admitted.slot, admitted.num_cached) == (0, 4)
     assert shape(turn(scheduler)) == [("b", 4, 4, False)]

@@ -1,54 +1,112 @@
+"""Which slot a sequence gets, what of it is in the cache already, and what has to go."""
+
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.worker.engine.slots import SlotPool, common_prefix
+from services.worker.engine.slots import Cut, Plan, Share, SlotPool, common_prefix
 
 
-def pool_holding(*contents: list[int], partial_reuse: bool = True) -> SlotPool:
+def occupy(pool: SlotPool, tokens: list[int]) -> Plan:
+    """A sequence with these tokens runs in a slot and has computed all of them."""
+    plan = pool.plan(tokens)
+    pool.acquire(plan, tokens)
+    assert pool.make_room(len(tokens) - plan.keep)
+    pool.grow(plan.target.id, len(tokens) - plan.keep)
+    return plan
+
+
+def pool_holding(*contents: list[int], partial_reuse: bool = True, shareable: bool = True, cells: int = 100) -> SlotPool:
     """Slots 0, 1, ... hold the contents, released in that order."""
-    pool = SlotPool(len(contents), partial_reuse=partial_reuse)
-    taken = [pool.acquire([0, 0]).slot for _ in contents]
-    for slot, tokens in zip(sorted(taken), contents, strict=True):
-        pool.release(slot, tokens)
+    pool = SlotPool(len(contents), cells, partial_reuse=partial_reuse, shareable=shareable)
+    for content in contents:
+        occupy(pool, [*content])
+    for slot in range(len(contents)):
+        pool.release(slot)
+    pool.take_operations()
     return pool
 
 
-def test_the_slot_with_the_longest_common_prefix_is_taken() -> None:
+def choice(plan: Plan) -> tuple[int, int, int]:
+    return plan.target.id, plan.source.id, plan.keep
+
+
+def test_a_slot_whose_tokens_go_on_is_taken_over() -> None:
     pool = pool_holding([1, 2, 9], [1, 2, 3, 4], [5, 6])
-    taken = pool.acquire([1, 2, 3, 4, 5, 6])
-    assert (taken.slot, taken.keep) == (1, 4)
+    assert choice(pool.plan([1, 2, 3, 4, 5, 6])) == (1, 1, 4)
 
 
 def test_the_last_token_is_always_computed_again() -> None:
-    taken = pool_holding([1, 2, 3]).acquire([1, 2, 3])
-    assert taken.keep == 2
+    assert pool_holding([1, 2, 3]).plan([1, 2, 3]).keep == 2
 
 
-def test_an_empty_slot_is_taken_rather_than_one_that_would_lose_more_than_it_spares() -> None:
-    pool = pool_holding([1, 2, 3, 4, 5, 6, 7, 8], [])
-    taken = pool.acquire([1, 2, 30, 31])
-    assert (taken.slot, taken.keep) == (1, 0)
+def test_a_prefix_of_a_long_text_is_marked_for_another_slot_and_the_text_stays() -> None:
+    long = list(range(1, 40))
+    pool = pool_holding(long, [7, 7])
+    plan = pool.plan([1, 2, 3, 99])
+    assert choice(plan) == (1, 0, 3)
+    pool.acquire(plan, [1, 2, 3, 99])
+    assert pool.take_operations() == (Cut(1, 0), Share(0, 1, 3))
+    pool.release(1)
+    assert pool.plan([*long, 50]).keep == len(long)
+
+
+def test_a_prefix_is_marked_from_a_slot_that_is_in_use() -> None:
+    pool = SlotPool(2, 100)
+    occupy(pool, [1, 2, 3, 4])
+    assert choice(pool.plan([1, 2, 3, 9])) == (1, 0, 3)
+
+
+def test_a_prefix_that_is_being_computed_is_worth_waiting_for_until_it_is_there() -> None:
+    pool, prefix = SlotPool(2, 200), list(range(1, 101))
+    pool.acquire(pool.plan(prefix), prefix)
+    assert pool.is_worth_waiting([*prefix, 7])
+    assert not pool.is_worth_waiting([5, 6, 7])
+    pool.grow(0, 100)
+    assert not pool.is_worth_waiting([*prefix, 7])
 
 
 def test_without_a_useful_prefix_the_least_recently_used_goes() -> None:
     pool = pool_holding([1, 1, 1], [2, 2], [3, 3, 3, 3])
-    assert pool.acquire([9, 9]).slot == 0
+    assert choice(pool.plan([9, 9])) == (0, 0, 0)
+
+
+def test_marking_a_prefix_counts_as_a_use_of_its_slot() -> None:
+    long = list(range(1, 40))
+    pool = pool_holding(long, [2, 2], [3, 3])
+    plan = pool.plan([1, 2, 3, 99])
+    assert choice(plan) == (1, 0, 3)
+    pool.acquire(plan, [1, 2, 3, 99])
+    assert choice(pool.plan([9, 9])) == (2, 2, 0)
+
+
+def test_where_nothing_is_shared_an_empty_slot_is_taken_rather_than_one_that_would_lose_more_than_it_spares() -> None:
+    pool = pool_holding([1, 2, 3, 4, 5, 6, 7, 8], [], shareable=False)
+    assert choice(pool.plan([1, 2, 30, 31])) == (1, 1, 0)
 
 
 def test_memory_that_cannot_be_cut_back_is_reused_whole_or_not_at_all() -> None:
     pool = pool_holding([1, 2, 3], partial_reuse=False)
-    taken = pool.acquire([1, 2, 9, 9])
-    assert taken.keep == 0
-    pool.release(taken.slot, [1, 2, 3])
-    assert pool.acquire([1, 2, 3, 4]).keep == 3
+    assert pool.plan([1, 2, 9, 9]).keep == 0
+    assert pool.plan([1, 2, 3, 4]).keep == 3
 
 
-def test_forgotten_slots_hold_nothing() -> None:
-    pool = pool_holding([1, 2], [])
-    assert pool.forget_idle() == [0]
-    assert pool.acquire([1, 2, 3]).keep == 0
+def test_room_is_made_by_giving_up_the_least_recently_used() -> None:
+    pool = pool_holding([1, 1, 1], [2, 2], [3, 3, 3], cells=8)
+    assert pool.make_room(4)
+    assert pool.take_operations() == (Cut(0, 0), Cut(1, 0))
+    assert not pool.make_room(9)
+
+
+def test_shared_cells_are_free_only_when_nobody_holds_them() -> None:
+    pool = SlotPool(2, 10)
+    occupy(pool, [1, 2, 3, 4, 5, 6])
+    occupy(pool, [1, 2, 3, 4, 5, 9])
+    pool.release(0)
+    assert not pool.make_room(5)  # seven cells are in use, five of them by both
+    pool.release(1)
+    assert pool.make_room(10)
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
@@ -56,22 +114,3 @@ def test_common_prefix(a: list[int], b: list[int]) -> None:
     length = common_prefix(a, b)
     assert a[:length] == b[:length]
     assert length == min(len(a), len(b)) or a[length] != b[length]
-
-
-@given(st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=6), st.integers(0, 3)), max_size=30))
-def test_no_slot_is_given_twice_and_what_is_kept_is_really_there(steps: list[tuple[list[int], int]]) -> None:
-    pool = SlotPool(3)
-    contents: dict[int, list[int]] = {slot: [] for slot in range(3)}
-    busy: list[tuple[int, list[int]]] = []
-    for tokens, release in steps:
-        if pool.num_idle:
-            taken = pool.acquire(tokens)
-            assert taken.slot not in [slot for slot, _ in busy]
-            assert contents[taken.slot][: taken.keep] == tokens[: taken.keep]
-            assert taken.keep < len(tokens)
-            busy.append((taken.slot, tokens))
-        if release < len(busy):
-            slot, held = busy.pop(release)
-            contents[slot] = held
-            pool.release(slot, held)
-        assert pool.num_idle == 3 - len(busy)

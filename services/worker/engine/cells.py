@@ -1,0 +1,51 @@
+"""Cells: which slot holds which cells of the KV cache. A mirror of llama.cpp's own bookkeeping, which cannot be asked.
+
+Only the SlotPool changes it. With one KV buffer for all slots a cell may belong to several of them: `llama_memory_seq_cp` marks
+the cells of a prefix for another sequence and copies nothing. With one stream per slot nothing is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+CellIds = NDArray[np.int32]
+
+
+class Cells:
+    """`num_cells` in all; each holds one token of one or more of `num_slots` slots."""
+
+    def __init__(self, num_cells: int, num_slots: int) -> None:
+        self._owners = np.zeros(num_cells, dtype=np.int32)
+        self._held: list[CellIds] = [np.empty(0, dtype=np.int32) for _ in range(num_slots)]
+        self._free: CellIds = np.arange(num_cells, dtype=np.int32)
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def grow(self, slot: int, count: int) -> None:
+        """The caller has checked `num_free`."""
+        assert count <= self.num_free
+        taken, self._free = self._free[:count], self._free[count:]
+        self._owners[taken] = 1
+        self._held[slot] = np.concatenate([self._held[slot], taken])
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """`target` holds nothing before, and the first `length` cells of `source` after."""
+        assert not len(self._held[target])
+        self._held[target] = self._held[source][:length]
+        self._owners[self._held[target]] += 1
+
+    def cut(self, slot: int, keep: int) -> None:
+        self._held[slot], dropped = self._held[slot][:keep], self._held[slot][keep:]
+        self._owners[dropped] -= 1
+        self._free = np.concatenate([self._free, dropped[self._owners[dropped] == 0]])
+
+    def num_free_beside(self, slots: Iterable[int], *, prefix: tuple[int, int]) -> int:
+        """Cells that would be free if only `slots` and a (slot, length) prefix kept theirs."""
+        slot, length = prefix
+        kept = [self._held[other] for other in slots] + [self._held[slot][:length]]
+        return len(self._owners) - len(np.unique(np.concatenate(kept)))
