@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.dialects import ollama, openai
+from services.gateway.dialects.bodies import InvalidField
 from services.gateway.dialects.durations import FOREVER_MS, keep_alive_ms
 from services.gateway.dialects.options import InvalidOption, run_options
 from services.protocol.errors import BadRequest
 from services.protocol.wire import encode
+from tests.gateway.dialects.transcripts import ticket
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -45,6 +47,42 @@ def test_any_body_is_read_or_refused(raw: bytes) -> None:
     for decode in DECODERS:
         with contextlib.suppress(BadRequest):
             decode(raw)
+
+
+EVERYTHING = ("completion", "chat", "tools", "thinking", "insert")
+ASKED = st.sampled_from(
+    ["tools", "tool_choice", "think", "format", "response_format", "guided_json", "structured_outputs", "logit_bias", "n"]
+    + ["chat_template_kwargs", "logprobs", "top_logprobs", "reasoning", "options", "prompt", "suffix", "min_tokens", "seed"]
+)
+#: Values that come close to what the fields want.
+NEAR = st.sampled_from(
+    [
+        [{"type": "function", "function": {"name": "f", "parameters": {"x": 2**64}}}],
+        {"type": "json_schema", "json_schema": {"schema": {"maximum": -(2**64)}}},
+        {"type": "function", "function": {"name": "f"}},
+        {"json": "[1, " + "9" * 30 + "]", "choice": []},
+        {"effort": "high"},
+        [[1, False], [2**31, 0.5]],
+        {"enable_thinking": 2**70},
+        [1, 2, 2**31],
+        "high",
+        2**80,
+    ]
+)
+
+
+@given(st.dictionaries(ASKED, JSON | NEAR, max_size=5))
+def test_any_body_is_asked_of_a_worker_or_refused(asked: dict[str, object]) -> None:
+    raw = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi", **asked}).encode()
+    whole = ticket(capabilities=EVERYTHING)
+    with contextlib.suppress(BadRequest, InvalidOption):
+        encode(openai.chat_request(openai.decode_chat(raw), whole))
+    with contextlib.suppress(BadRequest, InvalidOption):
+        encode(openai.completion_request(openai.decode_completion(raw), whole))
+    with contextlib.suppress(BadRequest, InvalidOption):
+        encode(ollama.chat_request(ollama.decode_chat(raw), whole))
+    with contextlib.suppress(BadRequest, InvalidOption):
+        encode(ollama.generate_request(ollama.decode_generate(raw), whole))
 
 
 @pytest.mark.parametrize(
@@ -101,14 +139,16 @@ def test_any_keep_alive_is_read_or_refused(value: object) -> None:
     assert FOREVER_MS <= milliseconds < 2**63
 
 
-OPTION_NAMES = st.sampled_from(["temperature", "top_k", "seed", "num_predict", "stop", "num_ctx", "use_mmap", "mirostat"])
+OPTION_NAMES = st.sampled_from(
+    ["temperature", "top_k", "seed", "num_predict", "stop", "num_ctx", "use_mmap", "mirostat", "logit_bias", "repeat_penalty"]
+)
 
 
 @given(st.dictionaries(OPTION_NAMES, JSON, max_size=4))
 def test_any_options_fit_the_wire_or_are_refused(options: dict[str, object]) -> None:
     try:
         chosen = run_options(options)
-    except InvalidOption:
+    except (InvalidOption, InvalidField):
         return
     encode(chosen)
     assert chosen.sampling.top_k >= 0

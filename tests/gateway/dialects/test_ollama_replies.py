@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+import pytest
+
 from services.gateway.dialects import ollama
 from services.protocol.errors import WorkerLost
-from tests.gateway.dialects.transcripts import ANSWER, SILENCE, SteppingStopwatch
+from services.protocol.messages import Event, Frame, ToolCallDelta
+from tests.gateway.dialects.transcripts import ANSWER, CALLS, CUT_CALL, LOGPROBS, SILENCE, SteppingStopwatch
+
+
+def told(reply: ollama.ChatReply, events: tuple[Event, ...]) -> list[dict[str, Any]]:
+    """Each object, with what a test of contents looks at."""
+    lines = [json.loads(line) for line in b"".join(map(reply.render, events)).splitlines()]
+    return [{name: line[name] for name in ("message", "response", "thinking", "logprobs") if name in line} for line in lines]
+
+
+def message(content: str = "", **more: Any) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": content, **more}}
 
 
 def test_chat_stream() -> None:
@@ -64,6 +80,78 @@ def test_load() -> None:
         '{"model":"m","created_at":"2026-08-21T18:48:22.000002Z","message":{"role":"assistant","content":""},"done":true,'
         '"done_reason":"unload"}'
     )
+
+
+NOW = {"id": "call_a", "function": {"index": 0, "name": "now", "arguments": {}}}
+WEATHER = {"id": "call_b", "function": {"index": 1, "name": "weather", "arguments": {"city": "Rome"}}}
+
+
+def test_calls() -> None:
+    stream = ollama.ChatReply("m", SteppingStopwatch(), stream=True)
+    assert told(stream, CALLS) == [
+        message(thinking="Hm"),
+        message(thinking="m"),
+        message("I "),
+        message(tool_calls=[NOW]),
+        message(tool_calls=[WEATHER]),
+        message(),
+    ]
+    whole = ollama.ChatReply("m", SteppingStopwatch(), stream=False)
+    assert told(whole, CALLS) == [message("I ", thinking="Hmm", tool_calls=[NOW, WEATHER])]
+
+
+def test_the_reason_of_calls_is_stop() -> None:
+    whole = ollama.ChatReply("m", SteppingStopwatch(), stream=False)
+    assert json.loads(b"".join(map(whole.render, CALLS)))["done_reason"] == "stop"
+
+
+@pytest.mark.parametrize("arguments", ["", '{"ci', '"Rome"', "[1]"])
+def test_a_call_that_was_cut_off_is_text(arguments: str) -> None:
+    """Made with other arguments than it was to have it could do harm."""
+    piece = Frame("r", 1, 6, (14,), "", tool_calls=(ToolCallDelta(1, arguments=arguments),))
+    whole = ollama.ChatReply("m", SteppingStopwatch(), stream=False)
+    (answer,) = told(whole, (*CUT_CALL[:-1], piece, CUT_CALL[-1]))
+    assert answer == message('I {"name": "weather", "arguments": ' + arguments, thinking="Hmm", tool_calls=[NOW])
+
+
+def test_a_call_without_arguments() -> None:
+    whole = ollama.ChatReply("m", SteppingStopwatch(), stream=False)
+    (answer,) = told(whole, (*CUT_CALL[:-1], CALLS[-1]))
+    assert answer["message"]["tool_calls"][1]["function"] == {"index": 1, "name": "weather", "arguments": {}}
+
+
+def test_thinking_of_generate() -> None:
+    stream = ollama.GenerateReply("m", SteppingStopwatch(), stream=True, return_context=False)
+    assert told(stream, CALLS[:4]) == [
+        {"response": "", "thinking": "Hm"},
+        {"response": "", "thinking": "m"},
+        {"response": "I "},
+    ]
+
+
+def test_logprobs() -> None:
+    entries = [
+        {
+            "token": "A",
+            "logprob": -0.5,
+            "bytes": [65],
+            "top_logprobs": [
+                {"token": "A", "logprob": -0.5, "bytes": [65]},
+                {"token": "B", "logprob": -1.5, "bytes": [66]},
+            ],
+        },
+        {"token": "�", "logprob": -9999.0, "bytes": [0xE2, 0x82], "top_logprobs": []},
+        {"token": "�", "logprob": -0.25, "bytes": [0xAC], "top_logprobs": []},
+    ]
+    stream = ollama.ChatReply("m", SteppingStopwatch(), stream=True)
+    assert told(stream, LOGPROBS) == [
+        message("A") | {"logprobs": entries[:1]},
+        message() | {"logprobs": entries[1:2]},
+        message("€") | {"logprobs": entries[2:]},
+        message(),
+    ]
+    whole = ollama.GenerateReply("m", SteppingStopwatch(), stream=False, return_context=False)
+    assert told(whole, LOGPROBS) == [{"response": "A€", "logprobs": entries}]
 
 
 def test_a_stream_that_fails() -> None:

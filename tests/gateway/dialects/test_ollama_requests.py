@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -63,6 +64,51 @@ def test_precedence() -> None:
     request = chat({"options": {"top_k": 7, "stop": "x"}}, parameters=parameters)
     assert (request.sampling.temperature, request.sampling.top_k, request.sampling.top_p) == (0.1, 7, 0.9)
     assert (request.stopping.stop, request.stopping.max_tokens) == (("x",), 5)
+
+
+def test_options() -> None:
+    options = {"mirostat": 1, "num_keep": 24, "logit_bias": {"3": 2}, "dry_multiplier": 1, "min_tokens": 2, "num_predict": -1}
+    request = chat({"options": options})
+    sampling = request.sampling
+    assert (sampling.mirostat, sampling.logit_bias, sampling.dry_multiplier) == (1, ((3, 2.0),), 1.0)
+    assert (request.keep_tokens, request.stopping.min_tokens, request.stopping.max_tokens) == (24, 2, None)
+
+
+def test_what_happens_at_the_end_of_the_context() -> None:
+    assert (chat().shift, chat().keep_tokens) == (True, 4)
+    assert not chat({"shift": False}).shift
+
+
+def test_logprobs() -> None:
+    assert chat().top_logprobs is None
+    assert chat({"top_logprobs": 3}).top_logprobs is None
+    assert chat({"logprobs": True}).top_logprobs == 0
+    assert generate({"logprobs": True, "top_logprobs": 20}).top_logprobs == 20
+
+
+THINKER = ("completion", "chat", "thinking")
+
+
+@pytest.mark.parametrize("ask", [chat, generate])
+@pytest.mark.parametrize(
+    ("think", "thinking", "effort"), [(None, True, ""), (True, True, ""), (False, False, ""), ("max", True, "max")]
+)
+def test_thinking(ask: Callable[..., GenerateRequest], think: bool | str | None, thinking: bool, effort: str) -> None:
+    prompt = ask({"think": think}, capabilities=THINKER).prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert (prompt.thinking, prompt.reasoning_effort) == (thinking, effort)
+
+
+def test_the_beginning_of_an_answer_is_gone_on_with() -> None:
+    prompt = chat({"messages": [USER, {"role": "assistant", "content": "Well"}]}).prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.continue_final
+
+
+def test_infill() -> None:
+    for raw in (True, False):
+        request = generate({"suffix": "after", "raw": raw}, capabilities=("completion", "chat", "insert"))
+        assert request.prompt == TextPrompt("Hi", "after")
 
 
 def test_generate_prompts() -> None:

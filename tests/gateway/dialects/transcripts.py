@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from services.gateway.stopwatch import Stopwatch
 from services.gateway.ticket import Target, Ticket
-from services.protocol.messages import Event, Finished, FinishReason, Frame, Started, Timings, Usage
+from services.protocol.messages import (
+    ChosenLogprob,
+    Event,
+    Finished,
+    FinishReason,
+    Frame,
+    Started,
+    Timings,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 from services.protocol.names import ModelName
 from services.protocol.routes import VersionRoute
 
@@ -20,6 +32,35 @@ ANSWER: tuple[Event, ...] = (
 SILENCE: tuple[Event, ...] = (
     Started("r", 1, 0, 5, 0),
     Finished("r", 1, 1, (FinishReason.LENGTH,), Usage(5, 0, 0), Timings(20, 0)),
+)
+_USAGE, _TIMINGS = Usage(5, 2, 4), Timings(20, 30)
+#: Thinks, says a word, and calls two tools, the second in pieces.
+CALLS: tuple[Event, ...] = (
+    Started("r", 1, 0, 5, 2, (7, 8)),
+    Frame("r", 1, 1, (9,), ""),
+    Frame("r", 1, 2, (10,), "", reasoning="Hm"),
+    Frame("r", 1, 3, (11,), "I ", reasoning="m"),
+    Frame("r", 1, 4, (12,), "", tool_calls=(ToolCallDelta(0, "call_a", "now", "{}"),)),
+    Frame("r", 1, 5, (13,), "", tool_calls=(ToolCallDelta(1, "call_b", "weather"),)),
+    Frame("r", 1, 6, (14,), "", tool_calls=(ToolCallDelta(1, arguments='{"city":'), ToolCallDelta(1, arguments='"Rome"}'))),
+    Finished("r", 1, 7, (FinishReason.TOOL_CALLS,), _USAGE, _TIMINGS),
+)
+#: The tokens of the second call run out.
+CUT_CALL: tuple[Event, ...] = (*CALLS[:6], Finished("r", 1, 6, (FinishReason.LENGTH,), _USAGE, _TIMINGS))
+#: A euro sign in two tokens.
+LOGPROBS: tuple[Event, ...] = (
+    Started("r", 1, 0, 5, 2),
+    Frame("r", 1, 1, (9,), "A", logprobs=(ChosenLogprob(b"A", -0.5, (TokenLogprob(b"A", -0.5), TokenLogprob(b"B", -1.5))),)),
+    Frame("r", 1, 2, (10,), "", logprobs=(ChosenLogprob(b"\xe2\x82", -math.inf),)),
+    Frame("r", 1, 3, (11,), "€", logprobs=(ChosenLogprob(b"\xac", -0.25),)),
+    Finished("r", 1, 4, (FinishReason.STOP,), _USAGE, _TIMINGS),
+)
+CHOICES: tuple[Event, ...] = (
+    Started("r", 1, 0, 5, 2),
+    Frame("r", 1, 1, (9,), "b", choice=1),
+    Frame("r", 1, 2, (10,), "a"),
+    Frame("r", 1, 3, (11,), "B", choice=1),
+    Finished("r", 1, 4, (FinishReason.STOP, FinishReason.LENGTH), _USAGE, _TIMINGS),
 )
 
 

@@ -49,16 +49,16 @@ class Assembly:
                 self._open = _Pieces(delta)
         return complete
 
-    def flush(self) -> list[Call | str]:
-        """The answer has ended, and with it the last call."""
+    def flush(self, *, cut_off: bool = False) -> list[Call | str]:
+        """The last call has ended; `cut_off`: because no tokens were left, so that what is missing was not meant to be empty."""
         pieces, self._open = self._open, None
-        return [_call(pieces)] if pieces else []
+        return [_call(pieces, empty="" if cut_off else "{}")] if pieces else []
 
 
-def _call(pieces: _Pieces) -> Call | str:
+def _call(pieces: _Pieces, *, empty: str) -> Call | str:
     text = "".join(pieces.arguments)
     try:
-        arguments = msgspec.json.decode(text or "{}", type=dict[str, Any])
+        arguments = msgspec.json.decode(text or empty, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
         return f'{{"name": {msgspec.json.encode(pieces.name).decode()}, "arguments": {text}'
     return Call(pieces.id, _Function(pieces.index, pieces.name, arguments))

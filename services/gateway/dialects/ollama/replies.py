@@ -42,7 +42,8 @@ class ChatReply:
                 self._logprobs += map(token_entry, event.logprobs)
                 return self._told(_parts(event, self._assembly.push(event.tool_calls)))
             case Finished():
-                last_calls = self._told(_call_parts(self._assembly.flush()))
+                calls = self._assembly.flush(cut_off=event.reasons[0] is FinishReason.LENGTH)
+                last_calls = self._told(_call_parts(calls))
                 return last_calls + self._line(self._final(event))
         return b""
 
