@@ -19,7 +19,7 @@ from services.gateway.dependencies import State
 from services.gateway.inflight import Inflight
 from services.gateway.origins import OriginMiddleware, OriginPolicy
 from services.gateway.registry import RegistryClient
-from services.gateway.routes import chat, completions, health, management, models
+from services.gateway.routes import chat, completions, embeddings, health, management, models
 from services.gateway.snapshot import RoutesView
 from services.gateway.tasks import end
 from services.protocol.connection import connect
@@ -45,7 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         max_body_size=settings.max_body_bytes,
     )
-    for router in (chat.router, completions.router, models.router, health.router, management.router):
+    for router in (chat.router, completions.router, embeddings.router, models.router, health.router, management.router):
         app.include_router(router)
     app.add_middleware(OriginMiddleware, policy=OriginPolicy(settings.origins.split(",")), check_host=settings.bind.loopback)
     app.add_exception_handler(CorralError, errors.corral_error)
