@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from services.protocol.pooling import pooling_of
 from services.protocol.routes import VersionRoute
 from services.registry.models import Version
 
@@ -22,7 +23,12 @@ def parameter_size(count: int) -> str:
 
 
 def capabilities(version: Version) -> tuple[str, ...]:
-    """A model chats when it brings a chat template."""
+    """A model chats when it brings a chat template, unless it is pooled."""
+    match pooling_of(version.metadata_):
+        case "rank":
+            return ("rerank",)
+        case "mean" | "cls" | "last":
+            return ("embedding",)
     return ("completion", "chat") if version.template else ("completion",)
 
 
