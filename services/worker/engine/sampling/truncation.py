@@ -58,7 +58,8 @@ def _first(keys: Logits, weights: Logits, target: float, *, side: Literal["left"
     if len(keys) <= _SORTED:
         return _first_by_sorting(keys, weights, target, side)
     # The bits of a float that is not negative are an integer in the same order; its upper half makes 32,641 bins at most.
-    bins = keys.view(np.int32) >> 16
+    # Adding zero makes of minus zero a zero.
+    bins = (keys + np.float32(0)).view(np.int32) >> 16
     sums = np.cumsum(np.bincount(bins, weights=weights))
     border = min(int(np.searchsorted(sums, target, side=side)), len(sums) - 1)
     inside = bins < border

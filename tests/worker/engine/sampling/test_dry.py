@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from llama_cpp import llama_cpp
+
+from services.protocol.sampling import SamplingParams
+from services.worker.engine.llama import LlamaRunner, LlamaSettings
+from services.worker.engine.sampling.dry import Dry, repeats
+from tests.ggufs import write_gguf
+from tests.worker.engine.sampling.reference import Reference
+
+SIZE = 259  # the tiny model's vocabulary: three control tokens, then the 256 bytes
+FIRST_BYTE = 3
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    path = write_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    yield llama_cpp.llama_model_get_vocab(model)
+    llama_cpp.llama_model_free(model)
+
+
+def byte_of(token: int) -> bytes:
+    return bytes([token - FIRST_BYTE])
+
+
+def tokens_of(text: str) -> list[int]:
+    return [byte + FIRST_BYTE for byte in text.encode()]
+
+
+def reference(vocab: Any, params: SamplingParams, text_tokens: int) -> Reference:
+    breakers = [breaker.encode() for breaker in params.dry_sequence_breakers]
+    last_n = text_tokens if params.dry_penalty_last_n < 0 else params.dry_penalty_last_n
+    return Reference(
+        llama_cpp.llama_sampler_init_dry(
+            vocab,
+            params.dry_multiplier,
+            params.dry_base,
+            params.dry_allowed_length,
+            last_n,
+            (ctypes.c_char_p * len(breakers))(*breakers),
+            len(breakers),
+        )
+    )
+
+
+texts = st.one_of(
+    st.text("ab", max_size=60),
+    st.text("abc\n", max_size=120),
+    st.builds(
+        lambda part, times, end: part * times + end, st.text("abc*:", min_size=1, max_size=9), st.integers(1, 9), st.text("abc")
+    ),
+)
+configurations = st.builds(
+    SamplingParams,
+    dry_multiplier=st.floats(-2, 5, width=32),
+    dry_base=st.sampled_from([0.5, 1.0, 1.1, 1.75, 3.0, 50.0]),
+    dry_allowed_length=st.integers(-1, 6),
+    dry_penalty_last_n=st.sampled_from([-1, 0, 3, 10, 50]),
+    dry_sequence_breakers=st.lists(st.sampled_from(["\n", ":", "*", "ab", "aca", "\nb", "", "x" * 50]), max_size=4).map(tuple),
+)
+
+
+@given(text=texts, params=configurations)
+@example(text="a" * 400, params=SamplingParams(dry_multiplier=1.0, dry_base=3.0))
+@example(text="ab" * 300, params=SamplingParams(dry_multiplier=0.5, dry_allowed_length=2))
+def test_dry_penalizes_what_llama_cpp_penalizes(vocabulary: Any, text: str, params: SamplingParams) -> None:
+    tokens = tokens_of(text)
+    theirs = reference(vocabulary, params, len(tokens))
+    theirs.accept(tokens)
+    expected = theirs.apply(np.zeros(SIZE, np.float32)).logits
+    row = np.zeros(SIZE, np.float32)
+    dry = Dry(params, byte_of)
+    if dry.is_on:
+        dry.apply(row, tokens)
+    np.testing.assert_allclose(row, np.clip(expected, -1e30, 1e30), rtol=1e-4)
+
+
+def test_a_passage_of_a_real_vocabulary_is_penalized_as_llama_cpp_does(smollm2_path: Path) -> None:
+    runner = LlamaRunner(smollm2_path, LlamaSettings(num_slots=1, context_tokens=64))
+    text = 'The quick brown fox said: "jump over the lazy dog". Then it jumped. Again the quick brown fox'
+    tokens = runner.tokenize(text, special=False)
+    params = SamplingParams(dry_multiplier=0.8)
+    theirs = reference(runner._vocab, params, len(tokens))
+    theirs.accept(tokens)
+    expected = theirs.apply(np.zeros(runner.num_vocab, np.float32)).logits
+    row = np.zeros(runner.num_vocab, np.float32)
+    Dry(params, runner.token_text).apply(row, tokens)
+    (said,) = runner.tokenize(" said", special=False)
+    runner.close()
+    assert row[said] < -0.7
+    np.testing.assert_allclose(row, expected, rtol=1e-5)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=80))
+def test_repeats_are_found_where_they_are(recent: list[int]) -> None:
+    def length(place: int) -> int:
+        count = 0
+        while place + count < len(recent) and recent[place + count] == recent[count]:
+            count += 1
+        return count
+
+    assert dict(repeats(recent)) == {place: length(place) for place in range(1, len(recent)) if length(place)}
+
+
+def test_a_long_text_of_one_token_takes_no_time() -> None:
+    row = np.zeros(SIZE, np.float32)
+    dry = Dry(SamplingParams(dry_multiplier=1.0, dry_sequence_breakers=()), byte_of)
+    tokens = tokens_of("a" * 30_000)
+    begun = time.monotonic()
+    dry.apply(row, tokens)
+    assert time.monotonic() - begun < 2

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llama_cpp import llama_cpp
+
+from services.protocol.sampling import SamplingParams
+from services.worker.engine.sampling.candidates import Candidates
+from services.worker.engine.sampling.mirostat import Mirostat
+from tests.worker.engine.factories import make_sampler
+from tests.worker.engine.sampling.reference import Reference
+from tests.worker.engine.sampling.rows import logits
+
+
+@given(
+    version=st.sampled_from([1, 2]),
+    seed=st.integers(0, 10_000),
+    size=st.integers(2, 3000),
+    tau=st.floats(0.5, 9, width=32),
+    eta=st.floats(0.0, 1.0, width=32),
+    scale=st.sampled_from([1.0, 3.0, 6.0]),
+)
+def test_mirostat_keeps_what_llama_cpp_keeps_while_mu_moves(
+    version: int, seed: int, size: int, tau: float, eta: float, scale: float
+) -> None:
+    """mu shows in what each step keeps. Both are told of the token that llama.cpp drew."""
+    ours = Mirostat(SamplingParams(mirostat=version, mirostat_tau=tau, mirostat_eta=eta))
+    theirs = Reference(
+        llama_cpp.llama_sampler_init_mirostat(size, seed, tau, eta, 100)
+        if version == 1
+        else llama_cpp.llama_sampler_init_mirostat_v2(seed, tau, eta)
+    )
+    for step in range(12):
+        row = logits(seed + step, size=size, scale=scale)
+        kept = ours.truncate(Candidates(row), size)
+        if version == 1 and len(kept) == size:
+            return  # a count beyond the integers is 1 in llama.cpp
+        theirs.apply(row)
+        assert len(kept) == pytest.approx(len(theirs.ids), rel=2e-3, abs=1)
+        assert np.sort(kept.logits)[::-1].tolist() == np.sort(row)[::-1][: len(kept)].tolist()
+        ours.observe(-math.log2(theirs.probabilities[theirs.selected]))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("row", [np.zeros(50, np.float32), np.array([1, 1, -np.inf], np.float32), np.array([2], np.float32)])
+@pytest.mark.parametrize("mu", [-500.0, 0.0, 5.0, 1e9])
+def test_whatever_mu_is_something_stays(version: int, row: np.ndarray, mu: float) -> None:
+    mirostat = Mirostat(SamplingParams(mirostat=version))
+    mirostat.mu = mu
+    assert 1 <= len(mirostat.truncate(Candidates(row), len(row))) <= len(row)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_accepted_surprises_narrow_the_choice_and_mere_samples_do_not(version: int) -> None:
+    row = logits(size=2000, scale=2.0)
+    sampler = make_sampler(SamplingParams(mirostat=version, mirostat_tau=6.0, mirostat_eta=0.1, seed=1))
+
+    def some_draws() -> list[int]:
+        return [sampler.sample(row, [0] * position, 0).token for position in range(200)]
+
+    first = some_draws()
+    assert some_draws() == first
+    for position in range(300):
+        sampler.accept(sampler.sample(row, [0] * position, 0).token)
+    assert len(set(some_draws())) < 0.7 * len(set(first))
+
+
+def test_what_was_not_drawn_here_leaves_mu_as_it_is() -> None:
+    row = logits(size=2000, scale=1.0)
+    params = SamplingParams(mirostat=2, mirostat_tau=1.0, seed=1)
+    replayed, fresh = make_sampler(params), make_sampler(params)
+    for token in range(50):
+        replayed.accept(token)
+    assert [replayed.sample(row, [0] * n, 0) for n in range(20)] == [fresh.sample(row, [0] * n, 0) for n in range(20)]
