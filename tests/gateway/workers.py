@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -46,14 +47,17 @@ class Answer:
         prompt_ids = PROMPT_IDS if self.request.return_prompt_ids else ()
         await self._say(Started(self.request.id, self.epoch, self._next(), len(PROMPT_IDS), cached_tokens, prompt_ids))
 
-    async def frame(self, text: str, *token_ids: int) -> None:
+    async def frame(self, text: str = "", *token_ids: int, **more: Any) -> None:
+        """`more` as in Frame."""
         ids = token_ids or (100 + self._tokens,)
         self._tokens += len(ids)
-        await self._say(Frame(self.request.id, self.epoch, self._next(), ids, text))
+        await self._say(Frame(self.request.id, self.epoch, self._next(), ids, text, **more))
 
-    async def finished(self, reason: FinishReason = FinishReason.STOP, *, cached_tokens: int = 1) -> None:
+    async def finished(self, *reasons: FinishReason, cached_tokens: int = 1) -> None:
+        """Of each choice; one that stopped where nothing is said."""
         usage = Usage(len(PROMPT_IDS), cached_tokens, self._tokens)
-        await self._say(Finished(self.request.id, self.epoch, self._next(), (reason,), usage, TIMINGS))
+        ended = reasons or (FinishReason.STOP,)
+        await self._say(Finished(self.request.id, self.epoch, self._next(), ended, usage, TIMINGS))
 
     async def failed(self, code: str, message: str) -> None:
         await self._say(Failed(self.request.id, self.epoch, self._next(), code, message))

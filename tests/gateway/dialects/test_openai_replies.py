@@ -177,8 +177,10 @@ def test_choices() -> None:
         for choice in streamed(chat_reply(stream=True, n=2), CHOICES)
     ]
     assert deltas == [
-        (1, {"role": "assistant", "content": "b"}, None),
-        (0, {"role": "assistant", "content": "a"}, None),
+        (0, {"role": "assistant", "content": ""}, None),
+        (1, {"role": "assistant", "content": ""}, None),
+        (1, {"content": "b"}, None),
+        (0, {"content": "a"}, None),
         (1, {"content": "B"}, None),
         (0, {}, "stop"),
         (1, {}, "length"),

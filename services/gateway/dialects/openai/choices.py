@@ -21,6 +21,10 @@ from services.protocol.messages import ChosenLogprob, Frame, ToolCallDelta
 
 
 class Teller(Protocol):
+    def opening(self) -> list[Choice]:
+        """A stream's first ones, where they do not come with the first frame."""
+        ...
+
     def deltas(self, frame: Frame) -> list[Choice]:
         """For a stream, at once."""
         ...
@@ -47,6 +51,9 @@ class ChatTeller:
         self._calls: dict[int, list[ToolCallDelta]] = {}
         self._logprobs: list[ChosenLogprob] = []
 
+    def opening(self) -> list[Choice]:
+        return [self._delta(Delta(content=""), None)] if self._role else []
+
     def deltas(self, frame: Frame) -> list[Choice]:
         said = _said(frame)
         logprobs = _chat_logprobs(frame.logprobs)
@@ -55,8 +62,7 @@ class ChatTeller:
         return [self._delta(delta, logprobs if delta is said[0] else None) for delta in said]
 
     def finish(self, reason: str) -> list[Choice]:
-        opening: list[Choice] = [self._delta(Delta(content=""), None)] if self._role else []
-        return [*opening, DeltaChoice(self._index, Delta(), reason)]
+        return [*self.opening(), DeltaChoice(self._index, Delta(), reason)]
 
     def hold(self, frame: Frame) -> None:
         self._text.append(frame.text)
@@ -85,6 +91,9 @@ class TextTeller:
         self._offsets = TextOffsets()
         self._text: list[str] = []
         self._logprobs: list[ChosenLogprob] = []
+
+    def opening(self) -> list[Choice]:
+        return []
 
     def deltas(self, frame: Frame) -> list[Choice]:
         text, self._before = self._before + frame.text, ""

@@ -32,6 +32,7 @@ class _Reply(ABC):
         self._include_usage = include_usage
         self._tellers = [self._teller(index) for index in range(n)]
         self._thoughts = [_Thoughts() for _ in range(n)]
+        self._opened = n == 1
 
     @property
     def content_type(self) -> str:
@@ -43,7 +44,7 @@ class _Reply(ABC):
                 self._thoughts[event.choice].count(event)
                 teller = self._tellers[event.choice]
                 if self.stream:
-                    return self._events(teller.deltas(event))
+                    return self._openings() + self._events(teller.deltas(event))
                 teller.hold(event)
             case Finished() if self.stream:
                 return self._last_events(event)
@@ -61,6 +62,13 @@ class _Reply(ABC):
         finish = b"".join([self._events(teller.finish(reason)) for teller, reason in self._ended(event)])
         usage = self._event(usage=self._usage(event)) if self._include_usage else b""
         return finish + usage + b"data: [DONE]\n\n"
+
+    def _openings(self) -> bytes:
+        """Of several choices, in their order: OpenAI's client takes the first chunk for that of the first choice."""
+        if self._opened:
+            return b""
+        self._opened = True
+        return b"".join([self._events(teller.opening()) for teller in self._tellers])
 
     def _ended(self, event: Finished) -> Iterable[tuple[Teller, str]]:
         return zip(self._tellers, [reason.value for reason in event.reasons], strict=True)
