@@ -34,13 +34,13 @@ from services.protocol.queue import Queue
 from services.protocol.replies import ReplyReader
 from services.protocol.sampling import StopConditions
 from tests.conditions import eventually
-from tests.gateway.workers import Worker, working
+from tests.gateway.workers import PROMPT_IDS, Worker, working
 
 VERSION = "c" * 64
 
 
-def request_for(gateway: str) -> GenerateRequest:
-    return GenerateRequest(new_id(), VERSION, gateway, "k1", TextPrompt("Once"), stopping=StopConditions(max_tokens=9))
+def request_for(gateway: str, *, n: int = 1) -> GenerateRequest:
+    return GenerateRequest(new_id(), VERSION, gateway, "k1", TextPrompt("Once"), stopping=StopConditions(max_tokens=9), n=n)
 
 
 @asynccontextmanager
@@ -95,6 +95,19 @@ async def test_an_answer_is_handed_on_and_settled(inflight: Inflight, worker: Wo
         return not await redis.exists(f"corral:request:{generation.request.id}")
 
     await eventually(settled)
+
+
+async def test_what_was_committed_is_known_of_each_choice(inflight: Inflight, worker: Worker) -> None:
+    generation = await inflight.admit(request_for(inflight.gateway, n=3), cost=1, keep_alive_ms=None)
+    answer = await worker.take()
+    await answer.started(cached_tokens=0)
+    await answer.frame("a", 7, 8, choice=2)
+    await answer.frame("b", 9)
+    await eventually(lambda: generation.begun and generation.spent == len(PROMPT_IDS) + 3)
+    assert generation.committed == [[9], [], [7, 8]]
+    await answer.finished(FinishReason.STOP, FinishReason.ABORT, FinishReason.STOP)
+    with pytest.raises(WorkerLost):
+        await everything(generation)
 
 
 async def test_interleaved_answers(inflight: Inflight, worker: Worker) -> None:

@@ -16,6 +16,8 @@ from services.gateway.dialects.ollama.errors import error_body
 from services.gateway.dialects.ollama.listings import decode_registry_model, ps_body, show_body, tags_body
 from services.gateway.dialects.ollama.replies import JSON, NDJSON, ChatReply, GenerateReply, LoadReply
 from services.gateway.dialects.ollama.requests import (
+    ChatBody,
+    GenerateBody,
     chat_request,
     decode_chat,
     decode_generate,
@@ -28,8 +30,10 @@ from services.gateway.dialects.ollama.requests import (
 __all__ = [
     "JSON",
     "NDJSON",
+    "ChatBody",
     "ChatReply",
     "EmbedReply",
+    "GenerateBody",
     "GenerateReply",
     "IdleAnswer",
     "LegacyEmbedReply",

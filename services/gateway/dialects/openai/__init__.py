@@ -4,12 +4,21 @@ from services.gateway.dialects.openai.embeddings import EmbeddingsReply, RerankR
 from services.gateway.dialects.openai.errors import error_body, status_body
 from services.gateway.dialects.openai.listings import model_body, models_body
 from services.gateway.dialects.openai.replies import JSON, SSE, ChatReply, CompletionReply
-from services.gateway.dialects.openai.requests import chat_request, completion_request, decode_chat, decode_completion
+from services.gateway.dialects.openai.requests import (
+    ChatBody,
+    CompletionBody,
+    chat_request,
+    completion_request,
+    decode_chat,
+    decode_completion,
+)
 
 __all__ = [
     "JSON",
     "SSE",
+    "ChatBody",
     "ChatReply",
+    "CompletionBody",
     "CompletionReply",
     "EmbeddingsReply",
     "RerankReply",
