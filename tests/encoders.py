@@ -6,6 +6,7 @@ them; the forward pass follows Devlin et al. 2018 (arXiv:1810.04805), with every
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,14 +110,14 @@ def _attention(x: Array, weights: Weights, name: str, heads: int) -> Array:
         return _dense(x, weights, f"{name}.attention.self.{part}").reshape(len(x), heads, -1).swapaxes(0, 1)
 
     query, key, value = split("query"), split("key"), split("value")
-    scores = query @ key.swapaxes(1, 2) / np.sqrt(query.shape[-1])
+    scores = query @ key.swapaxes(1, 2) / math.sqrt(query.shape[-1])
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     mixed = (scores / scores.sum(axis=-1, keepdims=True)) @ value
     return mixed.swapaxes(0, 1).reshape(x.shape)
 
 
 def _gelu(x: Array) -> Array:
-    return 0.5 * x * (1 + _erf(x / np.sqrt(2)))
+    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
 
 
 def _erf(x: Array) -> Array:

