@@ -14,7 +14,7 @@ from services.cli.server import Server
 
 @dataclass(frozen=True)
 class Generation:
-    """What every request of one `corral run` shares."""
+    """What every request of one `corral run` shares; `fields` are those of its body that were asked for."""
 
     server: Server
     model: str
@@ -22,6 +22,7 @@ class Generation:
     keep_alive: str | float | None
     verbose: bool
     options: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> None:
         """Returns once the model is loaded."""
@@ -38,24 +39,42 @@ class Generation:
 
     def _body(self) -> dict[str, Any]:
         keep_alive = {} if self.keep_alive is None else {"keep_alive": self.keep_alive}
-        return {"model": self.model, "options": self.options} | keep_alive
+        return {"model": self.model, "options": self.options} | self.fields | keep_alive
 
     def _print(self, path: str, body: dict[str, Any]) -> str:
         """Ctrl-C leaves the request, which frees its slot; what was said until then is returned."""
-        parts: list[str] = []
+        voice = _Voice()
         lines = self.server.lines(path, body)
         try:
             for line in _waiting(lines, self.model):
-                parts.append(line["message"]["content"] if "message" in line else line["response"])
-                sys.stdout.write(parts[-1])
-                sys.stdout.flush()
+                voice.say(line.get("message", line))
                 if line["done"] and self.verbose:
                     _print_timings(line)
         except KeyboardInterrupt:
-            raise Interrupted("".join(parts)) from None
+            raise Interrupted(voice.said) from None
         finally:
             lines.close()
-        return "".join(parts)
+        return voice.said
+
+
+class _Voice:
+    """Prints an answer as it comes: thoughts to stderr, so that stdout has the answer alone."""
+
+    def __init__(self) -> None:
+        self.said = ""
+        self._thinks = False
+
+    def say(self, part: dict[str, Any]) -> None:
+        if thought := part.get("thinking"):
+            err.print(thought, end="", style="dim")
+            self._thinks = True
+        if text := part.get("content") or part.get("response"):
+            if self._thinks:
+                err.print("\n")
+                self._thinks = False
+            self.said += text
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
 
 class Interrupted(KeyboardInterrupt):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +24,8 @@ def run(
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token each time.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the draw repeatable.")] = None,
     num_predict: Annotated[int | None, typer.Option(help="At most so many tokens.")] = None,
+    format: Annotated[str | None, typer.Option(metavar="json|FILE", help="Answer in JSON; FILE holds a JSON Schema.")] = None,
+    think: Annotated[str | None, typer.Option(help="true, false, low, medium, high or max.")] = None,
     keepalive: Annotated[str | None, typer.Option(help="How long the model stays loaded: 10m, 1h, -1 for ever.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print timings after each answer.")] = False,
 ) -> None:
@@ -37,6 +41,7 @@ def run(
         keep_alive=_keep_alive(keepalive),
         verbose=verbose,
         options={name: value for name, value in options.items() if value is not None},
+        fields=_format(format) | _think(think),
     )
     text = " ".join([*_piped(), *(prompt or [])])
     if text:
@@ -65,6 +70,22 @@ def _keep_alive(text: str | None) -> str | float | None:
         return text if text is None else float(text)
     except ValueError:
         return text
+
+
+def _format(asked: str | None) -> dict[str, Any]:
+    if asked is None:
+        return {}
+    if asked == "json":
+        return {"format": "json"}
+    try:
+        return {"format": json.loads(Path(asked).read_text())}
+    except (OSError, ValueError) as error:
+        raise CommandError(f"no JSON Schema in {asked}: {error}") from error
+
+
+def _think(asked: str | None) -> dict[str, Any]:
+    """A level is for the server to know."""
+    return {} if asked is None else {"think": {"true": True, "false": False}.get(asked, asked)}
 
 
 def _shown(server: Server, model: str) -> dict[str, Any]:

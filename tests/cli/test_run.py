@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.cli.conftest import Corral
@@ -33,6 +35,27 @@ def test_options(corral: Corral, gateway: Gateway) -> None:
     first, second = gateway.bodies("POST /api/generate")
     assert first["options"] == {"temperature": 0.0, "seed": 7, "num_predict": 9}
     assert (first["system"], first["keep_alive"], second["keep_alive"]) == ("Be!", "10m", -1)
+
+
+def test_thoughts_are_no_part_of_the_answer(corral: Corral, gateway: Gateway) -> None:
+    thoughts = [{"model": "m", "response": "", "thinking": text, "done": False} for text in ("Let me ", "[see]")]
+    gateway.answer("POST /api/generate", Answer(lines=[*thoughts, *generated("Blue.")]))
+    done = corral("run", "m", "hi", "--think", "high")
+    assert (done.out, done.err) == ("Blue.\n", "Let me [see]\n\n")
+    corral("run", "m", "hi", "--think", "false")
+    assert [body["think"] for body in gateway.bodies("POST /api/generate")] == ["high", False]
+
+
+def test_format(corral: Corral, gateway: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    (tmp_path / "text").write_text("no JSON")
+    corral("run", "m", "hi", "--format", "json")
+    corral("run", "m", "hi", "--format", str(tmp_path / "schema.json"))
+    assert [body["format"] for body in gateway.bodies("POST /api/generate")] == ["json", {"type": "object"}]
+    for name in ("text", "nowhere"):
+        refused = corral("run", "m", "hi", "--format", str(tmp_path / name))
+        assert refused.code == 1
+        assert refused.err.startswith(f"Error: no JSON Schema in {tmp_path / name}: ")
 
 
 def test_timings(corral: Corral) -> None:
