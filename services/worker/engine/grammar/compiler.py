@@ -1,0 +1,216 @@
+"""From a constraint to its grammar, compiled for one model.
+
+llguidance's compiler descends into rules and references by recursion, so a long chain of them overruns an ordinary stack, and
+with it the process. All compiling happens on one thread with a stack for the longest text that is taken. That thread alone
+touches the cache and builds the tokens' table, so neither has a lock.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+from llguidance import LLMatcher, LLParserLimits, regex_to_lark
+
+from services.protocol.errors import BadRequest
+from services.protocol.sampling import Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
+from services.worker.engine.grammar import gbnf, json_schema, lark, lexing
+from services.worker.engine.grammar.gate import Marker
+from services.worker.engine.grammar.matcher import Matcher
+from services.worker.engine.grammar.vocabulary import TokenTable, Vocabulary
+
+#: Bytes of a schema as JSON, and of any other constraint.
+MAX_SCHEMA_BYTES = 256 * 1024
+MAX_GRAMMAR_BYTES = 32 * 1024
+
+#: Measured: at most 600 bytes of stack for each byte of text. Memory that is never touched costs nothing.
+_STACK_BYTES = 256 * 1024 * 1024
+
+#: For one grammar to compile, its first mask included. Nothing can interrupt it, so what took longer is not used.
+_SLOWEST_COMPILE_S = 3.0
+
+_CACHED_GRAMMARS = 32
+_CACHED_MARKERS = 8
+
+#: llguidance's own, but for the lexer's states (each 1 to 2 kB, its 250,000 are half a gigabyte for one answer), and the Earley
+#: items of one mask, of which grammars without long terminals need many (20,000 are a millisecond).
+_LIMITS = LLParserLimits(max_lexer_states=25_000, step_max_items=1_000_000, verbose_errors=False)
+
+#: Tokens that a grammar forces are the model's choice among all that spell the same, as llama.cpp has it.
+_OPTIONS = '%llguidance {"no_forcing": true}'
+
+#: At each place at most one of these, so that no model can go on forever with it.
+_JSON_WHITESPACE = r"[ ]{1,2}|\n[ ]{0,40}|\n\t{0,20}"
+
+
+class Grammar:
+    """Immutable; may be used from any thread."""
+
+    def __init__(self, prototype: LLMatcher, table: TokenTable, compiler: GrammarCompiler) -> None:
+        self._prototype = prototype
+        self._table = table
+        self._compiler = compiler
+
+    def matcher(self, after: bytes | None = None) -> Matcher:
+        """At the beginning of an answer. With `after` everything is allowed until the output has contained these bytes, control
+        tokens being taken as they are written."""
+        marker = self._compiler.marker(after) if after else None
+        return Matcher(self._prototype.deep_copy(), self._table, marker)
+
+
+class GrammarCompiler:
+    """`compile` and `marker` may be called from any thread; they wait for the compiler's own."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._table: TokenTable | None = None
+        self._grammars: OrderedDict[bytes, Grammar] = OrderedDict()
+        self._markers: OrderedDict[bytes, Marker] = OrderedDict()
+        self._thread = _deep_thread()
+
+    def compile(self, constraint: Constraint) -> Grammar:
+        """Raises BadRequest naming the place of what cannot be compiled. The first call builds the table of the tokens."""
+        return self._thread.submit(self._compile, constraint).result()
+
+    def marker(self, after: bytes) -> Marker:
+        return self._thread.submit(self._marker, after).result()
+
+    def _compile(self, constraint: Constraint) -> Grammar:
+        key = msgspec.msgpack.encode(constraint)
+        grammar = self._grammars.get(key)
+        if grammar is None:
+            grammar = self._grammars[key] = self._fresh(constraint)
+            if len(self._grammars) > _CACHED_GRAMMARS:
+                self._grammars.popitem(last=False)
+        self._grammars.move_to_end(key)
+        return grammar
+
+    def _marker(self, after: bytes) -> Marker:
+        marker = self._markers.get(after)
+        if marker is None:
+            marker = self._markers[after] = Marker(self._tokens(), after)
+            if len(self._markers) > _CACHED_MARKERS:
+                self._markers.popitem(last=False)
+        self._markers.move_to_end(after)
+        return marker
+
+    def _tokens(self) -> TokenTable:
+        if self._table is None:
+            self._table = TokenTable(self._vocabulary)
+        return self._table
+
+    def _fresh(self, constraint: Constraint) -> Grammar:
+        match constraint:
+            case JsonObject():
+                return self._schema({"type": "object"})
+            case JsonSchema(schema):
+                return self._schema(schema)
+            case Gbnf(text):
+                return self._gbnf(_within(text, "GBNF grammar"))
+            case Lark(text):
+                # The options stand last, so that an error's line is the caller's.
+                return self._grammar(f"{_within(text, 'Lark grammar')}\n{_OPTIONS}\n", "the Lark grammar cannot be compiled")
+            case Regex(pattern):
+                return self._grammar(
+                    _regex(_within(pattern, "regular expression")), "the regular expression cannot be compiled"
+                )
+
+    def _schema(self, schema: dict[str, Any] | bool) -> Grammar:
+        normalized = json_schema.normalized(schema)
+        if len(json.dumps(normalized)) > MAX_SCHEMA_BYTES:
+            raise BadRequest(f"the JSON schema has more than {MAX_SCHEMA_BYTES // 1024} KiB")
+        prototype = self._compiled(_json(normalized))
+        if error := _problem(prototype):
+            place, reason = json_schema.smallest_failing(normalized, _reason(error), self._failing)
+            raise json_schema.refusal(place, reason)
+        return Grammar(prototype, self._tokens(), self)
+
+    def _failing(self, schema: Any) -> str | None:
+        is_error, messages = LLMatcher.validate_grammar_with_warnings(_json(schema), limits=_LIMITS)
+        return _reason(messages[0]) if is_error else None
+
+    def _gbnf(self, text: str) -> Grammar:
+        rules = gbnf.parse(text)
+        for translated in (lexing.lexed, lexing.by_character):
+            prototype = self._compiled(f"{lark.written(translated(rules), rules)}{_OPTIONS}\n")
+            error = _problem(prototype)
+            if not error:
+                return Grammar(prototype, self._tokens(), self)
+        raise BadRequest(f"the GBNF grammar cannot be compiled: {_reason(error)}")
+
+    def _grammar(self, text: str, refusal: str) -> Grammar:
+        prototype = self._compiled(text)
+        if error := _problem(prototype):
+            raise BadRequest(f"{refusal}{_place(error)}: {_reason(error)}")
+        return Grammar(prototype, self._tokens(), self)
+
+    def _compiled(self, text: str) -> LLMatcher:
+        table = self._tokens()
+        begun = time.monotonic()
+        prototype = LLMatcher(table.tokenizer, text, log_level=0, limits=_LIMITS)
+        if not prototype.is_error():
+            prototype.compute_bitmask()  # finds out whether anything matches, and warms the lexer for every matcher
+        if time.monotonic() - begun > _SLOWEST_COMPILE_S:
+            raise BadRequest("the grammar is too complex: it takes too long to compile")
+        return prototype
+
+
+def _deep_thread() -> ThreadPoolExecutor:
+    """One thread with a large stack. The size is a setting of the process that counts when a thread starts."""
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
+    usual = threading.stack_size(_STACK_BYTES)
+    try:
+        executor.submit(int).result()
+    finally:
+        threading.stack_size(usual)
+    return executor
+
+
+def _within(text: str, what: str) -> str:
+    if len(text.encode()) > MAX_GRAMMAR_BYTES:
+        raise BadRequest(f"the {what} has more than {MAX_GRAMMAR_BYTES // 1024} KiB")
+    return text
+
+
+def _json(schema: Any) -> str:
+    options = {"whitespace_pattern": _JSON_WHITESPACE}
+    guided = {**schema, "x-guidance": options} if isinstance(schema, dict) else schema
+    return f"{_OPTIONS}\nstart: %json {json.dumps(guided)}\n"
+
+
+def _regex(pattern: str) -> str:
+    """The whole answer matches, so anchors at its ends say nothing new."""
+    pattern = pattern.removeprefix("^")
+    if re.search(r"(?<!\\)(\\\\)*\$$", pattern):
+        pattern = pattern[:-1]
+    return f"{_OPTIONS}\nstart: /{regex_to_lark(pattern)}/\n"
+
+
+def _problem(matcher: LLMatcher) -> str:
+    """llguidance's message; empty where the grammar can be used."""
+    if matcher.is_error():
+        return str(matcher.get_error()) or "unknown"
+    return ""
+
+
+def _place(error: str) -> str:
+    """` at line 2, column 5` of a message that names them so: `at 2(5): ...`."""
+    found = re.match(r"(?:at )?(\d+)\((\d+)\): ", error)
+    return f" at line {found[1]}, column {found[2]}" if found else ""
+
+
+def _reason(error: str) -> str:
+    """The sentence within llguidance's message, which surrounds it with its place and an excerpt."""
+    if "NoExtension" in error:
+        return "nothing matches"
+    reason = re.sub(r"^(?:at )?\d+\(\d+\): |failed to compile JSON schema: ", "", error)
+    reason = re.sub(r"^(failed to compile JSON schema: )", "", reason)
+    if "error: " in reason:
+        reason = reason.rpartition("error: ")[2]
+    return reason.partition("\n")[0].strip()

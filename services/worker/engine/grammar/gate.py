@@ -1,0 +1,45 @@
+"""Where a constraint begins: behind the bytes that end a model's reasoning, for instance."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.worker.engine.grammar.vocabulary import WHITESPACE, TokenTable
+
+
+class Marker:
+    """The bytes behind which the output is constrained, for one vocabulary. Immutable.
+
+    What a token holds behind the marker would escape the grammar, so a token that completes the marker must end with it;
+    whitespace behind it does no harm. A state is the number of the marker's leading bytes that the output ends with
+    (Knuth, Morris and Pratt); the length of the marker means that it was found.
+    """
+
+    def __init__(self, table: TokenTable, marker: bytes) -> None:
+        self._table = table
+        self.marker = marker
+        self.mask = cache(self._mask)
+        self._completing = [token for token, text in enumerate(table.texts) if marker[-1:] in text]
+
+    def advance(self, state: int, token: int) -> int:
+        text = self.marker[:state] + self._table.texts[token]
+        if self.marker in text:
+            return len(self.marker)
+        longest = min(len(self.marker) - 1, len(text))
+        return next(length for length in range(longest, -1, -1) if text.endswith(self.marker[:length]))
+
+    def _mask(self, state: int) -> NDArray[np.bool_] | None:
+        """None: every token may follow."""
+        overshooting = [token for token in self._completing if self._overshoots(state, token)]
+        if not overshooting:
+            return None
+        mask = np.ones(self._table.num_vocab, dtype=np.bool_)
+        mask[overshooting] = False
+        return mask
+
+    def _overshoots(self, state: int, token: int) -> bool:
+        _, found, rest = (self.marker[:state] + self._table.texts[token]).partition(self.marker)
+        return bool(found and rest.strip(WHITESPACE))

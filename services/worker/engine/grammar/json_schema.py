@@ -1,0 +1,238 @@
+"""JSON Schema as llguidance understands it: checked, and written in the one way that it compiles.
+
+llguidance compiles Draft 2020-12 and ignores keywords that it does not know. Here every keyword of any draft is known: what
+constrains and cannot be compiled is refused with its place, older spellings become today's, annotations go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from services.protocol.errors import BadRequest
+from services.worker.engine.grammar.one_of import are_disjoint
+
+#: How deep objects and arrays of a schema may lie in each other; llguidance's own parser of JSON takes 128.
+MAX_DEPTH = 100
+
+_ONE = {"additionalProperties", "items"}
+_LISTS = {"anyOf", "oneOf", "allOf", "prefixItems"}
+_MAPS = {"properties", "patternProperties", "$defs", "definitions"}
+_VALUES = {
+    *("$anchor", "$id", "$ref", "id", "type", "enum", "const", "format", "pattern", "minLength", "maxLength", "required"),
+    *("minProperties", "maxProperties", "minItems", "maxItems", "multipleOf"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+}
+
+#: Keywords that constrain and cannot be compiled, with the values that constrain nothing.
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "$dynamicRef": (),
+    "$recursiveRef": (),
+    "contains": (),
+    "dependencies": ({},),
+    "dependentRequired": ({},),
+    "dependentSchemas": ({},),
+    "disallow": (),
+    "divisibleBy": (),
+    "extends": (),
+    "if": (),
+    "not": (False,),
+    "propertyNames": (True, {}),
+    "unevaluatedItems": (True, {}),
+    "unevaluatedProperties": (True, {}),
+    "uniqueItems": (False,),
+}
+
+#: Formats of JSON Schema that llguidance has no grammar for. Others that it does not know are annotations (`int32`, `password`).
+_REFUSED_FORMATS = {
+    *("idn-email", "idn-hostname", "iri", "iri-reference", "json-pointer", "relative-json-pointer", "regex"),
+    *("uri-reference", "uri-template"),
+}
+_FORMATS = {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+
+#: Keywords beside which `properties` stays open where nothing says otherwise.
+_KEEPS_OPEN = {"additionalProperties", "patternProperties", "minProperties", "maxProperties", "$ref", *_LISTS}
+
+#: What may stand beside a reference or a choice without making it an intersection.
+_BESIDE = {"type", "$defs", "definitions", "$id", "id", "$anchor"}
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """The place of a part of a schema, as a JSON Pointer in a URI fragment (RFC 6901, section 6)."""
+
+    steps: tuple[str | int, ...] = ()
+
+    def __truediv__(self, step: str | int) -> Pointer:
+        return Pointer((*self.steps, step))
+
+    def __str__(self) -> str:
+        escaped = (str(step).replace("~", "~0").replace("/", "~1") for step in self.steps)
+        return "#" + "".join("/" + quote(step, safe="!$&'()*+,;=:@?~") for step in escaped)
+
+
+def refusal(place: Pointer, reason: str) -> BadRequest:
+    return BadRequest(f"the JSON schema cannot be compiled at {place}: {reason}")
+
+
+def normalized(schema: dict[str, Any] | bool) -> dict[str, Any]:
+    """Raises BadRequest naming the place. An object whose schema lists `properties` and says nothing of others has no others,
+    as in llama.cpp, unless schemas are intersected anywhere: there the properties of one part are the others of the next."""
+    if schema is False:
+        raise refusal(Pointer(), "nothing validates against false")
+    root: dict[str, Any] = _normalized({} if schema is True else schema, Pointer())
+    nodes = [node for node, _ in subschemas(root)]
+    for node in nodes:
+        if are_disjoint(node.get("oneOf", ()), root) and "anyOf" not in node:
+            _rename(node, "oneOf", "anyOf")
+    if not any(map(_intersects, nodes)):
+        for node in nodes:
+            _close(node)
+    return root
+
+
+def subschemas(schema: Any, place: Pointer = Pointer()) -> Iterator[tuple[dict[str, Any], Pointer]]:
+    """A normalized schema and all below it, the outer ones first."""
+    if isinstance(schema, dict):
+        yield schema, place
+        for part, where in parts(schema, place):
+            yield from subschemas(part, where)
+
+
+def parts(schema: dict[str, Any], place: Pointer) -> Iterator[tuple[Any, Pointer]]:
+    """The schemas directly below one."""
+    for keyword, value in schema.items():
+        where = place / keyword
+        if keyword in _ONE:
+            yield value, where
+        elif keyword in _LISTS:
+            yield from ((part, where / index) for index, part in enumerate(value))
+        elif keyword in _MAPS:
+            yield from ((part, where / name) for name, part in value.items())
+
+
+def _normalized(schema: Any, place: Pointer) -> Any:
+    if isinstance(schema, bool):
+        return schema
+    if not isinstance(schema, dict):
+        raise refusal(place, "a schema must be an object or a boolean")
+    if len(place.steps) > MAX_DEPTH:
+        raise refusal(Pointer(place.steps[:8]), f"schemas are nested deeper than {MAX_DEPTH} levels")
+    schema = _in_todays_spelling(schema, place)
+    return {keyword: _value(keyword, value, place / keyword) for keyword, value in schema.items() if _counts(keyword, value)}
+
+
+def _counts(keyword: str, value: Any) -> bool:
+    """False for annotations."""
+    if keyword == "format":
+        return value in _FORMATS or value in _REFUSED_FORMATS
+    if keyword in _REFUSED:
+        return not any(type(value) is type(harmless) and value == harmless for harmless in _REFUSED[keyword])
+    return keyword in _ONE or keyword in _LISTS or keyword in _MAPS or keyword in _VALUES
+
+
+def _value(keyword: str, value: Any, place: Pointer) -> Any:
+    if keyword in _REFUSED:
+        raise refusal(place, f"'{keyword}' is not supported")
+    if keyword == "format" and value in _REFUSED_FORMATS:
+        raise refusal(place, f"the format '{value}' is not supported")
+    if keyword in _ONE:
+        return _normalized(value, place)
+    if keyword in _LISTS:
+        if not isinstance(value, list):
+            raise refusal(place, f"'{keyword}' must be an array of schemas")
+        return [_normalized(part, place / index) for index, part in enumerate(value)]
+    if keyword in _MAPS:
+        if not isinstance(value, dict):
+            raise refusal(place, f"'{keyword}' must be an object of schemas")
+        return {name: _normalized(part, place / name) for name, part in value.items()}
+    return value
+
+
+def _in_todays_spelling(schema: dict[str, Any], place: Pointer) -> dict[str, Any]:
+    """Draft 4 wrote exclusive bounds as flags, drafts up to 2019-09 tuples as `items`."""
+    schema = dict(schema)
+    for flag, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if isinstance(schema.get(flag), bool) and schema.pop(flag) and bound in schema:
+            schema[flag] = schema.pop(bound)
+    if isinstance(schema.get("items"), list):
+        if "prefixItems" in schema:
+            raise refusal(place / "items", "must be a schema beside 'prefixItems'")
+        _rename(schema, "items", "prefixItems")
+        _rename(schema, "additionalItems", "items")
+    schema.pop("additionalItems", None)
+    return schema
+
+
+def _intersects(schema: dict[str, Any]) -> bool:
+    """Whether a value must validate against several schemas that may list properties."""
+    if len(schema.get("allOf", ())) > 1:
+        return True
+    applied = [keyword for keyword in ("$ref", "anyOf", "oneOf", "allOf") if keyword in schema]
+    return bool(applied) and (len(applied) > 1 or bool(schema.keys() - _BESIDE - {*applied}))
+
+
+def _close(schema: dict[str, Any]) -> None:
+    if "properties" in schema and not schema.keys() & _KEEPS_OPEN:
+        required = schema.get("required", ())
+        if isinstance(required, list) and all(name in schema["properties"] for name in required):
+            schema["additionalProperties"] = False
+
+
+def _rename(schema: dict[str, Any], old: str, new: str) -> None:
+    """Keeps the order, which is that of the properties in the output."""
+    items = [(new if keyword == old else keyword, value) for keyword, value in schema.items()]
+    schema.clear()
+    schema.update(items)
+
+
+def smallest_failing(schema: dict[str, Any], reason: str, fails: Callable[[Any], str | None]) -> tuple[Pointer, str]:
+    """Where the error `reason` of a whole schema comes from, and the reason there. `fails` compiles a schema and returns its
+    reason or None; it is called a limited number of times."""
+    budget = iter(range(_ATTEMPTS))
+
+    def failing(part: Any, where: Pointer) -> str | None:
+        return None if next(budget, None) is None else fails(_standing_alone(schema, part, where))
+
+    place, part = Pointer(), schema
+    while True:
+        found = [(one, where, why) for one, where in parts(part, place) if (why := failing(one, where)) is not None]
+        if not found:
+            break
+        # A part that cannot be satisfied need not be the cause: an optional property may be left out.
+        part, place, reason = next((one for one in found if one[2] == reason), found[0])
+    culprit = _culprit(part, lambda rest: failing(rest, place)) if isinstance(part, dict) else None
+    return (place / culprit if culprit else place), reason
+
+
+#: How many parts of a schema are compiled in search of an error; beyond, the place is named less exactly.
+_ATTEMPTS = 300
+
+
+def _culprit(part: dict[str, Any], failing: Callable[[Any], str | None]) -> str | None:
+    """The keyword without which the part compiles, if that is one alone."""
+    without = [keyword for keyword in part if failing({k: v for k, v in part.items() if k != keyword}) is None]
+    return without[0] if len(without) == 1 else None
+
+
+def _standing_alone(root: dict[str, Any], part: Any, where: Pointer) -> Any:
+    """The part as a schema of its own, in which the root's references still lead to their targets."""
+    if not where.steps:
+        return part
+    definitions = {"$defs": {"root": _moved(root)}}
+    return {**_moved(part), **definitions} if isinstance(part, dict) else part
+
+
+def _moved(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            keyword: "#/$defs/root" + part[1:]
+            if keyword == "$ref" and isinstance(part, str) and part[:1] == "#"
+            else _moved(part)
+            for keyword, part in value.items()
+        }
+    if isinstance(value, list):
+        return [_moved(part) for part in value]
+    return value

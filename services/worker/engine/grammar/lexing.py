@@ -1,0 +1,209 @@
+"""Which parts of a GBNF grammar llguidance's lexer may match as wholes without changing the language.
+
+llguidance parses terminals, each matched by an automaton, and that is fast: a string of JSON costs its parser one step. But its
+lexer is greedy: it ends a terminal only where no terminal that is expected since the same place can go on, looks one byte ahead,
+and never goes back. GBNF knows no such thing. So a part is a terminal only where that does no harm: wherever a terminal may end
+and another byte may follow, no terminal expected since the same place can take that byte. Those that can are broken up into
+their characters, which end where they must.
+
+The test errs on the safe side: it forgets from where a rule was called, as the FOLLOW sets of LL parsing do.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from itertools import product
+from operator import or_
+
+from services.worker.engine.grammar.gbnf import Chars, Choice, Node, Repeat, Rules, Sequence, Terminal, children, references
+from services.worker.engine.grammar.places import Order, Places, TooComplex, first_bytes, of_rules, overlap
+
+#: Pairs of places that one test may look at, and rules; beyond, everything is broken up. Some tenths of a second.
+_MAX_PAIRS = 200_000
+_MAX_RULES = 500
+
+
+def lexed(rules: Rules) -> Rules:
+    """The same grammar over terminals as large as they may be."""
+    order = _without_recursion(rules)
+    plain = frozenset(order)
+    places = of_rules(rules, order)
+    whole = {name: _terminals(node, plain) for name, node in rules.items()}
+    structure = _reachable(rules, whole)
+    try:
+        while greedy := _Rivalry(structure, places).too_greedy():
+            structure = _reachable(rules, {**whole, **{name: _broken(node, greedy) for name, node in structure.items()}})
+    except TooComplex:
+        return by_character(rules)
+    return structure
+
+
+def by_character(rules: Rules) -> Rules:
+    """The same grammar, every character a terminal."""
+    return _reachable(rules, {"root": _characters(rules["root"])})
+
+
+def _without_recursion(rules: Rules) -> list[str]:
+    """The rules from which no rule is reached that reaches itself; each behind those that it refers to."""
+    called = {name: set(references(node)) for name, node in rules.items()}
+    callers: defaultdict[str, list[str]] = defaultdict(list)
+    for name, others in called.items():
+        for other in others:
+            callers[other].append(name)
+    waiting = {name: len(others) for name, others in called.items()}
+    order = [name for name, count in waiting.items() if count == 0]
+    for name in order:
+        for caller in callers[name]:
+            waiting[caller] -= 1
+            if waiting[caller] == 0:
+                order.append(caller)
+    return order
+
+
+def _reachable(rules: Rules, structure: Rules) -> Rules:
+    """What the root needs. A rule that only broken parts refer to is broken up as well."""
+    found: Rules = {}
+    open_ = ["root"]
+    while open_:
+        name = open_.pop()
+        if name not in found:
+            found[name] = structure[name] if name in structure else _characters(rules[name])
+            open_ += references(found[name])
+    return found
+
+
+def _terminals(node: Node, plain: frozenset[str]) -> Node:
+    """Each largest part without recursion becomes a terminal."""
+    if plain.issuperset(references(node)):
+        return Terminal(node)
+    match node:
+        case Sequence(items):
+            return Sequence(tuple(_grouped(items, plain)))
+        case Choice(options):
+            alike = tuple(option for option in options if plain.issuperset(references(option)))
+            others = tuple(_terminals(option, plain) for option in options if not plain.issuperset(references(option)))
+            return Choice((Terminal(Choice(alike)), *others)) if alike else Choice(others)
+        case Repeat(item, low, high):
+            return Repeat(_terminals(item, plain), low, high)
+        case _:
+            return node
+
+
+def _grouped(items: tuple[Node, ...], plain: frozenset[str]) -> Iterator[Node]:
+    """Neighbours without recursion are one terminal."""
+    group: list[Node] = []
+    for item in items:
+        if plain.issuperset(references(item)):
+            group.append(item)
+            continue
+        if group:
+            yield Terminal(Sequence(tuple(group)))
+        group = []
+        yield _terminals(item, plain)
+    if group:
+        yield Terminal(Sequence(tuple(group)))
+
+
+def _broken(node: Node, greedy: set[Terminal]) -> Node:
+    match node:
+        case Terminal(inner):
+            return _characters(inner) if node in greedy else node
+        case Sequence(items):
+            return Sequence(tuple(_broken(item, greedy) for item in items))
+        case Choice(options):
+            return Choice(tuple(_broken(option, greedy) for option in options))
+        case Repeat(item, low, high):
+            return Repeat(_broken(item, greedy), low, high)
+        case _:
+            return node
+
+
+def _characters(node: Node) -> Node:
+    match node:
+        case Chars():
+            return Terminal(node)
+        case Sequence(items):
+            return Sequence(tuple(map(_characters, items)))
+        case Choice(options):
+            return Choice(tuple(map(_characters, options)))
+        case Repeat(item, low, high):
+            return Repeat(_characters(item), low, high)
+        case _:
+            return node
+
+
+class _Rivalry:
+    """Which terminals take bytes that belong behind another."""
+
+    def __init__(self, structure: Rules, rules: dict[str, Places]) -> None:
+        if len(structure) > _MAX_RULES:
+            raise TooComplex
+        terminals = [terminal for node in structure.values() for terminal in _within(node)]
+        self._places = {terminal: Places(terminal.node, rules) for terminal in terminals}
+        self._order = Order(structure, {terminal for terminal in terminals if self._places[terminal].ends.nullable})
+        self._budget = _MAX_PAIRS
+
+    def too_greedy(self) -> set[Terminal]:
+        """Looks at all pairs that may be expected at one place: those at the beginning, and those that may follow a pair which
+        the same text ends."""
+        greedy: set[Terminal] = set()
+        seen = set(product(self._order.first, repeat=2))
+        waiting = list(seen)
+        while waiting:
+            a, b = waiting.pop()
+            together, at_fault = self._compare(a, b)
+            greedy |= at_fault
+            if together:
+                fresh = set(product(self._order.follow[a], self._order.follow[b])) - seen
+                seen |= fresh
+                waiting += fresh
+                self._spend(len(fresh))
+        return greedy
+
+    def _compare(self, a: Terminal, b: Terminal) -> tuple[bool, set[Terminal]]:
+        """Whether one text ends both, and which of them goes on where the other should end."""
+        places_a, places_b = self._places[a], self._places[b]
+        behind_a, behind_b = self._bytes_behind(a), self._bytes_behind(b)
+        together, at_fault = False, set()
+        for p, q in self._reached(places_a, places_b):
+            ends_a, ends_b = p in places_a.ends.last, q in places_b.ends.last
+            together |= ends_a and ends_b
+            if ends_a and behind_a & _bytes(places_b, places_b.follow[q]):
+                at_fault.add(b)
+            if ends_b and behind_b & _bytes(places_a, places_a.follow[p]):
+                at_fault.add(a)
+        return together, at_fault
+
+    def _reached(self, a: Places, b: Places) -> set[tuple[int, int]]:
+        """The places at which the two may be after the same text."""
+        reached: set[tuple[int, int]] = set()
+        waiting = list(product(a.ends.first, b.ends.first))
+        while waiting:
+            p, q = waiting.pop()
+            self._spend(1)
+            if (p, q) not in reached and overlap(a.labels[p], b.labels[q]):
+                reached.add((p, q))
+                waiting += product(a.follow[p], b.follow[q])
+        return reached
+
+    def _bytes_behind(self, terminal: Terminal) -> int:
+        following = (self._places[other] for other in self._order.follow[terminal])
+        return reduce(or_, (_bytes(places, places.ends.first) for places in following), 0)
+
+    def _spend(self, count: int) -> None:
+        self._budget -= count
+        if self._budget < 0:
+            raise TooComplex
+
+
+def _bytes(places: Places, among: Iterable[int]) -> int:
+    return reduce(or_, (first_bytes(places.labels[place]) for place in among), 0)
+
+
+def _within(node: Node) -> Iterator[Terminal]:
+    if isinstance(node, Terminal):
+        yield node
+    for child in children(node):
+        yield from _within(child)

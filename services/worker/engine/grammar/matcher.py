@@ -1,0 +1,107 @@
+"""Where one answer stands in its grammar. Only the engine thread touches a Matcher."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from services.protocol.errors import BadRequest, CorralError
+from services.worker.engine.grammar.gate import Marker
+from services.worker.engine.grammar.vocabulary import TokenTable
+
+log = logging.getLogger(__name__)
+
+#: Bytes of whitespace between the marker and the answer: models write an empty line behind their reasoning.
+_GAP_BYTES = 4
+
+#: A step waits for its masks. A grammar that needs so long for one is given up, so that it holds up the others once.
+_SLOWEST_MASK_S = 1.0
+
+_TOO_COMPLEX = {"LexerTooComplex", "ParserTooComplex"}
+
+
+class Matcher:
+    """`mask` and `accept` never raise: an error in one answer must not touch the others of its batch. Where the grammar turns
+    out too complex, or a token is accepted that it forbids (a replay of tokens that were committed under another grammar),
+    `failure` says so, the matcher is finished, and the request is to be failed with it.
+
+    The state follows from the accepted tokens alone, so replaying them gives the same.
+    """
+
+    def __init__(self, matcher: LLMatcher, table: TokenTable, marker: Marker | None) -> None:
+        self._matcher = matcher
+        self._table = table
+        self._marker = marker
+        self._found = 0
+        self._gap = _GAP_BYTES if marker else 0
+        self._bits = np.zeros((table.num_vocab + 31) // 32 * 4, dtype=np.uint8)
+        self.failure: CorralError | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing but the end can follow."""
+        return self.failure is not None or (self._is_active and bool(self._matcher.is_stopped()))
+
+    def mask(self) -> NDArray[np.bool_] | None:
+        """Which tokens may come next; None where all may. Never all False where the model has an end token. The array may be
+        shared and is not to be written to."""
+        if not self._is_active:
+            assert self._marker is not None
+            return self._marker.mask(self._found)
+        mask = self._table.only_ends if self.is_finished else self._computed()
+        if self._gap and self.failure is None:
+            mask = mask.copy()
+            mask[[token for token, length in self._table.whitespace.items() if length <= self._gap]] = True
+        return mask
+
+    def accept(self, token: int) -> None:
+        """The token is part of the answer now. An end token changes nothing."""
+        if token in self._table.end_tokens or self.failure is not None:
+            return
+        if not self._is_active:
+            assert self._marker is not None
+            self._found = self._marker.advance(self._found, token)
+        elif not self._falls_into_gap(token):
+            self._consume(token)
+
+    @property
+    def _is_active(self) -> bool:
+        return self._marker is None or self._found == len(self._marker.marker)
+
+    def _falls_into_gap(self, token: int) -> bool:
+        """Whitespace that the grammar does not take as its own beginning."""
+        length = self._table.whitespace.get(token, _GAP_BYTES + 1)
+        if length > self._gap or self._matcher.validate_tokens([token]):
+            self._gap = 0
+            return False
+        self._gap -= length
+        return True
+
+    def _consume(self, token: int) -> None:
+        if not self._matcher.consume_token(token):
+            self._fail(f"token {token} does not continue an answer that matches its grammar")
+
+    def _computed(self) -> NDArray[np.bool_]:
+        begun = time.monotonic()
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        if self._matcher.is_error():
+            self._fail("the grammar allows nothing at this place of the answer")
+        elif time.monotonic() - begun > _SLOWEST_MASK_S:
+            self._fail_too_complex()
+        if self.failure is not None:
+            return self._table.only_ends
+        return np.unpackbits(self._bits, bitorder="little", count=self._table.num_vocab).view(np.bool_)
+
+    def _fail(self, problem: str) -> None:
+        if self._matcher.stop_reason() in _TOO_COMPLEX:
+            self._fail_too_complex()
+        else:
+            self.failure = CorralError(problem)
+            log.error("%s: %s", problem, self._matcher.get_error())
+
+    def _fail_too_complex(self) -> None:
+        self.failure = BadRequest("the grammar is too complex at this place of the answer")

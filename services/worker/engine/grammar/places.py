@@ -1,0 +1,172 @@
+"""What may begin, end and follow what in a part of a grammar (Glushkov 1961): by characters within a terminal, by terminals in
+the whole.
+
+Repetitions count only as none, one or many, so what is found here may be more than the grammar allows, never less.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from typing import Generic, TypeVar
+
+from services.worker.engine.grammar.gbnf import Chars, Choice, Node, Reference, Repeat, Rules, Sequence, Terminal, references
+
+Leaf = TypeVar("Leaf", bound=Hashable)
+
+#: Characters written in one terminal.
+_MAX_PLACES = 2_000
+
+
+class TooComplex(Exception):
+    """The grammar is too large to be looked at."""
+
+
+@dataclass(frozen=True)
+class Ends(Generic[Leaf]):
+    """What a part may begin and end with, and whether it may be empty."""
+
+    first: frozenset[Leaf] = frozenset()
+    last: frozenset[Leaf] = frozenset()
+    nullable: bool = True
+
+
+class _Automaton(ABC, Generic[Leaf]):
+    """`follow`: what may come behind a leaf."""
+
+    def __init__(self) -> None:
+        self.follow: defaultdict[Leaf, set[Leaf]] = defaultdict(set)
+
+    @abstractmethod
+    def _leaf(self, node: Node) -> Ends[Leaf]: ...
+
+    def _ends(self, node: Node) -> Ends[Leaf]:
+        match node:
+            case Choice(options):
+                return reduce(_either, map(self._ends, options))
+            case Sequence(items):
+                return reduce(self._then, map(self._ends, items), Ends[Leaf]())
+            case Repeat(item, low, high):
+                return self._repeat(self._ends(item), low, high)
+            case _:
+                return self._leaf(node)
+
+    def _then(self, a: Ends[Leaf], b: Ends[Leaf]) -> Ends[Leaf]:
+        self._link(a.last, b.first)
+        first = a.first | b.first if a.nullable else a.first
+        last = a.last | b.last if b.nullable else b.last
+        return Ends(first, last, a.nullable and b.nullable)
+
+    def _repeat(self, item: Ends[Leaf], low: int, high: int | None) -> Ends[Leaf]:
+        if high == 0:
+            return Ends()
+        if high is None or high > 1:
+            self._link(item.last, item.first)
+        return Ends(item.first, item.last, item.nullable or low == 0)
+
+    def _link(self, before: Iterable[Leaf], after: frozenset[Leaf]) -> None:
+        for leaf in before:
+            self.follow[leaf] |= after
+
+
+def _either(a: Ends[Leaf], b: Ends[Leaf]) -> Ends[Leaf]:
+    return Ends(a.first | b.first, a.last | b.last, a.nullable or b.nullable)
+
+
+class Places(_Automaton[int]):
+    """Of a part without recursion. A leaf is a place at which a character is written; `labels` has the characters."""
+
+    def __init__(self, node: Node, rules: dict[str, Places]) -> None:
+        super().__init__()
+        self.labels: list[Chars] = []
+        self._rules = rules
+        self.ends = self._ends(node)
+
+    def _leaf(self, node: Node) -> Ends[int]:
+        match node:
+            case Chars():
+                self._make_room(1)
+                self.labels.append(node)
+                here = frozenset({len(self.labels) - 1})
+                return Ends(here, here, nullable=False)
+            case Reference(rule) if rule in self._rules:
+                return self._copy(self._rules[rule])
+        raise TooComplex
+
+    def _copy(self, other: Places) -> Ends[int]:
+        self._make_room(len(other.labels))
+        base = len(self.labels)
+
+        def moved(places: Iterable[int]) -> frozenset[int]:
+            return frozenset(base + place for place in places)
+
+        self.labels += other.labels
+        self.follow.update((base + place, set(moved(after))) for place, after in other.follow.items())
+        return Ends(moved(other.ends.first), moved(other.ends.last), other.ends.nullable)
+
+    def _make_room(self, count: int) -> None:
+        if len(self.labels) + count > _MAX_PLACES:
+            raise TooComplex
+
+
+def of_rules(rules: Rules, order: Iterable[str]) -> dict[str, Places]:
+    """Of the rules in `order`, in which each comes behind those that it refers to; without those that are too long."""
+    found: dict[str, Places] = {}
+    for name in order:
+        try:
+            found[name] = Places(rules[name], found)
+        except TooComplex:
+            continue
+    return found
+
+
+class Order(_Automaton[Terminal]):
+    """Of the terminals of a whole grammar, whatever a rule was called from. `nullable` says which may be empty."""
+
+    def __init__(self, rules: Rules, nullable: set[Terminal]) -> None:
+        super().__init__()
+        self._nullable = nullable
+        self._rules: dict[str, Ends[Terminal]] = {name: Ends(nullable=False) for name in rules}
+        callers: defaultdict[str, set[str]] = defaultdict(set)
+        for name, node in rules.items():
+            for called in references(node):
+                callers[called].add(name)
+        stale = dict.fromkeys(rules)
+        while stale:
+            name, _ = stale.popitem()
+            ends = self._ends(rules[name])
+            if ends != self._rules[name]:
+                self._rules[name] = ends
+                stale |= dict.fromkeys(callers[name] | {name})
+
+    @property
+    def first(self) -> frozenset[Terminal]:
+        return self._rules["root"].first
+
+    def _leaf(self, node: Node) -> Ends[Terminal]:
+        match node:
+            case Terminal():
+                here = frozenset({node})
+                return Ends(here, here, node in self._nullable)
+            case Reference(rule):
+                return self._rules[rule]
+        raise TypeError(node)
+
+
+@lru_cache(maxsize=65536)
+def overlap(a: Chars, b: Chars) -> bool:
+    """Whether a character belongs to both."""
+    return any(low <= to and begin <= high for low, high in a.ranges for begin, to in b.ranges)
+
+
+@lru_cache(maxsize=65536)
+def first_bytes(label: Chars) -> int:
+    """The first bytes in UTF-8 of the characters, as a set of bits."""
+    bits = 0
+    for low, high in label.ranges:
+        begin, end = chr(low).encode()[0], chr(high).encode()[0]
+        bits |= (1 << end + 1) - (1 << begin)
+    return bits

@@ -1,0 +1,72 @@
+"""A model's vocabulary as llguidance wants it. Built once per model; read-only from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from llguidance import LLTokenizer, TokenizerWrapper
+from numpy.typing import NDArray
+
+#: How llguidance marks tokens that are no text: a byte that UTF-8 never has. A grammar reaches them by name or number alone.
+_CONTROL = b"\xff"
+
+WHITESPACE = b" \t\r\n"
+
+
+class Vocabulary(Protocol):
+    """The part of ModelRunner that names its tokens."""
+
+    num_vocab: int
+    end_tokens: frozenset[int]
+
+    def token_bytes(self, token: int) -> bytes: ...
+
+    def token_text(self, token: int) -> bytes: ...
+
+
+class TokenTable:
+    """`texts` holds each token as it is written, control tokens too. Costs seconds for 262,144 tokens (benchmarks/grammar.py)."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.num_vocab = vocabulary.num_vocab
+        self.end_tokens = vocabulary.end_tokens
+        self.texts: list[bytes] = []
+        tokens = []
+        for token in range(self.num_vocab):
+            data = vocabulary.token_bytes(token)
+            text = data or vocabulary.token_text(token)
+            is_text = data and token not in self.end_tokens
+            self.texts.append(text)
+            tokens.append(data if is_text else _CONTROL + text)
+        ends = sorted(self.end_tokens)
+        wrapper = TokenizerWrapper(_Tokens(tokens, ends[0] if ends else None))
+        self.tokenizer = LLTokenizer(wrapper, eos_token=ends or None)
+
+    @cached_property
+    def only_ends(self) -> NDArray[np.bool_]:
+        """The mask of a grammar that is complete."""
+        mask = np.zeros(self.num_vocab, dtype=np.bool_)
+        mask[list(self.end_tokens)] = True
+        return mask
+
+    @cached_property
+    def whitespace(self) -> dict[int, int]:
+        """The length in bytes of each token that is nothing but whitespace."""
+        return {token: len(text) for token, text in enumerate(self.texts) if text and not text.strip(WHITESPACE)}
+
+
+class _Tokens:
+    """What TokenizerWrapper asks of a tokenizer. No grammar here forces tokens, so nothing is ever tokenized."""
+
+    bos_token_id = None
+    special_token_ids: Sequence[int] = ()
+
+    def __init__(self, tokens: list[bytes], end_token: int | None) -> None:
+        self.tokens = tokens
+        self.eos_token_id = end_token
+
+    def __call__(self, _text: bytes) -> list[int]:
+        return []
