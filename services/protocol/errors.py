@@ -13,6 +13,8 @@ CorralError                       500  internal_error
 │   └── QueueFull                 503  queue_full
 ├── InvalidModelFile              500  invalid_model_file
 ├── ModelLoadFailed               500  model_load_failed
+│   ├── ModelRefused              500  model_refused
+│   └── InsufficientMemory        500  insufficient_memory
 ├── WorkerLost                    500  worker_lost
 └── ProtocolMismatch              500  protocol_mismatch
 
@@ -112,6 +114,18 @@ class ModelLoadFailed(CorralError):
     """No replica of the version could be brought up; the message says why."""
 
     code = "model_load_failed"
+
+
+class ModelRefused(ModelLoadFailed):
+    """llama.cpp does not take the model, or not with these settings; the same try gives the same answer."""
+
+    code = "model_refused"
+
+
+class InsufficientMemory(ModelLoadFailed):
+    """The replica needs more memory than there is."""
+
+    code = "insufficient_memory"
 
 
 class WorkerLost(CorralError):

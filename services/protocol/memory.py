@@ -50,6 +50,10 @@ _TYPE_BYTES: dict[KvType, float] = {
 }
 
 
+def gib(size: int) -> str:
+    return f"{size / 1024**3:.1f} GiB"
+
+
 @dataclass(frozen=True)
 class MemoryNeed:
     """Bytes."""
@@ -59,8 +63,12 @@ class MemoryNeed:
     compute: int
 
     @property
+    def model(self) -> int:
+        return self.weights + self.kv_cache + self.compute
+
+    @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.compute + PROCESS_BYTES
+        return self.model + PROCESS_BYTES
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ class WorkerState(enum.StrEnum):
 
 
 class WorkerReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`memory_bytes` is the process's resident memory, `context_tokens` what one slot holds. `error_code` and `error` say why
-    the model did not load (state FAILED); `error_code` names a class of services.protocol.errors."""
+    """`memory_bytes` is the process's resident memory, `device_memory_bytes` what loading took of accelerators' own,
+    `context_tokens` what one slot holds, `load_progress` how much of the model is loaded (0 to 1). `error_code` and `error` say
+    why the model did not load (state FAILED); `error_code` names a class of services.protocol.errors."""
 
     worker: str
     replica: str
@@ -36,6 +37,8 @@ class WorkerReport(msgspec.Struct, frozen=True, omit_defaults=True):
     running: int = 0
     context_tokens: int = 0
     memory_bytes: int = 0
+    device_memory_bytes: int = 0
+    load_progress: float = 0.0
     error_code: str = ""
     error: str = ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.protocol.errors import InvalidModelFile
+from services.protocol.errors import InsufficientMemory, InvalidModelFile, ModelRefused
 
 #: The first retry comes after a second, each further one after twice the time, at most a minute.
 FIRST_S = 1.0
@@ -11,8 +11,8 @@ LONGEST_S = 60.0
 #: A replica that served for so long has proved itself: its failure counts as the first one.
 PROVEN_AFTER_S = 60.0
 
-#: Failures that another try cannot cure.
-_PERMANENT = frozenset({InvalidModelFile.code})
+#: Failures that another try of the same cannot cure, or not by itself: memory is freed by somebody.
+_PERMANENT = frozenset({InvalidModelFile.code, ModelRefused.code, InsufficientMemory.code})
 
 
 def is_permanent(code: str) -> bool:

@@ -10,11 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-GIB = 1024**3
-
-
-def gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
+from services.protocol.memory import gib
 
 
 @dataclass(frozen=True)

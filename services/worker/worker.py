@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import psutil
 from redis.asyncio import Redis
 
-from services.protocol.errors import CorralError, InvalidModelFile, ModelLoadFailed, Unavailable
+from services.protocol.errors import CorralError, Unavailable
 from services.protocol.messages import (
     Cancel,
     Claim,
@@ -34,7 +34,8 @@ from services.protocol.queue import Queue
 from services.protocol.replies import ReplyWriter
 from services.protocol.reports import NodeReports, WorkerReport, WorkerState
 from services.worker.config import Settings
-from services.worker.engine.runner import ModelUnusable
+from services.worker.engine.runner import LoadCancelled, OnProgress
+from services.worker.loading import Loaded
 from services.worker.loop import Abort, Addressed, Quit
 from services.worker.mode import Loop, Mode
 
@@ -56,9 +57,9 @@ class InFlight:
 
 
 class Worker:
-    """`load` loads the model, in the engine thread; it raises ModelUnusable or InvalidModelFile."""
+    """`load` loads the model, in the engine thread (see services.worker.loading)."""
 
-    def __init__(self, settings: Settings, redis: Redis, load: Callable[[], Mode]) -> None:
+    def __init__(self, settings: Settings, redis: Redis, load: Callable[[Settings, OnProgress], Loaded]) -> None:
         self.id = new_id()
         self._settings = settings
         self._load = load
@@ -67,7 +68,8 @@ class Worker:
         self._nodes = NodeReports(redis)
         self._state = WorkerState.LOADING
         self._failure: CorralError | None = None
-        self._mode: Mode | None = None
+        self._load_progress = 0.0  # written by the engine thread while it loads
+        self._loaded: Loaded | None = None
         self._in_flight: dict[str, InFlight] = {}
         self._outbox: asyncio.Queue[list[Addressed]] = asyncio.Queue()
         self._may_claim = asyncio.Event()
@@ -89,12 +91,21 @@ class Worker:
             async with asyncio.TaskGroup() as tasks:
                 reports = tasks.create_task(self._report())
                 try:
-                    mode = await loop.run_in_executor(engine_thread, self._load)
-                except (ModelUnusable, InvalidModelFile) as error:
+                    self._loaded = await loop.run_in_executor(engine_thread, self._load, self._settings, self._note_progress)
+                except LoadCancelled:
                     reports.cancel()
-                    await self._fail(ModelLoadFailed(str(error)))
+                    await self._leave()
+                    return 0
+                except CorralError as error:
+                    reports.cancel()
+                    await self._fail(error)
                     return 3
-                return await self._serve(mode, engine_thread, reports)
+                return await self._serve(self._loaded.mode, engine_thread, reports)
+
+    def _note_progress(self, fraction: float) -> bool:
+        """Whether to go on loading."""
+        self._load_progress = fraction
+        return not self._draining.is_set()
 
     async def _serve(self, mode: Mode, thread: ThreadPoolExecutor, reports: asyncio.Task[None]) -> int:
         loop = asyncio.get_running_loop()
@@ -103,7 +114,6 @@ class Worker:
             loop.call_soon_threadsafe(self._outbox.put_nowait, events)
 
         engine = mode.loop(emit)
-        self._mode = mode
         self._enter(WorkerState.READY)
         engine_run = loop.run_in_executor(thread, engine.run)
         try:
@@ -262,7 +272,7 @@ class Worker:
             await _wait(self._state_changed, timeout_s=self._settings.report_s)
 
     async def _publish_report(self, *, lease_ms: int | None = None) -> None:
-        mode, failure = self._mode, self._failure
+        loaded, failure = self._loaded, self._failure
         report = WorkerReport(
             worker=self.id,
             replica=self._settings.replica,
@@ -271,8 +281,10 @@ class Worker:
             state=self._state,
             slots=self._settings.slots,
             running=len(self._in_flight),
-            context_tokens=mode.context_tokens if mode else 0,
+            context_tokens=loaded.mode.context_tokens if loaded else 0,
             memory_bytes=psutil.Process().memory_info().rss,
+            device_memory_bytes=loaded.device_memory_bytes if loaded else 0,
+            load_progress=1.0 if loaded else self._load_progress,
             error_code=failure.code if failure else "",
             error=failure.message if failure else "",
         )

@@ -54,7 +54,7 @@ class ScriptedGateway:
             caller="tests",
             prompt=prompt,
             sampling=sampling,
-            stopping=StopConditions(max_tokens, stop),
+            stopping=StopConditions(max_tokens, stop=stop),
             context=context,
             return_prompt_ids=return_prompt_ids,
         )

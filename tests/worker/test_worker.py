@@ -221,8 +221,8 @@ async def test_a_file_that_is_no_model_is_reported_and_ends_the_process(
     os.truncate(path, path.stat().st_size // 2)
     process = await start_worker(runner="llama", model_path=path)
     report = await gateway.worker(WorkerState.FAILED)
-    assert report.error_code == "model_load_failed"
-    assert "corrupted or incomplete" in report.error
+    assert report.error_code == "invalid_model_file"
+    assert report.error.startswith("the file tiny.gguf is truncated: ")
     assert await process.wait() == 3
 
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
-from collections import deque
 from collections.abc import Sequence as TokenIds
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +16,49 @@ import numpy as np
 from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
-from services.worker.engine.runner import EngineDead, ModelUnusable, NoRoom
+from services.worker.engine.llama_model import (
+    LlamaSettings,
+    LogLines,
+    apply_adapters,
+    load_model,
+    new_context,
+    slot_context,
+)
+from services.worker.engine.runner import DecodeAborted, EngineDead, NoRoom, OnProgress
 from services.worker.engine.scheduler import Span
 
 log = logging.getLogger(__name__)
 
-#: What `llama_decode` returns where no KV cells were found; 0 is success, everything else leaves the context undefined.
+#: What `llama_decode` returns where no KV cells were found, and where the abort callback ended it. In both cases the cache is as
+#: it was before. 0 is success, everything else leaves the context undefined.
 _NO_ROOM = 1
-
-#: The context of a slot where neither the deployment nor the model asks for less.
-DEFAULT_CONTEXT_TOKENS = 4096
-
-
-@dataclass(frozen=True)
-class LlamaSettings:
-    """`context_tokens` per slot, 0: the trained context, at most DEFAULT_CONTEXT_TOKENS. `threads` 0: every core that this
-    process may use. `gpu_layers` -1: all. `kv_unified`: one KV buffer for all slots, instead of one stream for each."""
-
-    num_slots: int = 8
-    context_tokens: int = 0
-    batch_tokens: int = 512
-    threads: int = 0
-    gpu_layers: int = -1
-    kv_unified: bool = True
+_ABORTED = 2
 
 
 class LlamaRunner:
-    """Implements ModelRunner on a GGUF file. Raises ModelUnusable where the file cannot be loaded."""
+    """Implements ModelRunner on a GGUF file. Raises ModelUnusable where the file cannot be loaded, LoadCancelled where
+    `on_progress` ends it."""
 
-    def __init__(self, path: Path, settings: LlamaSettings) -> None:
-        self._messages = _LogLines()
+    def __init__(self, path: Path, settings: LlamaSettings, *, on_progress: OnProgress = lambda _: True) -> None:
+        self._messages = LogLines()
         llama_cpp.llama_backend_init()
-        self._model = self._load(path, settings)
+        self._model = load_model(path, settings, self._messages, on_progress)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        self._context = self._new_context(settings)
+        self._context = new_context(self._model, settings, self._messages)
+        apply_adapters(self._model, self._context, settings, self._messages)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = _Batch(settings.batch_tokens)
+        self._abort = _AbortFlag()
         self.num_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.num_slots = settings.num_slots
-        self.context_tokens = self._slot_context(settings)
+        self.context_tokens = slot_context(self._model, settings)
         self.partial_reuse = not (
             llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         )
+        self.shareable_prefixes = settings.kv_unified
+        self.num_cells = llama_cpp.llama_n_ctx(self._context)
+        if self.partial_reuse:  # a half-computed batch cannot be taken back out of a recurrent state
+            self._abort.attach(self._context)
         self.end_tokens = frozenset(
             token for token in range(self.num_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token)
         )
@@ -70,38 +68,16 @@ class LlamaRunner:
         self._add_bos = llama_cpp.llama_vocab_get_add_bos(self._vocab)
         self.bos_text = self._piece(self._bos, special=True).decode(errors="replace")
         self.eos_text = self._piece(llama_cpp.llama_vocab_eos(self._vocab), special=True).decode(errors="replace")
+        self.fim_prefix, self.fim_suffix, self.fim_middle = self._fill_tokens()
         self._pieces: dict[int, bytes] = {}
 
-    def _load(self, path: Path, settings: LlamaSettings) -> Any:
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = settings.gpu_layers
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-        if not model:
-            raise ModelUnusable(f"llama.cpp cannot load {path.name}: {self._messages.last_error()}")
-        return model
-
-    def _slot_context(self, settings: LlamaSettings) -> int:
-        trained: int = llama_cpp.llama_model_n_ctx_train(self._model)
-        return min(settings.context_tokens or DEFAULT_CONTEXT_TOKENS, trained)
-
-    def _new_context(self, settings: LlamaSettings) -> Any:
-        threads = settings.threads or len(os.sched_getaffinity(0))
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = self._slot_context(settings) * settings.num_slots
-        params.n_batch = params.n_ubatch = settings.batch_tokens
-        params.n_seq_max = settings.num_slots
-        # Every slot samples at most one token a step; the default would hold a row of logits for each token of a batch.
-        params.n_outputs_max = settings.num_slots
-        params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = settings.kv_unified
-        # A full-size cache keeps what lies behind a sliding window, so that a prefix can be reused in models that have one.
-        params.swa_full = True
-        params.no_perf = True
-        context = llama_cpp.llama_init_from_model(self._model, params)
-        if not context:
-            llama_cpp.llama_model_free(self._model)
-            raise ModelUnusable(f"llama.cpp cannot make a context of {params.n_ctx} tokens: {self._messages.last_error()}")
-        return context
+    def _fill_tokens(self) -> tuple[int | None, ...]:
+        tokens = (
+            llama_cpp.llama_vocab_fim_pre(self._vocab),
+            llama_cpp.llama_vocab_fim_suf(self._vocab),
+            llama_cpp.llama_vocab_fim_mid(self._vocab),
+        )
+        return tuple(None if token < 0 else token for token in tokens)
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         data = text.encode()
@@ -141,11 +117,20 @@ class LlamaRunner:
         if not llama_cpp.llama_memory_seq_rm(self._memory, slot, keep, -1):
             raise EngineDead(f"the model's memory cannot be cut back to {keep} tokens")
 
+    def share(self, source: int, target: int, length: int) -> None:
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def interrupt(self) -> None:
+        self._abort.set()
+
     def decode(self, spans: TokenIds[Span]) -> NDArray[np.float32]:
         rows = self._batch.fill(spans)
         outcome = llama_cpp.llama_decode(self._context, self._batch.struct)
         if outcome == _NO_ROOM:
             raise NoRoom
+        if outcome == _ABORTED:
+            self._abort.clear()
+            raise DecodeAborted
         if outcome != 0:
             raise EngineDead(f"llama_decode returned {outcome}: {self._messages.last_error()}")
         if rows == 0:
@@ -155,6 +140,28 @@ class LlamaRunner:
     def close(self) -> None:
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
+
+
+class _AbortFlag:
+    """What llama.cpp asks before each node of its graph: whether to give up.
+
+    A callback into Python would wait for the GIL a thousand times a batch. `strlen` is a C function of the right shape: of a
+    buffer that begins with a zero byte it returns 0, of one that holds a single byte before the zero it returns 1.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = ctypes.create_string_buffer(2)
+        strlen = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value or 0
+        self._callback = llama_cpp.ggml_abort_callback(strlen)
+
+    def attach(self, context: Any) -> None:
+        llama_cpp.llama_set_abort_callback(context, self._callback, ctypes.cast(self._buffer, ctypes.c_void_p))
+
+    def set(self) -> None:
+        self._buffer[0] = b"\x01"
+
+    def clear(self) -> None:
+        self._buffer[0] = b"\x00"
 
 
 class _Batch:
@@ -191,32 +198,3 @@ class _Batch:
             self._logits[end - 1] = span.samples
         self.struct.n_tokens = end
         return sum(span.samples for span in spans)
-
-
-class _LogLines:
-    """llama.cpp's log: errors and warnings are kept for messages of our own, the rest goes to the debug log.
-
-    The callback is process-wide; a process holds one model.
-    """
-
-    _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}  # GGML_LOG_LEVEL_INFO, _WARN, _ERROR
-
-    def __init__(self) -> None:
-        self._errors: deque[str] = deque(maxlen=20)
-        # ctypes keeps no reference to a callback that C holds.
-        self._callback = llama_cpp.llama_log_callback(self._take)
-        llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
-
-    def _take(self, level: int, text: bytes, _data: Any) -> None:
-        line = text.decode(errors="replace").strip()
-        if not line:
-            return
-        if level == 4:
-            self._errors.append(line)
-        log.log(self._LEVELS.get(level, logging.DEBUG), "%s", line)
-
-    def last_error(self) -> str:
-        """The first of the newest errors: llama.cpp logs the cause before its consequences."""
-        cause = self._errors[0] if self._errors else "no reason given"
-        self._errors.clear()
-        return cause

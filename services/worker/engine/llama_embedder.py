@@ -7,7 +7,6 @@ Encoders keep nothing between batches; a decoder's KV cache is emptied after eac
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence as TokenIds
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
 from services.worker.engine.embedder import MAX_SEQUENCES, Framing, Pooling
-from services.worker.engine.llama import DEFAULT_CONTEXT_TOKENS, LlamaSettings, _LogLines
-from services.worker.engine.runner import EngineDead, ModelUnusable
+from services.worker.engine.llama_model import DEFAULT_CONTEXT_TOKENS, LlamaSettings, LogLines, load_model
+from services.worker.engine.runner import EngineDead, ModelUnusable, OnProgress
 
 _POOLING = {
     Pooling.MEAN: llama_cpp.LLAMA_POOLING_TYPE_MEAN,
@@ -31,40 +30,35 @@ _POOLING = {
 class LlamaEmbedder:
     """Implements Embedder on a GGUF file. Raises ModelUnusable where the file cannot be loaded."""
 
-    def __init__(self, path: Path, settings: LlamaSettings, *, pooling: Pooling) -> None:
-        self._messages = _LogLines()
+    def __init__(
+        self, path: Path, settings: LlamaSettings, *, pooling: Pooling, on_progress: OnProgress = lambda _: True
+    ) -> None:
+        self._messages = LogLines()
         llama_cpp.llama_backend_init()
-        self._model = self._load(path, settings)
+        self._model = load_model(path, settings, self._messages, on_progress)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         trained: int = llama_cpp.llama_model_n_ctx_train(self._model)
         self.pooling = pooling
         self.num_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.context_tokens = min(settings.context_tokens or DEFAULT_CONTEXT_TOKENS, trained)
         self.batch_tokens = settings.batch_tokens
-        self.max_sequences = min(MAX_SEQUENCES, llama_cpp.llama_max_parallel_sequences())
+        capacity = max(self.batch_tokens, self.context_tokens)
+        self.max_sequences = min(MAX_SEQUENCES, capacity)  # llama.cpp aborts where there are more of them than tokens
         self.framing = self._framing()
-        self._context = self._new_context(settings)
+        self._context = self._new_context(settings, capacity)
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = _Batch(max(self.batch_tokens, self.context_tokens))
+        self._batch = _Batch(capacity)
         self._width = (
             llama_cpp.llama_model_n_cls_out(self._model)
             if pooling is Pooling.RANK
             else llama_cpp.llama_model_n_embd_out(self._model)
         )
 
-    def _load(self, path: Path, settings: LlamaSettings) -> Any:
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = settings.gpu_layers
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-        if not model:
-            raise ModelUnusable(f"llama.cpp cannot load {path.name}: {self._messages.last_error()}")
-        return model
-
-    def _new_context(self, settings: LlamaSettings) -> Any:
+    def _new_context(self, settings: LlamaSettings, capacity: int) -> Any:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = max(self.batch_tokens, self.context_tokens)
+        params.n_ctx = params.n_batch = params.n_ubatch = capacity
         params.n_seq_max = self.max_sequences
-        params.n_threads = params.n_threads_batch = settings.threads or len(os.sched_getaffinity(0))
+        params.n_threads = params.n_threads_batch = settings.threads_used
         params.kv_unified = True
         params.embeddings = True
         params.pooling_type = _POOLING[self.pooling]

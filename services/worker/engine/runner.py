@@ -6,6 +6,7 @@ the engine thread alone; its vocabulary (`tokenize`, `token_bytes`) only reads a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as TokenIds
 from typing import Protocol
 
@@ -13,6 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.worker.engine.scheduler import Span
+
+
+#: Told how much of a model is loaded (0 to 1), from the thread that loads it; False ends the loading.
+OnProgress = Callable[[float], bool]
 
 
 class EngineError(Exception):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from services.protocol.messages import FinishReason
-from services.worker.engine.llama import LlamaRunner, LlamaSettings
+from services.worker.engine.llama import LlamaRunner
+from services.worker.engine.llama_model import LlamaSettings
 from services.worker.engine.runner import ModelUnusable
 from services.worker.engine.scheduler import Span
 from services.worker.engine.sequence import Sequence
