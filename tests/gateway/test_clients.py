@@ -136,7 +136,7 @@ async def test_openai_calls(of_openai: openai.AsyncOpenAI, worker: Worker) -> No
             reasoning="Where?",
             tool_calls=(ToolCall("call_1", "weather", '{"city":"Rome"}'), ToolCall("call_2", "weather", '{"city":"Oslo"}')),
         ),
-        ChatMessage("tool", "Sunny", tool_call_id="call_1", tool_name="weather"),
+        ChatMessage("tool", "Sunny", tool_call_id="call_1"),
     )
 
 

@@ -141,7 +141,7 @@ def test_calls_in_a_dialogue_of_openai() -> None:
             reasoning="Hm",
             tool_calls=(ToolCall("c1", "weather", '{"z": "Rome"}'), ToolCall("c2", "now", "{}")),
         ),
-        ChatMessage("tool", "Sunny", tool_call_id="c1", tool_name="weather"),
+        ChatMessage("tool", "Sunny", tool_call_id="c1"),
         ChatMessage("tool", "?", tool_call_id="c9"),
     )
     with pytest.raises(BadRequest, match="invalid message content type: <nil>"):
@@ -167,7 +167,7 @@ def test_calls_in_a_dialogue_of_ollama() -> None:
     )
     assert prompt.messages[1:] == (
         ChatMessage("assistant", "", reasoning="Hm", tool_calls=(ToolCall("c1", "weather", '{"z":"Rome","a":1}'),)),
-        ChatMessage("tool", "Sunny", tool_call_id="c1", tool_name="weather"),
+        ChatMessage("tool", "Sunny", tool_call_id="c1"),
         ChatMessage("tool", "Noon", tool_name="now"),
         ChatMessage("tool", "Noon", tool_name="now"),
     )

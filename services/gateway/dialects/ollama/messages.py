@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from services.gateway.dialects.bodies import InvalidField
-from services.gateway.dialects.dialogue import with_call_names
 from services.gateway.ticket import Target
 from services.protocol.prompts import ChatMessage, ToolCall
 
@@ -39,8 +38,7 @@ def dialogue(messages: list[Message], target: Target) -> tuple[ChatMessage, ...]
     """`messages` is not empty. Raises BadRequest and UnsupportedCapability."""
     if any(message.images for message in messages):
         raise target.unsupported("vision")
-    told = (_message(message, f"messages[{index}]") for index, message in enumerate(messages))
-    return target.with_system(tuple(with_call_names(told)))
+    return target.with_system(tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages)))
 
 
 def _message(message: Message, field: str) -> ChatMessage:

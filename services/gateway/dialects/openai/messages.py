@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from services.gateway.dialects.bodies import InvalidField
-from services.gateway.dialects.dialogue import with_call_names
 from services.gateway.ticket import Target
 from services.protocol.errors import BadRequest
 from services.protocol.prompts import ChatMessage, ToolCall
@@ -47,8 +46,7 @@ class Message(msgspec.Struct):
 
 def dialogue(messages: list[Message], target: Target) -> tuple[ChatMessage, ...]:
     """`messages` is not empty. Raises BadRequest and UnsupportedCapability."""
-    told = (_message(message, f"messages[{index}]", target) for index, message in enumerate(messages))
-    return target.with_system(tuple(with_call_names(told)))
+    return target.with_system(tuple(_message(message, f"messages[{index}]", target) for index, message in enumerate(messages)))
 
 
 def _message(message: Message, field: str, target: Target) -> ChatMessage:
