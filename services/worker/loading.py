@@ -16,6 +16,7 @@ from services.protocol.engine import EngineSettings
 from services.protocol.errors import InsufficientMemory, InvalidModelFile, ModelLoadFailed, ModelRefused
 from services.protocol.gguf import Gguf
 from services.protocol.memory import gib, memory_needed
+from services.protocol.pooling import pooling_of
 from services.worker.config import Settings
 from services.worker.embedding.mode import EmbeddingMode
 from services.worker.engine.devices import accelerators
@@ -46,7 +47,7 @@ def load(settings: Settings, on_progress: OnProgress) -> Loaded:
     model = read_model(settings.model_path)
     require_memory(model, settings.engine, available=available_memory() + free)
     try:
-        mode = _mode(settings, on_progress)
+        mode = _mode(settings, model, on_progress)
     except ModelUnusable as error:
         raise ModelRefused(str(error)) from error
     return Loaded(mode, max(0, free - _device_memory_free(settings.engine)))
@@ -86,12 +87,12 @@ def _device_memory_free(engine: EngineSettings) -> int:
     return sum(device.memory_free for device in accelerators()) if engine.gpu_layers else 0
 
 
-def _mode(settings: Settings, on_progress: OnProgress) -> Mode:
-    """By CORRAL_POOLING: a model that is pooled makes embeddings, or scores; any other generates."""
+def _mode(settings: Settings, model: Gguf, on_progress: OnProgress) -> Mode:
     path, llama = settings.model_path, llama_settings(settings.engine)
-    if settings.pooling in ("", "none"):
+    pooling = pooling_of(model.metadata, settings.pooling)
+    if pooling == "none":
         return GeneratingMode(LlamaRunner(path, llama, on_progress=on_progress), settings)
-    return EmbeddingMode(LlamaEmbedder(path, llama, pooling=Pooling(settings.pooling), on_progress=on_progress))
+    return EmbeddingMode(LlamaEmbedder(path, llama, pooling=Pooling(pooling), on_progress=on_progress))
 
 
 def _fake_mode(settings: Settings) -> Mode:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence as TokenIds
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,16 @@ from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
 from services.worker.engine.embedder import MAX_SEQUENCES, Framing, Pooling
-from services.worker.engine.llama_model import DEFAULT_CONTEXT_TOKENS, LlamaSettings, LogLines, load_model
-from services.worker.engine.runner import EngineDead, ModelUnusable, OnProgress
+from services.worker.engine.llama_model import (
+    LlamaSettings,
+    LogLines,
+    apply_adapters,
+    context_params,
+    init_context,
+    load_model,
+    slot_context,
+)
+from services.worker.engine.runner import EngineDead, OnProgress
 
 _POOLING = {
     Pooling.MEAN: llama_cpp.LLAMA_POOLING_TYPE_MEAN,
@@ -37,15 +46,15 @@ class LlamaEmbedder:
         llama_cpp.llama_backend_init()
         self._model = load_model(path, settings, self._messages, on_progress)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        trained: int = llama_cpp.llama_model_n_ctx_train(self._model)
         self.pooling = pooling
         self.num_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self.context_tokens = min(settings.context_tokens or DEFAULT_CONTEXT_TOKENS, trained)
+        self.context_tokens = slot_context(self._model, replace(settings, kv_tokens=0))
         self.batch_tokens = settings.batch_tokens
         capacity = max(self.batch_tokens, self.context_tokens)
         self.max_sequences = min(MAX_SEQUENCES, capacity)  # llama.cpp aborts where there are more of them than tokens
         self.framing = self._framing()
         self._context = self._new_context(settings, capacity)
+        apply_adapters(self._model, self._context, settings, self._messages)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = _Batch(capacity)
         self._width = (
@@ -55,19 +64,13 @@ class LlamaEmbedder:
         )
 
     def _new_context(self, settings: LlamaSettings, capacity: int) -> Any:
-        params = llama_cpp.llama_context_default_params()
+        params = context_params(settings)
         params.n_ctx = params.n_batch = params.n_ubatch = capacity
         params.n_seq_max = self.max_sequences
-        params.n_threads = params.n_threads_batch = settings.threads_used
         params.kv_unified = True
         params.embeddings = True
         params.pooling_type = _POOLING[self.pooling]
-        params.no_perf = True
-        context = llama_cpp.llama_init_from_model(self._model, params)
-        if not context:
-            llama_cpp.llama_model_free(self._model)
-            raise ModelUnusable(f"llama.cpp cannot make a context of {params.n_ctx} tokens: {self._messages.last_error()}")
-        return context
+        return init_context(self._model, params, self._messages)
 
     def _framing(self) -> Framing:
         def token(found: int) -> int | None:

@@ -116,20 +116,31 @@ def slot_context(model: Any, settings: LlamaSettings) -> int:
 
 def new_context(model: Any, settings: LlamaSettings, messages: LogLines) -> Any:
     """A `llama_context` for generation. Raises ModelUnusable, and frees the model, where llama.cpp refuses the settings."""
-    params = llama_cpp.llama_context_default_params()
+    params = context_params(settings)
     params.n_ctx = settings.kv_tokens or slot_context(model, settings) * settings.num_slots
     params.n_batch = params.n_ubatch = settings.batch_tokens
     params.n_seq_max = settings.num_slots
     # Every slot samples at most one token a step; the default would hold a row of logits for each token of a batch.
     params.n_outputs_max = settings.num_slots
-    params.n_threads = params.n_threads_batch = settings.threads_used
     params.kv_unified = settings.kv_unified
+    # A full-size cache keeps what lies behind a sliding window, so that a prefix can be reused in models that have one.
+    params.swa_full = True
+    return init_context(model, params, messages)
+
+
+def context_params(settings: LlamaSettings) -> Any:
+    """What contexts of every kind have in common."""
+    params = llama_cpp.llama_context_default_params()
+    params.n_threads = params.n_threads_batch = settings.threads_used
     params.type_k, params.type_v = _KV_TYPES[settings.kv_type_k], _KV_TYPES[settings.kv_type_v]
     params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
     params.rope_freq_base, params.rope_freq_scale = settings.rope_freq_base, settings.rope_freq_scale
-    # A full-size cache keeps what lies behind a sliding window, so that a prefix can be reused in models that have one.
-    params.swa_full = True
     params.no_perf = True
+    return params
+
+
+def init_context(model: Any, params: Any, messages: LogLines) -> Any:
+    """Raises ModelUnusable, and frees the model, where llama.cpp refuses the parameters."""
     context = llama_cpp.llama_init_from_model(model, params)
     if not context:
         llama_cpp.llama_model_free(model)
