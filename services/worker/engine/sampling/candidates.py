@@ -15,7 +15,6 @@ Logits = NDArray[np.float32]
 Ids = NDArray[np.intp]
 
 _BLOCK = 512
-_OFFSETS = np.arange(_BLOCK)
 
 
 class Candidates:
@@ -38,12 +37,7 @@ class Candidates:
     @cached_property
     def peak(self) -> np.float32:
         """The largest logit; NaN where there is one, minus infinity where nothing can be drawn."""
-        return np.float32(self._maxima.max(initial=-np.inf))
-
-    @cached_property
-    def _maxima(self) -> Logits:
-        maxima: Logits = np.maximum.reduceat(self.logits, np.arange(0, len(self.logits), _BLOCK))
-        return maxima
+        return np.float32(self.logits.max(initial=-np.inf))
 
     def likeliest(self) -> int | None:
         """The id of the largest logit, the smallest id among equals; None where nothing can be drawn."""
@@ -56,7 +50,7 @@ class Candidates:
 
     def where(self, allowed: NDArray[np.bool_]) -> Candidates:
         """Those for which `allowed`, which has an entry for each, is true. The others may stay, with no probability."""
-        if 8 * np.count_nonzero(allowed) < len(self):
+        if len(self) <= _BLOCK or 8 * np.count_nonzero(allowed) < len(self):
             return self.at(np.flatnonzero(allowed))
         # Choosing by a mask branches at each entry; this does not. Infinity where allowed, minus infinity elsewhere:
         ceiling = (allowed.astype(np.float32) - np.float32(0.5)) * np.float32(np.inf)
@@ -65,26 +59,22 @@ class Candidates:
     def at_temperature(self, temperature: float) -> Candidates:
         return self if temperature == 1.0 else Candidates(self.logits / np.float32(temperature), self.ids)
 
-    def indices_from(self, floor: np.float32) -> Ids:
-        """Where the logits are at least `floor`, ascending."""
-        blocks = np.flatnonzero(self._maxima >= floor)
-        if 4 * _BLOCK * len(blocks) > len(self):
-            return np.flatnonzero(self.logits >= floor)
-        near = (blocks[:, None] * _BLOCK + _OFFSETS).ravel()
-        near = near[: np.searchsorted(near, len(self))]
-        return near.take(np.flatnonzero(self.logits.take(near) >= floor))
+    def at_least(self, floor: np.float32) -> Candidates:
+        return self.where(self.logits >= floor)
 
     def largest(self, count: int) -> Candidates:
         """The `count` largest; among equals at the border the smaller ids."""
         if count >= len(self):
             return self
         some = self
-        if count <= len(self._maxima):
+        if count * _BLOCK <= len(self):
             # As many blocks have a maximum of at least this, so at least as many logits do.
-            some = self.at(self.indices_from(np.partition(self._maxima, -count)[-count]))
+            maxima = np.maximum.reduceat(self.logits, np.arange(0, len(self), _BLOCK))
+            some = self.at(np.flatnonzero(self.logits >= np.partition(maxima, -count)[-count]))
         border = np.partition(some.logits, -count)[-count]
         indices = np.flatnonzero(some.logits >= border)
-        if surplus := len(indices) - count:
+        surplus = len(indices) - count
+        if surplus > 0:
             tied = np.flatnonzero(some.logits.take(indices) == border)
             indices = np.delete(indices, tied[-surplus:])
         return some.at(indices)

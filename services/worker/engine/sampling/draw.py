@@ -23,10 +23,10 @@ def drawn(weights: Logits, uniform: float) -> int:
     within one, which spares summing up a whole vocabulary. A weight of zero is never drawn; there is one that is not."""
     sums = np.cumsum(block_sums(weights), dtype=np.float64)
     target = uniform * sums[-1]
-    block = min(int(np.searchsorted(sums, target, side="right")), len(sums) - 1)
+    block = min(int(sums.searchsorted(target, side="right")), len(sums) - 1)
     start = block_start(block)
     inside = weights[start : block_start(block + 1)]
     before = sums[block - 1] if block else 0.0
-    index = int(np.searchsorted(np.cumsum(inside, dtype=np.float64), target - before, side="right"))
+    index = int(np.cumsum(inside, dtype=np.float64).searchsorted(target - before, side="right"))
     # Rounding may carry the target past the end of its block.
     return start + min(index, int(np.flatnonzero(inside)[-1]))

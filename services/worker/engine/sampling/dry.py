@@ -36,7 +36,7 @@ class Dry:
 
     def apply(self, row: Logits, tokens: TokenIds[int]) -> None:
         recent = tokens[::-1] if self._last_n < 0 else tokens[: -self._last_n - 1 : -1]
-        if len(recent) <= self._allowed_length:
+        if len(recent) <= max(self._allowed_length, 0):
             return
         limit = self._tokens_since_breaker(recent)
         if limit < self._allowed_length:
@@ -57,7 +57,7 @@ class Dry:
         return max(-_LARGEST_PENALTY, min(penalty, _LARGEST_PENALTY))
 
     def _tokens_since_breaker(self, recent: TokenIds[int]) -> int:
-        for back, token in enumerate(recent):
+        for back, token in enumerate(recent if self._breakers else ()):
             if rests := self._rests_of(token):
                 spans = [span for rest in rests if (span := self._tokens_of(rest, recent[:back][::-1])) is not None]
                 if spans:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from services.worker.engine.sampling.candidates import Candidates
 
 #: (token id, natural logarithm of its probability), the likeliest first, among equals the smaller id.
 Ranking = tuple[tuple[int, float], ...]
+
+_CHUNK = 16_384
 
 
 def logprobs(candidates: Candidates, token: int, count: int) -> tuple[float, Ranking]:
@@ -23,6 +27,10 @@ def logprobs(candidates: Candidates, token: int, count: int) -> tuple[float, Ran
 
 
 def _log_sum_exp(candidates: Candidates) -> float:
-    peak = candidates.peak
-    shifted = np.subtract(candidates.logits, peak, dtype=np.float64)
-    return float(peak) + float(np.log(np.exp(shifted, out=shifted).sum()))
+    """In double precision, by chunks that stay in the processor's cache."""
+    logits, peak = candidates.logits, float(candidates.peak)
+    weights = 0.0
+    for start in range(0, len(logits), _CHUNK):
+        shifted = np.subtract(logits[start : start + _CHUNK], peak, dtype=np.float64)
+        weights += float(np.exp(shifted, out=shifted).sum())
+    return peak + math.log(weights)

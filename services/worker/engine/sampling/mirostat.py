@@ -31,8 +31,8 @@ class Mirostat:
         if self._version == 1:
             return candidates.largest(self._count(candidates, num_vocab))
         # Of at most mu bits; the likeliest always stays.
-        floor = np.log(total(candidates.weights())) - self.mu * math.log(2)
-        return candidates.at(candidates.indices_from(candidates.peak + np.float32(min(floor, 0.0))))
+        floor = math.log(total(candidates.weights())) - self.mu * math.log(2)
+        return candidates.at_least(candidates.peak + np.float32(min(floor, 0.0)))
 
     def observe(self, surprise: float) -> None:
         """A token of this surprise, among those that `truncate` left, is part of the text now."""

@@ -122,12 +122,13 @@ class Sampler:
         if params.temperature <= 0:
             best = candidates.likeliest()
             return self._end(raw) if best is None else best
+        if self._mirostat is None:
+            candidates = top_k(candidates, params.top_k)
         if not np.isfinite(candidates.peak):
             return self._end(raw)
         uniform = keyed_uniform(self.seed, position)
         if self._mirostat is not None:
             return self._draw_by_mirostat(self._mirostat, candidates, uniform, len(raw))
-        candidates = top_k(candidates, params.top_k)
         candidates = typical(candidates, params.typical_p)
         candidates = top_p(candidates, params.top_p)
         candidates = min_p(candidates, params.min_p)

@@ -6,11 +6,16 @@ import math
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.worker.engine.sampling.candidates import Candidates, Ids, Logits, total
 
 #: Up to so many candidates are ranked by sorting, more by a histogram first.
 _SORTED = 4096
+
+_BINS = 16_384
+_FAR = 40.0  # a token that much below the likeliest has a probability of 1e-18
+_CHUNK = 32_768
 
 
 def top_k(candidates: Candidates, k: int) -> Candidates:
@@ -29,7 +34,7 @@ def typical(candidates: Candidates, p: float) -> Candidates:
     surprise = np.minimum(candidates.peak - candidates.logits, np.float32(1e4))
     entropy = np.float32(total(weights * surprise) / whole)
     surprise -= entropy
-    return candidates.at(_first(np.abs(surprise, out=surprise), weights, p * whole, side="right"))
+    return candidates.where(_first(np.abs(surprise, out=surprise), weights, p * whole, side="right"))
 
 
 def top_p(candidates: Candidates, p: float) -> Candidates:
@@ -39,37 +44,55 @@ def top_p(candidates: Candidates, p: float) -> Candidates:
     weights = candidates.weights()
     whole = total(weights)
     # All that weigh less than this weigh less than 1 - p together, so the nucleus has none of them.
-    least = (1 - p) * whole / len(candidates)
-    head = candidates.indices_from(candidates.peak + np.float32(math.log(least) - 1e-3))
-    kept = candidates.at(head)
-    return kept.at(_first(candidates.peak - kept.logits, weights.take(head), p * whole, side="left"))
+    heavy = weights >= np.float32((1 - p) * whole / len(candidates))
+    if 8 * np.count_nonzero(heavy) < len(candidates):
+        head = np.flatnonzero(heavy)
+        candidates, weights = candidates.at(head), weights.take(head)
+    return candidates.where(_first(candidates.peak - candidates.logits, weights, p * whole, side="left"))
 
 
 def min_p(candidates: Candidates, p: float) -> Candidates:
     """`llama_sampler_init_min_p`: those at least `p` times as likely as the likeliest; 0 is off."""
     if p <= 0:
         return candidates
-    return candidates.at(candidates.indices_from(candidates.peak + np.float32(math.log(p))))
+    return candidates.at_least(candidates.peak + np.float32(math.log(p)))
 
 
-def _first(keys: Logits, weights: Logits, target: float, *, side: Literal["left", "right"]) -> Ids:
-    """The indices, ascending, of the smallest `keys` (none negative) that together weigh `target` (`side` right: more than that);
-    among equal keys the smaller indices."""
+def _first(keys: Logits, weights: Logits, target: float, *, side: Literal["left", "right"]) -> NDArray[np.bool_]:
+    """Where the smallest `keys` are (none negative) that together weigh `target` (`side` right: more than that); among equal
+    keys the first."""
     if len(keys) <= _SORTED:
-        return _first_by_sorting(keys, weights, target, side)
-    # The bits of a float that is not negative are an integer in the same order; its upper half makes 32,641 bins at most.
-    # Adding zero makes of minus zero a zero.
-    bins = (keys + np.float32(0)).view(np.int32) >> 16
-    sums = np.cumsum(np.bincount(bins, weights=weights))
+        inside = np.zeros(len(keys), dtype=np.bool_)
+        inside[_first_by_sorting(keys, weights, target, side)] = True
+        return inside
+    bins = _bins(keys)
+    sums = np.cumsum(_bin_weights(bins, weights))
     border = min(int(np.searchsorted(sums, target, side=side)), len(sums) - 1)
     inside = bins < border
     edge = np.flatnonzero(bins == border)
     before = sums[border - 1] if border else 0.0
     inside[edge.take(_first_by_sorting(keys.take(edge), weights.take(edge), target - before, side))] = True
-    return np.flatnonzero(inside)
+    return inside
+
+
+def _bins(keys: Logits) -> NDArray[np.uint16]:
+    """A number for each key that grows with it; far ones share the last."""
+    span = min(float(keys.max()), _FAR) or 1.0
+    scaled = keys * np.float32(_BINS / span)
+    bins: NDArray[np.uint16] = np.minimum(scaled, np.float32(_BINS), out=scaled).astype(np.uint16)
+    return bins
+
+
+def _bin_weights(bins: NDArray[np.uint16], weights: Logits) -> NDArray[np.float64]:
+    """By chunks that stay in the processor's cache."""
+    sums = np.zeros(_BINS + 1)
+    for start in range(0, len(bins), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        sums += np.bincount(bins[chunk], weights[chunk], minlength=_BINS + 1)
+    return sums
 
 
 def _first_by_sorting(keys: Logits, weights: Logits, target: float, side: Literal["left", "right"]) -> Ids:
     order = np.argsort(keys, kind="stable")
     count = int(np.searchsorted(np.cumsum(weights.take(order), dtype=np.float64), target, side=side)) + 1
-    return np.sort(order[:count])
+    return order[:count]

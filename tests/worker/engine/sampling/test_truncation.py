@@ -21,41 +21,38 @@ Row = NDArray[np.float32]
 SLACK = 3e-4  # the sum of ten thousand probabilities in single precision
 
 
-def ids(candidates: Candidates) -> set[int]:
-    return {candidates.id_at(index) for index in range(len(candidates))}
+def kept(row: Row, candidates: Candidates) -> list[int]:
+    """The ids that can still be drawn, ascending. Each has its logit still."""
+    ids = np.arange(len(row)) if candidates.ids is None else candidates.ids
+    assert (np.diff(ids) > 0).all()
+    possible = candidates.logits > -np.inf
+    assert (row[ids[possible]] == candidates.logits[possible]).all()
+    return ids[possible].tolist()
 
 
-def descending(candidates: Candidates) -> list[float]:
-    return np.sort(candidates.logits)[::-1].tolist()
-
-
-def are_consistent(row: Row, candidates: Candidates) -> bool:
-    """Each logit is still that of its id, and the ids ascend."""
-    kept = np.arange(len(row)) if candidates.ids is None else candidates.ids
-    return bool((row[kept] == candidates.logits).all() and (np.diff(kept) > 0).all())
+def likeliest(row: Row, count: int) -> list[int]:
+    """Ids, ascending; among equals the smaller."""
+    return sorted(np.argsort(-row, kind="stable")[:count].tolist())
 
 
 @given(rows, st.integers(0, 15_000))
 def test_top_k_keeps_what_llama_cpp_keeps(row: Row, k: int) -> None:
     ours, reference = top_k(Candidates(row), k), Reference(llama_cpp.llama_sampler_init_top_k(k)).apply(row)
-    assert descending(ours) == np.sort(reference.logits)[::-1].tolist()
-    assert are_consistent(row, ours)
+    assert kept(row, ours) == likeliest(row, len(reference.ids))
 
 
 @given(rows, st.floats(0, 1, width=32))
 def test_min_p_keeps_what_llama_cpp_keeps(row: Row, p: float) -> None:
     ours, reference = min_p(Candidates(row), p), Reference(llama_cpp.llama_sampler_init_min_p(p, 0)).apply(row)
-    assert descending(ours) == np.sort(reference.logits)[::-1].tolist()
-    assert are_consistent(row, ours)
+    assert kept(row, ours) == likeliest(row, len(reference.ids))
 
 
 @given(rows, st.one_of(st.floats(0, 1), st.floats(0.8, 1)))
 def test_top_p_keeps_what_llama_cpp_keeps(row: Row, p: float) -> None:
     ours, reference = top_p(Candidates(row), p), Reference(llama_cpp.llama_sampler_init_top_p(p, 0)).apply(row)
-    assert are_consistent(row, ours)
-    assert descending(ours) == np.sort(row)[::-1][: len(ours)].tolist()
+    assert kept(row, ours) == likeliest(row, len(kept(row, ours)))
     if p <= 1 - SLACK:
-        fewest, most = (len(top_p(Candidates(row), max(0.0, p + slack))) for slack in (-SLACK, SLACK))
+        fewest, most = (len(kept(row, top_p(Candidates(row), max(0.0, p + slack)))) for slack in (-SLACK, SLACK))
         assert fewest <= len(reference.ids) <= most
 
 
@@ -66,10 +63,10 @@ def typical_scores(row: Row) -> NDArray[np.float64]:
 
 @given(rows, st.one_of(st.floats(0, 1), st.floats(0.8, 1)))
 def test_typical_p_keeps_what_llama_cpp_keeps(row: Row, p: float) -> None:
-    ours, reference = typical(Candidates(row), p), Reference(llama_cpp.llama_sampler_init_typical(p, 0)).apply(row)
-    assert are_consistent(row, ours)
+    reference = Reference(llama_cpp.llama_sampler_init_typical(p, 0)).apply(row)
+    assert set(kept(row, typical(Candidates(row), p))) <= set(range(len(row)))
     if p <= 1 - SLACK:
-        fewest, most = (ids(typical(Candidates(row), max(0.0, p + slack))) for slack in (-SLACK, SLACK))
+        fewest, most = (set(kept(row, typical(Candidates(row), max(0.0, p + slack)))) for slack in (-SLACK, SLACK))
         # Equal distances from the entropy, or nearly so, may be taken in any order.
         scores = typical_scores(row)
         assert_nearly_contains(set(reference.ids.tolist()), fewest, scores)
@@ -81,39 +78,42 @@ def assert_nearly_contains(large: set[int], small: set[int], scores: NDArray[np.
     assert all(scores[missing] > last - 1e-3 for missing in small - large)
 
 
-@pytest.mark.parametrize(("p", "kept"), [(0.0, 1), (0.5, 2), (0.51, 3), (0.99, 4), (1.0, 4)])
-def test_top_p_ends_where_the_sum_reaches_it(p: float, kept: int) -> None:
-    assert ids(top_p(Candidates(np.zeros(4, np.float32)), p)) == set(range(kept))
+@pytest.mark.parametrize(("p", "count"), [(0.0, 1), (0.5, 2), (0.51, 3), (0.99, 4), (1.0, 4)])
+def test_top_p_ends_where_the_sum_reaches_it(p: float, count: int) -> None:
+    row = np.zeros(4, np.float32)
+    assert kept(row, top_p(Candidates(row), p)) == list(range(count))
 
 
-@pytest.mark.parametrize(("p", "kept"), [(0.0, 1), (0.5, 3), (0.51, 3), (1.0, 4)])
-def test_typical_p_ends_where_the_sum_passes_it(p: float, kept: int) -> None:
-    assert ids(typical(Candidates(np.zeros(4, np.float32)), p)) == set(range(kept))
+@pytest.mark.parametrize(("p", "count"), [(0.0, 1), (0.5, 3), (0.51, 3), (1.0, 4)])
+def test_typical_p_ends_where_the_sum_passes_it(p: float, count: int) -> None:
+    row = np.zeros(4, np.float32)
+    assert kept(row, typical(Candidates(row), p)) == list(range(count))
 
 
 @given(rows, st.integers(1, 12_000))
 def test_among_equals_the_smaller_ids_stay(row: Row, k: int) -> None:
-    assert ids(top_k(Candidates(row), k)) == set(np.argsort(-row, kind="stable")[:k].tolist())
+    assert kept(row, top_k(Candidates(row), k)) == likeliest(row, k)
 
 
 @pytest.mark.parametrize("size", [5000, 262_144])
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
 def test_top_p_of_a_whole_vocabulary_is_the_head_of_a_sort(size: int, scale: float) -> None:
     row = logits(size=size, scale=scale)
-    order = np.argsort(-row, kind="stable")
-    reached = np.cumsum(probabilities(row)[order])
+    shares = probabilities(row)
+    reached = np.cumsum(np.sort(shares)[::-1])
     for p in (0.1, 0.9, 0.999):
-        ours = top_p(Candidates(row), p)
-        assert ids(ours) == set(order[: len(ours)].tolist())
-        assert reached[len(ours) - 1] == pytest.approx(p, abs=max(probabilities(row).max(), 1e-6))
+        ours = kept(row, top_p(Candidates(row), p))
+        assert ours == likeliest(row, len(ours))
+        assert reached[len(ours) - 1] == pytest.approx(p, abs=max(shares.max(), 1e-6))
 
 
 @pytest.mark.parametrize("stage", [lambda c: top_p(c, 0.99), lambda c: typical(c, 0.99), lambda c: min_p(c, 1e-30)])
 @pytest.mark.parametrize("size", [10, 9000])
-def test_what_cannot_be_drawn_is_cut_off(stage: Callable[[Candidates], Candidates], size: int) -> None:
+def test_what_has_no_probability_disturbs_no_stage(stage: Callable[[Candidates], Candidates], size: int) -> None:
     row = logits(size=size)
-    row[::2] = -np.inf
-    assert not any(token % 2 == 0 for token in ids(stage(Candidates(row))))
+    half = np.where(np.arange(size) % 2 == 0, -np.inf, row).astype(np.float32)
+    alone = [2 * token + 1 for token in kept(row[1::2], stage(Candidates(row[1::2].copy())))]
+    assert kept(half, stage(Candidates(half))) == alone
 
 
 def test_stages_that_are_off_return_what_they_got() -> None:
