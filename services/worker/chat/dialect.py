@@ -1,0 +1,71 @@
+"""What a chat template makes of messages. Templates agree on the names of things and on little else, so each is tried with small
+chats when it is loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_PROBE, _KEY = "corral_probe", "corral_key"
+_USER = {"role": "user", "content": "u"}
+_TOOL = {
+    "type": "function",
+    "function": {"name": _PROBE, "description": "d", "parameters": {"type": "object", "properties": {}}},
+}
+
+#: Mistral's templates refuse any other length.
+_NINE = re.compile(r"length\s*!=\s*9")
+
+#: How a template is tried: the text for the messages and tools, None where it refuses them.
+Try = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], str | None]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """`knows_tools`: the template shows the tools it is given; `knows_calls`: and the calls that were made. Of a call the arguments
+    are an object or, with `arguments_as_text`, JSON text; a message with calls and nothing else has `no_content`."""
+
+    knows_tools: bool
+    knows_calls: bool
+    knows_system: bool
+    knows_developer: bool
+    arguments_as_text: bool = False
+    no_content: str | None = ""
+    reasoning_key: str = ""
+    short_ids: bool = False
+    folds_results: bool = False
+
+
+def dialect_of(source: str, attempt: Try) -> Dialect:
+    found = next(((text, empty) for text in (False, True) for empty in ("", None) if _shows_call(attempt, text, empty)), None)
+    arguments_as_text, no_content = found or (False, "")
+    return Dialect(
+        knows_tools=_PROBE in (attempt([_USER], [_TOOL]) or ""),
+        knows_calls=found is not None,
+        knows_system=_PROBE in (attempt([{"role": "system", "content": _PROBE}, _USER], None) or ""),
+        knows_developer="developer" in source,
+        arguments_as_text=arguments_as_text,
+        no_content=no_content,
+        reasoning_key=_reasoning_key(source),
+        short_ids=bool(_NINE.search(source)),
+        folds_results="tool_responses" in source,
+    )
+
+
+def _shows_call(attempt: Try, arguments_as_text: bool, no_content: str | None) -> bool:
+    """An object that is shown as Python writes it, or a text that is escaped once more, was not what the template wanted."""
+    arguments: Any = {_KEY: "value"}
+    function = {"name": _PROBE, "arguments": json.dumps(arguments) if arguments_as_text else arguments}
+    call = {"id": "123456789", "type": "function", "function": function}
+    shown = attempt([_USER, {"role": "assistant", "content": no_content, "tool_calls": [call]}], None) or ""
+    is_garbled = f"'{_KEY}'" in shown or f'\\"{_KEY}' in shown or (no_content is None and "None" in shown)
+    return _PROBE in shown and _KEY in shown and not is_garbled
+
+
+def _reasoning_key(source: str) -> str:
+    if "reasoning_content" in source:
+        return "reasoning_content"
+    return "thinking" if re.search(r"\.thinking\b|\[.thinking.\]|get\(.thinking.", source) else ""

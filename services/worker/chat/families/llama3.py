@@ -1,0 +1,91 @@
+"""Llama 3.1 and later: the whole answer is `{"name": ..., "parameters": {...}}`, which `<|python_tag|>` may precede.
+
+A JSON object is also what many an ordinary answer is, so only the names of tools that were offered make it a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.protocol.prompts import Tool
+from services.worker.chat.families.hermes import json_call
+from services.worker.chat.family import Family
+from services.worker.chat.json_call import JsonCall
+from services.worker.chat.json_object import Progress
+from services.worker.chat.lark import Rules
+from services.worker.chat.parser import Parser, Release, StateParser
+
+PYTHON_TAG = "<|python_tag|>"
+
+
+class Llama3Parser(StateParser):
+    def __init__(self, release: Release, tools: Sequence[Tool]) -> None:
+        super().__init__(release)
+        self._offered = {tool.name for tool in tools}
+
+    def begin(self) -> bool:
+        text = self.text.lstrip()
+        if not text:
+            return self.is_whole and bool(self.text) and self.go(self._content)
+        if self.could_be(PYTHON_TAG, text):
+            return False
+        if text.startswith(PYTHON_TAG):
+            self.text = text[len(PYTHON_TAG) :]
+            return True
+        if not text.startswith("{"):
+            return self.go(self._content)
+        self.release.content(self.text[: -len(text)])
+        self.text = text
+        self._call = JsonCall(self.release, offered=self._offered)
+        return self.go(self._in_object)
+
+    def _content(self) -> bool:
+        before, tag = self.until(PYTHON_TAG)
+        self.release.content(before)
+        return tag is not None and self.go(self.begin)
+
+    def _in_object(self) -> bool:
+        call = self._call
+        self.text = self.text[call.push(self.text) :]
+        if call.progress is Progress.DONE:
+            return self.go(self._between)
+        if call.progress is Progress.OPEN and not self.is_whole:
+            return False
+        if call.is_released:
+            return self.go(self._spoilt)
+        self.release.content(call.raw)
+        return self.go(self._content)
+
+    def _spoilt(self) -> bool:
+        """Nothing tells where a call that is not well formed ends."""
+        if not self._call.has_arguments:
+            self.release.arguments(self.text)
+        self.text = ""
+        return False
+
+    def _between(self) -> bool:
+        """Several calls stand one behind the other, at most with a semicolon between them."""
+        if not self.skip_space():
+            return False
+        self.text = self.text.removeprefix(";")
+        return self.go(self.begin)
+
+
+def _parser(release: Release, tools: Sequence[Tool], prompt: str) -> Parser:
+    return Llama3Parser(release, tools)
+
+
+def _calls(rules: Rules, tools: Sequence[Tool], many: bool) -> str:
+    """One call: these models were not trained to make several at once."""
+    return rules.one_of([json_call(rules, tool, arguments="parameters") for tool in tools])
+
+
+LLAMA3 = Family(
+    name="llama3",
+    signs=("<|start_header_id|>", "tools"),
+    markers=(PYTHON_TAG,),
+    parser=_parser,
+    trigger="",
+    calls=_calls,
+    waits=False,
+)

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from services.protocol.errors import BadRequest, InvalidModelFile
+from services.protocol.prompts import ChatMessage, ChatPrompt, ToolCall
+from services.worker.chat.template import ChatTemplate
+from tests.worker.chat.answers import TOOLS
+from tests.worker.chat.templates import CHATML, HERMES, LLAMA3, MISTRAL, TEMPLATES
+
+HELLO = ChatPrompt((ChatMessage("user", "hello <b>"),))
+
+#: A call, its result, and what the caller asks then.
+ROUND = (
+    ChatMessage("user", "Weather?"),
+    ChatMessage("assistant", "", tool_calls=(ToolCall("call_abcdefgh", "get_weather", '{"city": "Paris"}'),)),
+    ChatMessage("tool", "sunny", tool_call_id="call_abcdefgh"),
+)
+
+
+def template(source: str) -> ChatTemplate:
+    return ChatTemplate(source, bos_text="<s>", eos_text="</s>")
+
+
+def test_messages_special_tokens_and_the_generation_prompt() -> None:
+    source = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] | trim }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    assert template(source).render(HELLO) == "<s>[user] hello <b></s>>"
+
+
+def test_tojson_does_not_escape_for_html() -> None:
+    assert template("{{ messages[0].content | tojson }}").render(HELLO) == '"hello <b>"'
+
+
+def test_marks_of_training_data_are_nothing() -> None:
+    assert template("{% generation %}{{ messages[0].content }}{% endgeneration %}").render(HELLO) == "hello <b>"
+
+
+def test_a_template_may_refuse_messages() -> None:
+    with pytest.raises(BadRequest, match="roles must alternate"):
+        template("{{ raise_exception('roles must alternate') }}").render(HELLO)
+    with pytest.raises(BadRequest, match="Only user and assistant roles are supported!"):
+        template(MISTRAL).render(ChatPrompt((ChatMessage("system", "Be brief."),)))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ undefined_function() }}",
+        "{{ 1 + messages[0].content }}",
+        "{{ 1 / 0 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    ],
+)
+def test_what_the_sandbox_or_the_data_do_not_allow_is_the_callers_error(source: str) -> None:
+    with pytest.raises(BadRequest):
+        template(source).render(HELLO)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'a' * 10 ** 9 }}",
+        "{{ [0] * 10 ** 9 }}",
+        "{{ 10 ** (10 ** 9) }}",
+        "{% set n = namespace(x=9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "{{ 'a'.ljust(10 ** 9) }}",
+        "{{ 'a' | center(10 ** 9) }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '%1000000000d' | format(1) }}",
+        "{{ '{:>1000000000}'.format(1) }}",
+        "{{ ('a' * 9999).replace('a', 'b' * 9999) }}",
+        "{{ ('a' * 9999) | replace('a', 'b' * 9999) }}",
+        "{{ range(99999) | join('b' * 9999) }}",
+        "{{ ('b' * 9999).join(['a'] * 9999) }}",
+        "{% set n = namespace(x='aaaa') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x='aaaa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}",
+    ],
+)
+def test_a_template_cannot_make_much_out_of_little(source: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(BadRequest, match="too much|too long"):
+        template("{% if messages[0].content == 'hello <b>' %}" + source + "{% endif %}").render(HELLO)
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = b %}{% endfor %}{% endfor %}",
+        "{% macro m(n) %}{% for i in range(99) %}{{ m(n - 1) if n }}{% endfor %}{% endmacro %}{{ m(40) }}",
+    ],
+)
+def test_a_template_ends(source: str) -> None:
+    with pytest.raises(BadRequest, match="too long"):
+        template("{% if messages[0].content == 'hello <b>' %}" + source + "{% endif %}").render(HELLO)
+
+
+def test_a_template_that_does_not_parse() -> None:
+    with pytest.raises(InvalidModelFile):
+        template("{% for %}")
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_tools_and_calls_reach_every_template_in_its_own_dialect(family: str) -> None:
+    shown = template(TEMPLATES[family]).render(ChatPrompt(ROUND[:2], tools=TOOLS))
+    assert shown.count("get_weather") == 2 or family == "mistral"  # which shows tools at the last question alone
+    assert "Paris" in shown
+    assert "'city'" not in shown
+    assert '\\"city' not in shown
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_a_family_is_told_by_its_template(family: str) -> None:
+    assert template(TEMPLATES[family]).format.family.name == family
+
+
+def test_arguments_are_an_object_or_a_text_as_the_template_wants() -> None:
+    assert '"arguments": {"city": "Paris"}}\n</tool_call>' in template(HERMES).render(ChatPrompt(ROUND))
+    deepseek = template(TEMPLATES["deepseek-v3.1"]).render(ChatPrompt(ROUND))
+    assert 'get_weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜>' in deepseek
+    assert '```json\n{"city": "Paris"}\n```' in template(TEMPLATES["deepseek-v3"]).render(ChatPrompt(ROUND))
+
+
+def test_arguments_that_are_no_json_are_shown_all_the_same() -> None:
+    cut_off = ChatMessage("assistant", "", tool_calls=(ToolCall("x", "clock", '{"a": '),))
+    assert '{"malformed": "{\\"a\\": "}' in template(HERMES).render(ChatPrompt((ROUND[0], cut_off)))
+
+
+def test_ids_have_the_length_that_the_template_wants() -> None:
+    shown = template(MISTRAL).render(ChatPrompt(ROUND))
+    id = shown.partition('"id": "')[2][:9]
+    assert id.isalnum()
+    assert f'"call_id": "{id}"' in shown
+
+
+def test_results_are_named_by_the_calls_they_answer() -> None:
+    assert "functions.get_weather to=assistant<|channel|>commentary<|message|>sunny" in template(TEMPLATES["harmony"]).render(
+        ChatPrompt(ROUND)
+    )
+    unnamed = (*ROUND[:2], ChatMessage("tool", "sunny"))
+    assert "functions.get_weather to=" in template(TEMPLATES["harmony"]).render(ChatPrompt(unnamed))
+    by_name = (*ROUND[:2], ChatMessage("tool", "sunny", tool_name="get_weather"))
+    assert '"call_id": ""' not in template(MISTRAL).render(ChatPrompt(by_name))
+
+
+def test_results_are_folded_into_the_calls_where_the_template_wants_that() -> None:
+    shown = template(TEMPLATES["gemma4"]).render(ChatPrompt(ROUND))
+    assert '<tool_call|><|tool_response>response:get_weather{value:<|"|>sunny<|"|>}<tool_response|>' in shown
+    assert "<|turn>tool" not in shown
+
+
+def test_a_template_without_tools_is_told_of_them_in_the_system_message() -> None:
+    chatml = template(CHATML)
+    shown = chatml.render(ChatPrompt((ChatMessage("system", "Be brief."), *ROUND), tools=TOOLS))
+    assert chatml.format.family.name == "hermes"
+    assert shown.startswith("<|im_start|>system\nBe brief.\n\n")
+    assert shown.count("<|im_start|>system") == 1
+    assert '"name": "get_weather", "description": "Tells the weather."' in shown
+    assert (
+        '<|im_start|>assistant\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call><|im_end|>'
+        in shown
+    )
+    assert "<|im_start|>user\n<tool_response>\nsunny\n</tool_response><|im_end|>" in shown
+    assert "get_weather" not in chatml.render(HELLO)
+
+
+def test_a_template_without_tools_and_system_is_told_of_them_in_the_first_message() -> None:
+    source = "{% for m in messages %}{{ raise_exception('No system.') if m.role not in ['user', 'assistant'] }}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    two = (*ROUND, ChatMessage("tool", "warm"))
+    shown = template(source).render(ChatPrompt(two, tools=TOOLS))
+    assert shown.startswith("[user]You can call functions.")
+    assert shown.endswith("[user]<tool_response>\nsunny\n</tool_response>\n<tool_response>\nwarm\n</tool_response>")
+
+
+def test_developer_is_system_where_the_template_does_not_know_it() -> None:
+    prompt = ChatPrompt((ChatMessage("developer", "Be brief."),))
+    assert template(CHATML).render(prompt).startswith("<|im_start|>system\nBe brief.")
+    assert template(CHATML + "{# developer #}").render(prompt).startswith("<|im_start|>developer\nBe brief.")
+
+
+def test_reasoning_goes_by_the_templates_name_for_it() -> None:
+    thought = ChatMessage("assistant", "42", reasoning="hm")
+    assert "<think>\nhm\n</think>\n\n42" in template(HERMES).render(ChatPrompt((thought,)))
+    called = ChatMessage("assistant", "", reasoning="hm", tool_calls=ROUND[1].tool_calls)
+    assert "analysis<|message|>hm<|end|>" in template(TEMPLATES["harmony"]).render(ChatPrompt((called,)))
+    said = ChatMessage("assistant", "I look.", reasoning="hm", tool_calls=ROUND[1].tool_calls)
+    assert "hm" not in template(TEMPLATES["harmony"]).render(ChatPrompt((said,)))
+
+
+def test_thinking_effort_and_further_variables() -> None:
+    assert template(HERMES).render(ChatPrompt(HELLO.messages, thinking=False)).endswith("<think>\n\n</think>\n\n")
+    assert not template(HERMES).render(ChatPrompt(HELLO.messages, thinking=True)).endswith("</think>\n\n")
+    assert "Reasoning: high" in template(TEMPLATES["harmony"]).render(ChatPrompt(HELLO.messages, reasoning_effort="high"))
+    kwargs = ChatPrompt(HELLO.messages, template_kwargs={"enable_thinking": False, "messages": []})
+    shown = template(HERMES).render(kwargs)
+    assert "hello <b>" in shown
+    assert shown.endswith("</think>\n\n")
+
+
+@pytest.mark.parametrize(
+    ("family", "end"),
+    [
+        ("hermes", "<|im_start|>assistant\nIt is "),
+        ("llama3", "<|end_header_id|>\n\nIt is "),
+        ("deepseek-v3.1", "<｜Assistant｜>It is "),
+        ("harmony", "<|channel|>final<|message|>It is "),
+        ("gemma4", "<|turn>model\nIt is "),
+    ],
+)
+def test_an_answer_is_continued_where_it_ends(family: str, end: str) -> None:
+    prompt = ChatPrompt((*HELLO.messages, ChatMessage("assistant", "It is ")), continue_final=True)
+    assert template(TEMPLATES[family]).render(prompt).endswith(end)
+
+
+def test_reasoning_is_continued_where_it_ends() -> None:
+    prompt = ChatPrompt((*HELLO.messages, ChatMessage("assistant", "", reasoning="So, ")), continue_final=True)
+    assert template(HERMES).render(prompt).endswith("<|im_start|>assistant\n<think>\nSo, ")
+    with pytest.raises(BadRequest, match="cannot be continued"):
+        template(LLAMA3).render(prompt)
+
+
+@pytest.mark.parametrize("messages", [(), HELLO.messages, ROUND[:2]])
+def test_only_an_assistants_text_is_continued(messages: tuple[ChatMessage, ...]) -> None:
+    with pytest.raises(BadRequest, match="can be continued"):
+        template(HERMES).render(ChatPrompt(messages, continue_final=True))
