@@ -36,7 +36,7 @@ def within_reason(params: SamplingParams) -> SamplingParams:
     changes = {name: _clip(getattr(params, name), *bounds, getattr(_DEFAULTS, name)) for name, bounds in _BOUNDS.items()}
     if changes["temperature"] < _COLDEST:
         changes["temperature"] = 0.0
-    bias = tuple((token, _clip(bias, -math.inf, _BIAS, 0.0)) for token, bias in params.logit_bias)
+    bias = tuple((token, _clip(bias, -_BIAS, _BIAS, 0.0)) for token, bias in params.logit_bias)
     return msgspec.structs.replace(params, **changes, logit_bias=bias)
 
 

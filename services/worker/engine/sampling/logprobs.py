@@ -18,17 +18,21 @@ def logprobs(candidates: Candidates, token: int, count: int) -> tuple[float, Ran
     """Of `token`, and of the `count` likeliest; `candidates` are the whole vocabulary. Minus infinity for what has no
     probability."""
     norm = _log_sum_exp(candidates)
+    if not math.isfinite(norm):  # a broken model's logits: nothing has a probability
+        return -math.inf, ()
+    own = float(candidates.logits[token]) - norm
     if count <= 0:
-        return float(candidates.logits[token]) - norm, ()
+        return own, ()
     largest = candidates.largest(count)
     order = np.argsort(-largest.logits, kind="stable")
-    top = tuple((largest.id_at(int(index)), float(largest.logits[index]) - norm) for index in order)
-    return float(candidates.logits[token]) - norm, top
+    return own, tuple((largest.id_at(int(index)), float(largest.logits[index]) - norm) for index in order)
 
 
 def _log_sum_exp(candidates: Candidates) -> float:
     """In double precision, by chunks that stay in the processor's cache."""
     logits, peak = candidates.logits, float(candidates.peak)
+    if not math.isfinite(peak):
+        return peak
     weights = 0.0
     for start in range(0, len(logits), _CHUNK):
         shifted = np.subtract(logits[start : start + _CHUNK], peak, dtype=np.float64)
