@@ -12,7 +12,7 @@ from services.protocol.jobs import JobEvents, JobFailed, Pull, Start, Stop
 from services.protocol.messages import Event, Failed, StepReply, new_id
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyWriter
-from services.registry import catalog, deployments, jobs, models, nodes, replicas
+from services.registry import catalog, deployments, jobs, nodes, replicas
 from services.registry.db import Database
 from services.registry.decisions import (
     CreateReplica,
@@ -113,9 +113,7 @@ class Actor:
         match decision:
             case FetchModel(replica, version=version, node=node, source=source, name=name):
                 await jobs.create(session, Pull(new_id(), source, name), node=node, replica=replica, version=version)
-            case StartReplica(replica, version=version, node=node, model_blob=blob):
-                row = await session.get_one(models.Replica, replica)
-                engine = await deployments.engine_settings(session, row.deployment_id)
+            case StartReplica(replica, version=version, node=node, model_blob=blob, engine=engine):
                 start = Start(new_id(), replica, version, blob, engine)
                 await jobs.create(session, start, node=node, replica=replica, version=version)
                 await nodes.mark_used(session, node, blob)

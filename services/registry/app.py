@@ -20,7 +20,7 @@ from services.protocol.replies import ReplyWriter
 from services.protocol.reports import NodeReports
 from services.protocol.routes import Routes
 from services.registry.actor import Actor
-from services.registry.api import cluster, health, keys, models, pull
+from services.registry.api import cluster, deployments, health, keys, models, pull
 from services.registry.api.dependencies import Parts, require_token
 from services.registry.config import Settings
 from services.registry.db import Database
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Corral registry", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan(settings))
     app.include_router(health.router)
-    for router in (pull.router, models.router, keys.router, cluster.router):
+    for router in (pull.router, models.router, deployments.router, keys.router, cluster.router):
         app.include_router(router, prefix="/registry/v1", dependencies=[Depends(require_token)])
     app.add_exception_handler(CorralError, _render)
     app.add_exception_handler(RequestValidationError, _render_validation)

@@ -99,6 +99,14 @@ async def find_tag(session: AsyncSession, name: ModelName) -> Tag:
     return tag
 
 
+async def tagged_version(session: AsyncSession, name: ModelName) -> str | None:
+    model_key, _, tag_key = name.key.rpartition(":")
+    digest: str | None = await session.scalar(
+        select(Tag.version_digest).join(Tag.model).where(Model.key == model_key, Tag.key == tag_key)
+    )
+    return digest
+
+
 async def delete_tag(session: AsyncSession, tag: Tag) -> None:
     await session.delete(tag)
     await session.flush()
@@ -129,6 +137,14 @@ async def versions(session: AsyncSession) -> Sequence[Version]:
 async def tags(session: AsyncSession) -> Sequence[Tag]:
     """All, with their models, the newest first."""
     return (await session.scalars(select(Tag).options(joinedload(Tag.model)).order_by(Tag.modified_at.desc(), Tag.key))).all()
+
+
+async def display_names(session: AsyncSession) -> dict[str, str]:
+    """Each named version's newest name."""
+    names: dict[str, str] = {}
+    for tag in await tags(session):
+        names.setdefault(tag.version_digest, tag_name(tag).display)
+    return names
 
 
 def tag_name(tag: Tag) -> ModelName:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.protocol.engine import EngineSettings
 from services.registry.states import ReplicaState
 
 
@@ -62,6 +63,7 @@ class StartReplica:
     node: str
     model_blob: str
     memory_bytes: int
+    engine: EngineSettings
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,12 @@ class ExplainReplica:
 
 @dataclass(frozen=True)
 class ReadyReplica:
-    """starting → ready."""
+    """starting → ready. `device_memory` is the part of `memory_bytes` that is on accelerators."""
 
     replica: str
     seen: ReplicaState
     memory_bytes: int
+    device_memory: int
     slots: int
     context_tokens: int
 

@@ -1,30 +1,80 @@
-"""What is wanted. The only writer of deployments."""
+"""What is wanted: one deployment for each version, made when requests wait for it or by an admin. The only writer of the table.
+
+Its `overrides` are the settings that an admin gave it, its `settings` what its replicas run with: these over the platform's, as
+those were when it was last wanted. A replica that runs with others is replaced (reconcile.py).
+"""
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import msgspec
-from sqlalchemy import select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.protocol.engine import EngineSettings
+from services.protocol.errors import BadRequest, ModelNotFound
 from services.registry.models import Deployment, Version
 from services.registry.states import Origin
 
+#: Where msgspec says what is wrong, at the end of its message.
+_PLACE = re.compile(r"(?P<what>.*) - at `\$\.(?P<field>.*)`", re.DOTALL)
 
-async def want_on_demand(session: AsyncSession, version: str, engine: EngineSettings) -> int | None:
-    """One replica of the version, with the platform's present settings. None where the version is gone."""
-    if await session.get(Version, version, with_for_update={"key_share": True}) is None:
+
+def check_overrides(platform: EngineSettings, overrides: dict[str, Any]) -> None:
+    """Raises BadRequest that names the setting."""
+    known = EngineSettings.__struct_fields__
+    if unknown := sorted(overrides.keys() - set(known)):
+        raise BadRequest(f"engine.{unknown[0]} is no engine setting; there are {', '.join(known)}")
+    try:
+        merged(platform, overrides)
+    except msgspec.ValidationError as error:
+        found = _PLACE.fullmatch(str(error))
+        raise BadRequest(f"engine.{found['field']}: {found['what']}" if found else f"engine: {error}") from error
+
+
+def merged(platform: EngineSettings, overrides: dict[str, Any]) -> EngineSettings:
+    return msgspec.convert({**msgspec.structs.asdict(platform), **overrides}, EngineSettings)
+
+
+async def want_on_demand(session: AsyncSession, version: str, platform: EngineSettings) -> int | None:
+    """At least one replica of the version. None where the version is gone."""
+    row = await _locked(session, version)
+    if row is None:
         return None
-    wish = {"replicas_wanted": 1, "settings": msgspec.to_builtins(engine), "reason": ""}
-    statement = (
-        insert(Deployment)
-        .values(version_digest=version, origin=Origin.ON_DEMAND, **wish)
-        .on_conflict_do_update(index_elements=["version_digest"], index_where=text("origin = 'on_demand'"), set_=wish)
-        .returning(Deployment.id)
-    )
-    deployment: int | None = await session.scalar(statement)
-    return deployment
+    row.settings = msgspec.to_builtins(merged(platform, row.overrides))
+    row.replicas_wanted = max(1, row.replicas_wanted)
+    row.reason = ""
+    await session.flush()
+    return row.id
+
+
+async def deploy(
+    session: AsyncSession, version: str, *, overrides: dict[str, Any], replicas: int, platform: EngineSettings
+) -> Deployment:
+    """`replicas` that stay; 0: loaded on demand, with these settings. Raises ModelNotFound where the version is gone."""
+    row = await _locked(session, version)
+    if row is None:
+        raise ModelNotFound(f"version {version[:12]} is gone")
+    row.overrides = overrides
+    row.settings = msgspec.to_builtins(merged(platform, overrides))
+    row.origin = Origin.PINNED if replicas else Origin.ON_DEMAND
+    row.replicas_wanted = replicas or min(1, row.replicas_wanted)
+    row.reason = ""
+    await session.flush()
+    return row
+
+
+async def carry_over(session: AsyncSession, old: str, new: str) -> None:
+    """A name moved from one version to another: what an admin set for the old one holds for the new one, unless that has its
+    own."""
+    before, after = await _locked(session, old), await _locked(session, new)
+    if before is None or after is None or not _is_set(before) or _is_set(after):
+        return
+    after.origin, after.overrides, after.settings = before.origin, before.overrides, before.settings
+    if before.origin is Origin.PINNED:
+        after.replicas_wanted = before.replicas_wanted
 
 
 async def unwant(session: AsyncSession, deployment: int, reason: str) -> None:
@@ -34,6 +84,17 @@ async def unwant(session: AsyncSession, deployment: int, reason: str) -> None:
         row.reason = reason
 
 
-async def engine_settings(session: AsyncSession, deployment: int) -> EngineSettings:
-    settings = await session.scalar(select(Deployment.settings).where(Deployment.id == deployment))
-    return msgspec.convert(settings, EngineSettings)
+def _is_set(row: Deployment) -> bool:
+    return bool(row.overrides) or row.origin is Origin.PINNED
+
+
+async def _locked(session: AsyncSession, version: str) -> Deployment | None:
+    """The version's deployment, which may be new. The lock on the version keeps two from being made."""
+    if await session.get(Version, version, with_for_update=True) is None:
+        return None
+    row = await session.scalar(select(Deployment).where(Deployment.version_digest == version).with_for_update())
+    if row is None:
+        row = Deployment(version_digest=version, origin=Origin.ON_DEMAND, replicas_wanted=0, settings={}, overrides={})
+        session.add(row)
+        await session.flush()
+    return row

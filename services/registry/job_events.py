@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.protocol.errors import CorralError, InvalidModelFile, Unavailable
 from services.protocol.jobs import JobEvent, JobEvents, JobFailed, JobProgress, JobSucceeded, Pull, job_from_payload
+from services.protocol.names import ModelName
 from services.protocol.queue import Queue
-from services.registry import catalog, jobs, models, nodes
+from services.registry import catalog, deployments, jobs, models, nodes
 from services.registry.db import Database
 from services.registry.outage import Outage
 from services.registry.publish import Publisher
@@ -110,7 +111,10 @@ async def _take_model(session: AsyncSession, row: models.Job, event: JobSucceede
     if pulled is None or not isinstance(pull, Pull):
         return
     if row.replica_id is None:
-        await catalog.register(session, pulled, source=pull.source)
+        before = await catalog.tagged_version(session, ModelName.parse(pulled.name))
+        version = await catalog.register(session, pulled, source=pull.source)
+        if before and before != version:
+            await deployments.carry_over(session, before, version)
         await jobs.drop_deletions(session, pulled.name)
     elif catalog.version_digest(pulled) != row.version_digest:
         raise InvalidModelFile(f"{pull.source} holds another version now")

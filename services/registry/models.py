@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import CheckConstraint, Enum, ForeignKey, Identity, Index, func, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from services.registry.db import Base
@@ -146,21 +147,21 @@ class BlobCopy(Base):
 
 
 class Deployment(Base):
-    """What is wanted: so many replicas of a version. `settings` are a services.protocol.jobs.EngineSettings."""
+    """What is wanted: so many replicas of a version. `settings` are a services.protocol.engine.EngineSettings, `overrides` those
+    of them that an admin gave."""
 
     __tablename__ = "deployments"
     __table_args__ = (
         _one_of("origin", Origin),
         CheckConstraint("replicas_wanted >= 0", name="replicas_wanted"),
-        # One deployment on demand per version: a second wish for it is the same wish.
-        Index("uq_deployments_on_demand", "version_digest", unique=True, postgresql_where=text("origin = 'on_demand'")),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    version_digest: Mapped[str] = mapped_column(ForeignKey("versions.digest", ondelete="CASCADE"), index=True)
+    version_digest: Mapped[str] = mapped_column(ForeignKey("versions.digest", ondelete="CASCADE"), unique=True)
     origin: Mapped[Origin] = mapped_column(_enum(Origin))
     replicas_wanted: Mapped[int]
     settings: Mapped[dict[str, Any]]
+    overrides: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
     reason: Mapped[str] = mapped_column(server_default="")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -169,7 +170,8 @@ class Replica(Base):
     """One copy of a deployment on one node, from the wish to its end. `state` is written by replicas.py alone.
 
     `reason` says why it is where it is, `error_code` (a class of services.protocol.errors) why it failed. Memory in bytes:
-    `memory_estimated` is what placement reserved, `memory_measured` the worker's own count, 0 until it reported one.
+    `memory_estimated` is what placement reserved, `memory_measured` the worker's own count, 0 until it reported one, of which
+    `device_memory` is on accelerators. `settings` are those that it was started with, None before.
     """
 
     __tablename__ = "replicas"
@@ -193,6 +195,8 @@ class Replica(Base):
     retry_at: Mapped[datetime | None]
     memory_estimated: Mapped[int] = mapped_column(server_default="0")
     memory_measured: Mapped[int] = mapped_column(server_default="0")
+    device_memory: Mapped[int] = mapped_column(server_default="0")
+    settings: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     slots: Mapped[int] = mapped_column(server_default="0")
     context_tokens: Mapped[int] = mapped_column(server_default="0")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

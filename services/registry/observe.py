@@ -17,7 +17,8 @@ from services.protocol.queue import Demand, Queue
 from services.protocol.reports import NodeReport, NodeReports, WorkerReport
 from services.registry import catalog, models
 from services.registry.db import transaction_time
-from services.registry.states import CopyState, JobKind, ReplicaState
+from services.registry.deployments import merged
+from services.registry.states import CopyState, JobKind, Origin, ReplicaState
 from services.registry.world import DeploymentView, JobView, NodeView, Policy, ProcessView, ReplicaView, VersionView, World
 
 _OVER = (ReplicaState.STOPPED, ReplicaState.FAILED)
@@ -60,15 +61,19 @@ async def load_world(session: AsyncSession, reports: Reports, sightings: Sightin
     since = sightings.note(reports, now)
     rows = await catalog.versions(session)
     names = await _names(session)
+    deployments = {row.version_digest: row for row in await session.scalars(select(models.Deployment))}
     replicas = await _replicas(session)
     live = [replica.id for replica in replicas if not replica.state.is_over]
     return World(
         now=now,
         watching_since=since,
         policy=policy,
-        versions={row.digest: _version(row, names.get(row.digest, ("", "")), policy) for row in rows},
+        versions={
+            row.digest: _version(row, names.get(row.digest, ("", "")), _engine(deployments.get(row.digest), policy))
+            for row in rows
+        },
         nodes=await _nodes(session, reports.nodes),
-        deployments=await _deployments(session, {row.digest: row for row in rows}),
+        deployments=await _deployments(session, deployments.values(), {row.digest: row for row in rows}),
         replicas=tuple(replicas),
         jobs=await _jobs(session, live),
         demand={demand.version: demand for demand in reports.demand},
@@ -88,7 +93,16 @@ async def _names(session: AsyncSession) -> Mapping[str, tuple[str, str]]:
     return names
 
 
-def _version(row: models.Version, name: tuple[str, str], policy: Policy) -> VersionView:
+def _engine(deployment: models.Deployment | None, policy: Policy) -> EngineSettings:
+    """What the version would be loaded with now."""
+    if deployment is None:
+        return policy.engine
+    if deployment.origin is Origin.PINNED:
+        return msgspec.convert(deployment.settings, EngineSettings)
+    return merged(policy.engine, deployment.overrides)
+
+
+def _version(row: models.Version, name: tuple[str, str], engine: EngineSettings) -> VersionView:
     blob = catalog.model_blob(row)
     return VersionView(
         digest=row.digest,
@@ -96,7 +110,7 @@ def _version(row: models.Version, name: tuple[str, str], policy: Policy) -> Vers
         pull_name=name[1],
         model_blob=blob.digest,
         file_bytes=blob.size,
-        memory_bytes=_estimate(row, policy.engine),
+        memory_bytes=_estimate(row, engine),
         # A path means something on the node alone that it was pulled on.
         source=row.source if row.source.startswith("pypi:") else "",
     )
@@ -129,22 +143,34 @@ async def _nodes(session: AsyncSession, reports: Iterable[NodeReport]) -> dict[s
     }
 
 
-async def _deployments(session: AsyncSession, versions: Mapping[str, models.Version]) -> tuple[DeploymentView, ...]:
-    """Memory: the estimate for the deployment's own settings, or what a replica of it was seen to take where that is more."""
-    peak = select(models.Replica.deployment_id, func.max(models.Replica.memory_measured)).group_by(models.Replica.deployment_id)
+async def _deployments(
+    session: AsyncSession, rows: Iterable[models.Deployment], versions: Mapping[str, models.Version]
+) -> tuple[DeploymentView, ...]:
+    """Memory: the estimate for the deployment's own settings, or what a replica with these was seen to take where that is more."""
+    peak = (
+        select(models.Replica.deployment_id, func.max(models.Replica.memory_measured))
+        .join(models.Replica.deployment)
+        .where(models.Replica.settings == models.Deployment.settings)
+        .group_by(models.Replica.deployment_id)
+    )
     measured = {row[0]: row[1] for row in await session.execute(peak)}
-    return tuple(
-        DeploymentView(
-            id=row.id,
-            version=row.version_digest,
-            origin=row.origin,
-            replicas_wanted=row.replicas_wanted,
-            reason=row.reason,
-            memory_bytes=max(
-                _estimate(versions[row.version_digest], msgspec.convert(row.settings, EngineSettings)), measured.get(row.id, 0)
-            ),
-        )
-        for row in await session.scalars(select(models.Deployment).order_by(models.Deployment.id))
+    return tuple(_deployment(row, versions[row.version_digest], measured.get(row.id, 0)) for row in sorted(rows, key=_row_id))
+
+
+def _row_id(row: models.Deployment) -> int:
+    return row.id
+
+
+def _deployment(row: models.Deployment, version: models.Version, measured: int) -> DeploymentView:
+    engine = msgspec.convert(row.settings, EngineSettings)
+    return DeploymentView(
+        id=row.id,
+        version=row.version_digest,
+        origin=row.origin,
+        replicas_wanted=row.replicas_wanted,
+        reason=row.reason,
+        memory_bytes=max(_estimate(version, engine), measured),
+        engine=engine,
     )
 
 
@@ -176,6 +202,7 @@ def _replica(row: models.Replica) -> ReplicaView:
         retry_at=row.retry_at,
         memory_estimated=row.memory_estimated,
         memory_measured=row.memory_measured,
+        engine=None if row.settings is None else msgspec.convert(row.settings, EngineSettings),
     )
 
 

@@ -69,7 +69,18 @@ def _fail(replica: ReplicaView, code: str, reason: str) -> FailReplica:
 def _fetching(world: World, replica: ReplicaView) -> ReplicaDecision | None:
     version, node = world.versions[replica.version], world.nodes[str(replica.node)]
     if version.model_blob in node.blobs:
-        return StartReplica(replica.id, replica.state, version.digest, node.name, version.model_blob, replica.memory_estimated)
+        deployment = world.deployment(replica)
+        return StartReplica(
+            *(
+                replica.id,
+                replica.state,
+                version.digest,
+                node.name,
+                version.model_blob,
+                deployment.memory_bytes,
+                deployment.engine,
+            )
+        )
     pull = world.job(JobKind.PULL, replica.id)
     if failure := _failed_job(replica, pull):
         return failure
@@ -81,7 +92,8 @@ def _fetching(world: World, replica: ReplicaView) -> ReplicaDecision | None:
 def _starting(world: World, replica: ReplicaView) -> ReplicaDecision | None:
     worker, process, start = world.workers.get(replica.id), world.process(replica), world.job(JobKind.START, replica.id)
     if worker and worker.state is WorkerState.READY:
-        return ReadyReplica(replica.id, replica.state, worker.memory_bytes, worker.slots, worker.context_tokens)
+        device = worker.device_memory_bytes
+        return ReadyReplica(replica.id, replica.state, _memory_bytes(worker), device, worker.slots, worker.context_tokens)
     if worker and worker.state is WorkerState.FAILED:
         return _fail(replica, worker.error_code or ModelLoadFailed.code, worker.error or "its worker says no more")
     if failure := _failed_job(replica, start):
@@ -116,9 +128,13 @@ def _working(replica: ReplicaView, worker: WorkerReport) -> ReplicaDecision | No
         return DrainReplica(replica.id, replica.state, str(replica.node), "its worker drains on its own", stop=False)
     if worker.state is WorkerState.FAILED:
         return _fail(replica, worker.error_code or WorkerLost.code, worker.error or "its worker says no more")
-    if worker.memory_bytes > max(replica.memory_measured, 1) * NOTICEABLE:
-        return MeasureReplica(replica.id, replica.state, worker.memory_bytes)
+    if _memory_bytes(worker) > max(replica.memory_measured, 1) * NOTICEABLE:
+        return MeasureReplica(replica.id, replica.state, _memory_bytes(worker))
     return None
+
+
+def _memory_bytes(worker: WorkerReport) -> int:
+    return worker.memory_bytes + worker.device_memory_bytes
 
 
 def _draining(world: World, replica: ReplicaView) -> ReplicaDecision | None:

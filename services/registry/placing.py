@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from services.registry.decisions import Decision, ExplainReplica, FetchModel, StartReplica, UnwantDeployment
 from services.registry.placement import Evict, Place, Resident, Room, Wait, Want, never, place
 from services.registry.states import NodeState, Origin, ReplicaState
-from services.registry.world import NodeView, ReplicaView, VersionView, World
+from services.registry.world import DeploymentView, NodeView, ReplicaView, VersionView, World
 
 
 def assign_pending(world: World) -> Iterator[Decision]:
@@ -26,7 +26,7 @@ def assign_pending(world: World) -> Iterator[Decision]:
         match placement.outcome:
             case Place(node, fetch):
                 residents.append(Resident(replica.id, node, deployment.memory_bytes, False, False, False, 0))
-                yield _assignment(replica, version, node, deployment.memory_bytes, fetch=fetch)
+                yield _assignment(replica, version, node, deployment, fetch=fetch)
             case Evict(node, victims):
                 yield from _evictions(world, version, victims)
                 residents = [_leaving(resident) if resident.replica in victims else resident for resident in residents]
@@ -80,10 +80,11 @@ def _leaving(resident: Resident) -> Resident:
     return Resident(resident.replica, resident.node, resident.memory_bytes, resident.settled, True, False, resident.unused_ms)
 
 
-def _assignment(replica: ReplicaView, version: VersionView, node: str, memory_bytes: int, *, fetch: bool) -> Decision:
+def _assignment(replica: ReplicaView, version: VersionView, node: str, deployment: DeploymentView, *, fetch: bool) -> Decision:
+    memory_bytes = deployment.memory_bytes
     if fetch:
         return FetchModel(replica.id, replica.state, version.digest, node, memory_bytes, version.source, version.pull_name)
-    return StartReplica(replica.id, replica.state, version.digest, node, version.model_blob, memory_bytes)
+    return StartReplica(*(replica.id, replica.state, version.digest, node, version.model_blob, memory_bytes, deployment.engine))
 
 
 def _evictions(world: World, version: VersionView, victims: tuple[str, ...]) -> Iterator[Decision]:

@@ -50,7 +50,7 @@ def _replica_route(replica: Replica) -> ReplicaRoute:
         node=replica.node_name or "",
         state=replica.state.value,
         memory_bytes=replica.memory_measured or replica.memory_estimated,
-        device_memory_bytes=0,
+        device_memory_bytes=replica.device_memory,
         context_tokens=replica.context_tokens,
         slots=replica.slots,
     )

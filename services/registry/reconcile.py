@@ -124,7 +124,8 @@ def _wanted_version(world: World, version: str) -> Iterator[Decision]:
 def _permanent_failure(world: World, version: str) -> ReplicaView | None:
     for replica in world.replicas:
         permanent = replica.state is ReplicaState.FAILED and is_permanent(replica.error_code)
-        if permanent and replica.version == version and world.age_s(replica.state_changed_at) < PERMANENT_ANSWER_S:
+        same = replica.version == version and replica.runs_as(world.deployment(replica))
+        if permanent and same and world.age_s(replica.state_changed_at) < PERMANENT_ANSWER_S:
             return replica
     return None
 
@@ -138,6 +139,8 @@ def _deployments(world: World) -> Iterator[Decision]:
             yield unwanted
         elif len(serving) < wanted:
             yield from _next_attempt(world, deployment)
+        elif len(serving) == len(live):
+            yield from _replacement(world, deployment, serving)
         for surplus in sorted(serving, key=_least_missed)[wanted:]:
             yield _end(
                 surplus, world.versions[deployment.version].wanted, deployment.reason or "its deployment wants fewer replicas"
@@ -165,13 +168,20 @@ def _next_attempt(world: World, deployment: DeploymentView) -> Iterator[Decision
     if deployment.origin is Origin.ON_DEMAND and not world.waiting(deployment.version):
         return
     last = next((replica for replica in world.replicas if replica.deployment == deployment.id and replica.state.is_over), None)
-    if last is None or last.state is not ReplicaState.FAILED:
+    if last is None or last.state is not ReplicaState.FAILED or not last.runs_as(deployment):
         yield CreateReplica(deployment.id, attempts=1)
     elif last.retry_at is None:
         if world.waiting(deployment.version) and _permanent_failure(world, deployment.version) is None:
             yield CreateReplica(deployment.id, attempts=last.attempts + 1)
     elif last.retry_at <= world.now:
         yield CreateReplica(deployment.id, attempts=last.attempts + 1)
+
+
+def _replacement(world: World, deployment: DeploymentView, serving: list[ReplicaView]) -> Iterator[Decision]:
+    """One after the other: the next goes when all that have the present settings serve."""
+    outdated = [replica for replica in serving if not replica.runs_as(deployment)]
+    if outdated and all(replica.state is ReplicaState.READY or replica in outdated for replica in serving):
+        yield _end(outdated[0], world.versions[deployment.version].wanted, "its settings have changed")
 
 
 _SERVES_BEST_FIRST = (ReplicaState.READY, ReplicaState.STARTING, ReplicaState.FETCHING, ReplicaState.PENDING)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
@@ -115,10 +116,11 @@ def _facts(replica: Replica, decision: ReplicaDecision) -> dict[str, Any]:
     match decision:
         case FetchModel(node=node, memory_bytes=memory, source=source):
             return {"node_name": node, "memory_estimated": memory, "reason": f"fetching {source}"}
-        case StartReplica(node=node, memory_bytes=memory):
-            return {"node_name": node, "memory_estimated": memory, "reason": "loading"}
-        case ReadyReplica(memory_bytes=memory, slots=slots, context_tokens=context):
-            facts = {"memory_measured": memory, "slots": slots, "context_tokens": context}
+        case StartReplica(node=node, memory_bytes=memory, engine=engine):
+            facts = {"node_name": node, "memory_estimated": memory, "reason": "loading"}
+            return facts | {"settings": msgspec.to_builtins(engine)}
+        case ReadyReplica(memory_bytes=memory, device_memory=device, slots=slots, context_tokens=context):
+            facts = {"memory_measured": memory, "device_memory": device, "slots": slots, "context_tokens": context}
             return facts | {"reason": "", "ready_at": replica.state_changed_at}
         case MeasureReplica(memory_bytes=memory):
             return {"memory_measured": memory}

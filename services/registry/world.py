@@ -27,7 +27,7 @@ class Policy:
 @dataclass(frozen=True)
 class VersionView:
     """`name` is what people call it, empty where no tag is left. `model_blob` is the digest of its GGUF, `source` what it can
-    be pulled from anywhere, or empty. `memory_bytes` is the need under the policy's engine settings."""
+    be pulled from anywhere, or empty. `memory_bytes` is the need under the settings that it would be loaded with now."""
 
     digest: str
     name: str
@@ -64,18 +64,21 @@ class NodeView:
 
 @dataclass(frozen=True)
 class DeploymentView:
-    """`reason` says why it is wanted no more."""
+    """`reason` says why it is wanted no more, `engine` what its replicas run with."""
 
     id: int
     version: str
     origin: Origin
     replicas_wanted: int
     memory_bytes: int
+    engine: EngineSettings = EngineSettings()
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class ReplicaView:
+    """`engine` is what it was started with, None where it was not."""
+
     id: str
     deployment: int
     version: str
@@ -88,11 +91,16 @@ class ReplicaView:
     retry_at: datetime | None = None
     memory_estimated: int = 0
     memory_measured: int = 0
+    engine: EngineSettings | None = None
 
     @property
     def memory_bytes(self) -> int:
         """What it counts for: the estimate until a worker was seen to take more."""
         return max(self.memory_estimated, self.memory_measured)
+
+    def runs_as(self, deployment: DeploymentView) -> bool:
+        """With the deployment's present settings, as far as is known."""
+        return self.engine is None or self.engine == deployment.engine
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,9 @@ class World:
 
     def live(self, version: str) -> list[ReplicaView]:
         return [replica for replica in self.replicas if replica.version == version and not replica.state.is_over]
+
+    def deployment(self, replica: ReplicaView) -> DeploymentView:
+        return next(deployment for deployment in self.deployments if deployment.id == replica.deployment)
 
     def process(self, replica: ReplicaView) -> ProcessView | None:
         return next(

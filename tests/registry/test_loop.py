@@ -17,10 +17,9 @@ from services.protocol.replies import ReplyReader
 from services.protocol.reports import WorkerState
 from services.protocol.routes import Routes
 from services.registry.config import Settings
-from services.registry.placement import GIB
 from tests.conditions import eventually
 from tests.registry.conftest import Registry, RunRegistry
-from tests.registry.scripted_node import ScriptedNode, pulled_model
+from tests.registry.scripted_node import GIB, ScriptedNode, pulled_model
 
 TINY = "pypi:tiny"
 

@@ -34,6 +34,9 @@ def test_up_from_nothing_down_by_one_and_up_again(postgres_url: str) -> None:
         assert tables(connection) == everything
 
     command.downgrade(config, "-1")
+    command.upgrade(config, "head")
+    command.check(config)
+    command.downgrade(config, "2026_11_22_catalog")
     with engine.connect() as connection:
         assert tables(connection) == everything - {"deployments", "replicas", "jobs"}
 

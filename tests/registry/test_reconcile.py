@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from services.protocol.engine import EngineSettings
 from services.protocol.reports import WorkerState
 from services.registry.decisions import (
     CreateReplica,
@@ -28,7 +29,7 @@ from services.registry.decisions import (
 )
 from services.registry.reconcile import reconcile
 from services.registry.states import JobKind, JobState, NodeState, Origin, ReplicaState
-from services.registry.world import World
+from services.registry.world import ReplicaView, World
 from tests.registry.worlds import (
     BLOB,
     GIB,
@@ -51,6 +52,8 @@ from tests.registry.worlds import (
 R = ReplicaState
 WAITS = with_demand(demand(waiting=1))
 START_SENT = job(JobKind.START, JobState.SENT)
+ENGINE = EngineSettings()
+OTHER = EngineSettings(slots=2)
 
 
 def starting(**changes: Any) -> World:
@@ -90,6 +93,20 @@ def fetching(**changes: Any) -> World:
     return world(**{**facts, **changes})
 
 
+def two(*replicas: ReplicaView) -> World:
+    """A pinned deployment of two, whose settings were OTHER before."""
+    facts = {
+        "deployments": (deployment(origin=Origin.PINNED, replicas_wanted=2, engine=ENGINE),),
+        "replicas": replicas,
+        "workers": {one.id: worker(replica=one.id) for one in replicas if one.state is R.READY},
+        "processes": tuple(process(replica=one.id) for one in replicas if one.node),
+        "jobs": tuple(job(JobKind.START, JobState.SENT, replica=one.id) for one in replicas if one.state is R.STARTING),
+        # The third one waits for room that the draining one still takes.
+        "nodes": {"n1": node(memory_total=GIB * 2)},
+    }
+    return world(**facts)
+
+
 def failed(code: str = "model_load_failed", **changes: Any) -> World:
     over = replica(R.FAILED, error_code=code, reason="no luck", attempts=3, **changes)
     return world(deployments=(deployment(),), replicas=(over,), demand=WAITS)
@@ -106,6 +123,14 @@ def failed(code: str = "model_load_failed", **changes: Any) -> World:
         serving(deployments=(deployment(origin=Origin.PINNED),), demand=with_demand(demand(unused_s=100_000))),
         serving(workers={"r1": worker(running=1)}, demand=with_demand(demand(unused_s=100_000))),
         serving(workers={}, worker_seen={"r1": ago(5)}),
+        serving(deployments=(deployment(engine=OTHER),), replicas=(replica(R.READY, engine=OTHER),)),
+        serving(deployments=(deployment(engine=OTHER),), replicas=(replica(R.READY, engine=None),)),
+        two(replica(R.READY, engine=OTHER), replica(R.STARTING, id="r2", engine=ENGINE)),
+        two(
+            replica(R.READY, engine=OTHER),
+            replica(R.DRAINING, id="r2", engine=OTHER),
+            replica(R.PENDING, id="r3", reason="n1 has 0.0 GiB of memory free, 1.0 GiB are needed"),
+        ),
         starting(workers={"r1": worker(WorkerState.LOADING)}, processes=(process(),)),
         starting(),
         fetching(),
@@ -122,6 +147,10 @@ def failed(code: str = "model_load_failed", **changes: Any) -> World:
         "pinned",
         "busy for long",
         "a report is late",
+        "with its deployment's settings",
+        "with settings that nobody noted",
+        "replacing one by one: the new one does not serve yet",
+        "replacing one by one: the old one still drains",
         "loading",
         "not started yet",
         "fetching",
@@ -153,7 +182,7 @@ TABLE: list[tuple[str, World, list[Decision]]] = [
         ),
         [CreateReplica(1, 1)],
     ),
-    ("pending: started where the file is", pending(), [StartReplica("r1", R.PENDING, VERSION, "n1", BLOB, GIB)]),
+    ("pending: started where the file is", pending(), [StartReplica("r1", R.PENDING, VERSION, "n1", BLOB, GIB, ENGINE)]),
     (
         "pending: fetched where it is not",
         pending(versions={VERSION: version(source="pypi:m")}, nodes={"n1": node(blobs=frozenset())}),
@@ -177,7 +206,7 @@ TABLE: list[tuple[str, World, list[Decision]]] = [
     (
         "fetched: started",
         fetching(nodes={"n1": node()}),
-        [StartReplica("r1", R.FETCHING, VERSION, "n1", BLOB, GIB)],
+        [StartReplica("r1", R.FETCHING, VERSION, "n1", BLOB, GIB, ENGINE)],
     ),
     (
         "fetching: the pull failed",
@@ -195,7 +224,7 @@ TABLE: list[tuple[str, World, list[Decision]]] = [
     (
         "starting: its worker serves",
         starting(workers={"r1": worker(slots=8, context_tokens=4096, memory_bytes=77)}),
-        [ReadyReplica("r1", R.STARTING, 77, 8, 4096)],
+        [ReadyReplica("r1", R.STARTING, 77, 0, 8, 4096)],
     ),
     (
         "starting: its worker could not load",
@@ -280,6 +309,26 @@ TABLE: list[tuple[str, World, list[Decision]]] = [
     ("ready: silent", serving(workers={}), [FailReplica("r1", R.READY, "worker_lost", "its worker went silent")]),
     ("ready: vanished", serving(workers={}, processes=()), [FailReplica("r1", R.READY, "worker_lost", "its process is gone")]),
     (
+        "ready: its settings changed",
+        serving(replicas=(replica(R.READY, engine=OTHER),)),
+        [DrainReplica("r1", R.READY, "n1", "its settings have changed")],
+    ),
+    (
+        "starting: its settings changed",
+        starting(replicas=(replica(R.STARTING, engine=OTHER),)),
+        [DrainReplica("r1", R.STARTING, "n1", "its settings have changed")],
+    ),
+    (
+        "ready: two whose settings changed, one after the other",
+        two(replica(R.READY, engine=OTHER), replica(R.READY, id="r2", engine=OTHER)),
+        [DrainReplica("r1", R.READY, "n1", "its settings have changed")],
+    ),
+    (
+        "ready: what is on accelerators counts too",
+        serving(workers={"r1": worker(memory_bytes=GIB, device_memory_bytes=GIB)}),
+        [MeasureReplica("r1", R.READY, 2 * GIB)],
+    ),
+    (
         "ready: takes more memory than was known",
         serving(workers={"r1": worker(memory_bytes=2 * GIB)}),
         [MeasureReplica("r1", R.READY, 2 * GIB)],
@@ -301,6 +350,16 @@ TABLE: list[tuple[str, World, list[Decision]]] = [
         "a permanent failure answers for a while",
         failed("invalid_model_file", state_changed_at=ago(5)),
         [RefuseWaiting(VERSION, "invalid_model_file", LOAD_FAILED + "no luck")],
+    ),
+    (
+        "a permanent failure with settings that have changed since is tried anew",
+        failed("model_refused", state_changed_at=ago(5), engine=OTHER),
+        [CreateReplica(1, 1)],
+    ),
+    (
+        "too little memory is not tried over and over",
+        failed("insufficient_memory", state_changed_at=ago(5)),
+        [RefuseWaiting(VERSION, "insufficient_memory", LOAD_FAILED + "no luck")],
     ),
     ("a permanent failure is tried again when asked later", failed("invalid_model_file"), [CreateReplica(1, 4)]),
     (

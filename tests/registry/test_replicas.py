@@ -69,11 +69,14 @@ def test_no_sequence_of_wishes_leaves_the_graph(wishes: list[ReplicaState]) -> N
     assert [state for state in path[:-1] if state.is_over and path[-1] is not state] == []
 
 
+ENGINE = EngineSettings(slots=2)
+
+
 def decisions(replica: str, seen: ReplicaState) -> list[ReplicaDecision]:
     return [
         FetchModel(replica, seen, "v", "n1", 10, "pypi:m", "m"),
-        StartReplica(replica, seen, "v", "n1", "b", 10),
-        ReadyReplica(replica, seen, 20, 8, 4096),
+        StartReplica(replica, seen, "v", "n1", "b", 10, ENGINE),
+        ReadyReplica(replica, seen, 20, 5, 8, 4096),
         MeasureReplica(replica, seen, 30),
         ExplainReplica(replica, seen, "because"),
         DrainReplica(replica, seen, "n1", "idle"),
@@ -123,8 +126,8 @@ async def test_a_whole_life(database: Database, deployment: int) -> None:
     for decision in (
         ExplainReplica(replica, S.PENDING, "no room"),
         FetchModel(replica, S.PENDING, "v", "n1", 10, "pypi:m", "m"),
-        StartReplica(replica, S.FETCHING, "v", "n1", "b", 10),
-        ReadyReplica(replica, S.STARTING, 20, 8, 4096),
+        StartReplica(replica, S.FETCHING, "v", "n1", "b", 10, ENGINE),
+        ReadyReplica(replica, S.STARTING, 20, 5, 8, 4096),
         MeasureReplica(replica, S.READY, 30),
         DrainReplica(replica, S.READY, "n1", "idle"),
         StopReplica(replica, S.DRAINING, "idle"),
@@ -139,7 +142,7 @@ async def test_a_whole_life(database: Database, deployment: int) -> None:
 
 async def test_a_decision_on_a_stale_read_changes_nothing(database: Database, deployment: int) -> None:
     replica = await a_replica(database, deployment)
-    assert await apply(database, StartReplica(replica, S.PENDING, "v", "n1", "b", 10))
+    assert await apply(database, StartReplica(replica, S.PENDING, "v", "n1", "b", 10, ENGINE))
     before = await row(database, replica)
     for decision in decisions(replica, S.PENDING):
         assert not await apply(database, decision)
@@ -150,9 +153,9 @@ async def test_a_decision_on_a_stale_read_changes_nothing(database: Database, de
 
 async def test_of_two_decisions_at_once_one_wins(database: Database, deployment: int) -> None:
     replica = await a_replica(database, deployment)
-    assert await apply(database, StartReplica(replica, S.PENDING, "v", "n1", "b", 10))
+    assert await apply(database, StartReplica(replica, S.PENDING, "v", "n1", "b", 10, ENGINE))
     outcomes = await asyncio.gather(
-        apply(database, ReadyReplica(replica, S.STARTING, 20, 8, 4096)),
+        apply(database, ReadyReplica(replica, S.STARTING, 20, 5, 8, 4096)),
         apply(database, DrainReplica(replica, S.STARTING, "n1", "unwanted")),
         apply(database, FailReplica(replica, S.STARTING, "model_load_failed", "broken")),
     )
@@ -162,7 +165,7 @@ async def test_of_two_decisions_at_once_one_wins(database: Database, deployment:
 async def test_what_the_machine_does_not_know_is_refused(database: Database, deployment: int) -> None:
     replica = await a_replica(database, deployment)
     with pytest.raises(replicas.IllegalTransition):
-        await apply(database, ReadyReplica(replica, S.PENDING, 1, 1, 1))
+        await apply(database, ReadyReplica(replica, S.PENDING, 1, 0, 1, 1))
     assert (await row(database, replica)).state is S.PENDING
 
 
@@ -193,8 +196,8 @@ async def test_a_minute_of_service_clears_the_record(
     database: Database, deployment: int, ready_s: float, attempts: int
 ) -> None:
     replica = await a_replica(database, deployment, attempts=5)
-    assert await apply(database, StartReplica(replica, S.PENDING, "v", "n1", "b", 10))
-    assert await apply(database, ReadyReplica(replica, S.STARTING, 20, 8, 4096))
+    assert await apply(database, StartReplica(replica, S.PENDING, "v", "n1", "b", 10, ENGINE))
+    assert await apply(database, ReadyReplica(replica, S.STARTING, 20, 5, 8, 4096))
     async with database.transaction() as session:
         earlier = Replica.ready_at - (NOW - ago(ready_s))
         await session.execute(update(Replica).values(ready_at=earlier))

@@ -9,8 +9,8 @@ import pytest
 from celery import Celery
 from redis.asyncio import Redis
 
-from services.protocol.errors import Unavailable
 from services.protocol.engine import EngineSettings
+from services.protocol.errors import Unavailable
 from services.protocol.jobs import JOB_TASK, Start, Stop, job_from_payload, node_queue
 from services.registry.tasks import JobSender
 

@@ -11,8 +11,9 @@ from fastapi import APIRouter, Query
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import joinedload
 
+from services.protocol.errors import Unavailable
 from services.registry import catalog
-from services.registry.api.dependencies import PartsDep, rfc3339
+from services.registry.api.dependencies import Parts, PartsDep, rfc3339
 from services.registry.models import BlobCopy, Job, Node, Replica, Tag, VersionBlob
 from services.registry.states import CopyState, ReplicaState
 
@@ -64,16 +65,23 @@ def _in_sight() -> ColumnElement[bool]:
 async def replicas(parts: PartsDep) -> dict[str, Any]:
     """The live ones and those that ended within the hour, the newest first."""
     async with parts.database.snapshot() as session:
-        names: dict[str, str] = {}
-        for tag in await catalog.tags(session):
-            names.setdefault(tag.version_digest, catalog.tag_name(tag).display)
+        names = await catalog.display_names(session)
         rows = await session.scalars(
             select(Replica).where(_in_sight()).options(joinedload(Replica.deployment)).order_by(Replica.id.desc())
         )
-        return {"replicas": [_replica(row, names) for row in rows]}
+        progress = await _load_progress(parts)
+        return {"replicas": [_replica(row, names, progress.get(row.id, 0.0)) for row in rows]}
 
 
-def _replica(row: Replica, names: dict[str, str]) -> dict[str, Any]:
+async def _load_progress(parts: Parts) -> dict[str, float]:
+    """By replica, as their workers say; nothing where Redis does not answer."""
+    try:
+        return {worker.replica: worker.load_progress for worker in await parts.queue.workers()}
+    except Unavailable:
+        return {}
+
+
+def _replica(row: Replica, names: dict[str, str], load_progress: float) -> dict[str, Any]:
     version = row.deployment.version_digest
     return {
         "id": row.id,
@@ -84,6 +92,10 @@ def _replica(row: Replica, names: dict[str, str]) -> dict[str, Any]:
         "reason": row.reason,
         "attempts": row.attempts,
         "memory_bytes": row.memory_measured or row.memory_estimated,
+        "device_memory_bytes": row.device_memory,
+        "load_progress": load_progress,
+        "slots": row.slots,
+        "context_tokens": row.context_tokens,
         "created_at": rfc3339(row.created_at),
         "state_changed_at": rfc3339(row.state_changed_at),
     }
