@@ -39,8 +39,11 @@ _SCALARS = {
 _U32 = _SCALARS[4]
 _U64 = _SCALARS[10]
 
-#: Stands for a value that was walked over.
-_SKIPPED = object()
+
+class _Skipped(NamedTuple):
+    """Stands for a value that was walked over, `length` elements; 1 for a text."""
+
+    length: int
 
 
 class TensorType(NamedTuple):
@@ -132,7 +135,7 @@ class Gguf(msgspec.Struct, frozen=True):
     """What a GGUF says of itself.
 
     `metadata` is its key-value table without long arrays, fit for JSON: no NUL characters, and None for a number that is not
-    finite. `tensor_bytes` is the size of the weights.
+    finite; `<arch>.vocab_size` is counted where the file does not name it. `tensor_bytes` is the size of the weights.
     """
 
     architecture: str
@@ -195,6 +198,7 @@ def _read_preamble(header: _Header) -> tuple[int, int]:
 
 def _read_metadata(header: _Header, count: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
+    vocabulary = 0
     seen: set[str] = set()
     for _ in range(count):
         key = header.name()
@@ -203,8 +207,12 @@ def _read_metadata(header: _Header, count: int) -> dict[str, Any]:
         seen.add(key)
         kind = header.number(_U32)
         value = header.array(key) if kind == _ARRAY else header.value(kind, key)
-        if value is not _SKIPPED:
+        if not isinstance(value, _Skipped):
             metadata[key] = value
+        elif key == "tokenizer.ggml.tokens":
+            vocabulary = value.length
+    if vocabulary:
+        metadata.setdefault(f"{metadata.get('general.architecture')}.vocab_size", vocabulary)
     return metadata
 
 
@@ -307,24 +315,24 @@ class _Header:
         return number if math.isfinite(number) else None
 
     def array(self, key: str) -> Any:
-        """The elements, or _SKIPPED for a long array."""
+        """The elements, or _Skipped for a long array."""
         kind, count = self.number(_U32), self.number(_U64)
         if kind != _STRING and kind not in _SCALARS:
             raise InvalidModelFile(f"metadata entry {_shown(key)} is an array of the unknown type {kind}")
         if count <= ARRAY_KEPT_ELEMENTS:
-            return [None if (value := self.value(kind, key)) is _SKIPPED else value for _ in range(count)]
+            return [None if isinstance(value := self.value(kind, key), _Skipped) else value for _ in range(count)]
         if kind == _STRING:
             self._skip_strings(count)
         else:
             self._skip(count * _SCALARS[kind].size)
-        return _SKIPPED
+        return _Skipped(count)
 
     def _string(self) -> Any:
-        """The text, or _SKIPPED for a long one."""
+        """The text, or _Skipped for a long one."""
         length = self.number(_U64)
         if length > STRING_KEPT_BYTES:
             self._skip(length)
-            return _SKIPPED
+            return _Skipped(1)
         self._kept += length
         if self._kept > METADATA_LIMIT_BYTES:
             raise InvalidModelFile(f"has more than {METADATA_LIMIT_BYTES} bytes of metadata besides its vocabulary")

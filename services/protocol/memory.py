@@ -4,6 +4,8 @@
     KV cache  layers x heads_kv x key_length elements of kv_type_k and x value_length of kv_type_v, for each cell
     compute   for a batch: the widest layer's activations, and the attention's mask over every cell that a sequence may see;
               without flash attention also its scores, for every head; for every slot a row of logits, twice
+    pooled    a batch is at least as long as the context, and the KV cache, of models that have one, as long as the batch.
+              llama.cpp keeps a row of logits for each of its tokens, and a decoder computes them
     process   what the worker takes before it holds any model
 
 This follows llama.cpp: `llama_kv_cache` allocates one K and one V tensor per layer of n_embd_k_gqa (n_embd_v_gqa) x kv_size
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.protocol.engine import EngineSettings, KvType
+from services.protocol.pooling import pooling_of
 
 #: Python, llama.cpp's libraries and the tokenizer: 90 to 150 MiB were seen.
 PROCESS_BYTES = 160 * 1024**2
@@ -126,23 +129,25 @@ def kv_cells(trained: int, engine: EngineSettings) -> int:
 
 
 def memory_needed(metadata: Mapping[str, Any], *, tensor_bytes: int, engine: EngineSettings) -> MemoryNeed:
-    shape = _Shape.of(metadata)
-    cells = kv_cells(trained_context_tokens(metadata), engine)
+    shape, trained = _Shape.of(metadata), trained_context_tokens(metadata)
+    if pooling_of(metadata, engine.pooling) == "none":
+        cells = kv_cells(trained, engine)
+        seen = cells if engine.kv_unified else cells // engine.slots
+        compute = _compute_bytes(shape, engine, seen, tokens=engine.batch_tokens, logits=2 * engine.slots)
+    else:
+        tokens = max(engine.batch_tokens, slot_context_tokens(trained, engine))
+        cells = -(-tokens // CELLS_STEP) * CELLS_STEP
+        compute = _compute_bytes(shape, engine, cells, tokens=tokens, logits=(2 if shape.keys else 1) * tokens)
     kv_bytes = shape.keys * _TYPE_BYTES[engine.kv_type_k] + shape.values * _TYPE_BYTES[engine.kv_type_v]
-    return MemoryNeed(
-        weights=tensor_bytes,
-        kv_cache=math.ceil(kv_bytes * cells),
-        compute=_compute_bytes(shape, engine, cells if engine.kv_unified else cells // engine.slots),
-    )
+    return MemoryNeed(weights=tensor_bytes, kv_cache=math.ceil(kv_bytes * cells), compute=compute)
 
 
-def _compute_bytes(shape: _Shape, engine: EngineSettings, cells: int) -> int:
-    """`cells` that one sequence may see. Masks are half as wide with flash attention."""
+def _compute_bytes(shape: _Shape, engine: EngineSettings, cells: int, *, tokens: int, logits: int) -> int:
+    """For a batch of `tokens`; `cells` that one sequence may see; rows of `logits`. Masks are half as wide with flash attention."""
     activations = 6 * shape.embedding + 2 * shape.feed_forward
     flash = engine.flash_attention != "off"
-    attention = cells * (shape.masks / 2 if flash else shape.masks + shape.heads) if shape.keys else 0
-    logits = 2 * engine.slots * shape.vocabulary
-    return math.ceil(_F32_BYTES * (engine.batch_tokens * (activations + attention) + logits))
+    attention = cells * (shape.masks / 2 if flash else shape.masks + shape.heads) if shape.heads else 0
+    return math.ceil(_F32_BYTES * (tokens * (activations + attention) + logits * shape.vocabulary))
 
 
 def _largest(value: Any, default: int) -> int:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from services.protocol import gguf
 from services.protocol.errors import InvalidModelFile
+from tests.ggufs import write_gguf
 
 HEAD = b"GGUF" + struct.pack("<I", 3)
 
@@ -60,7 +61,13 @@ def test_a_real_model(smollm2_path: Path) -> None:
     assert model.metadata["llama.context_length"] == 8192
     assert model.metadata["general.languages"] == ["en"]
     assert "tokenizer.ggml.tokens" not in model.metadata
+    assert model.metadata["llama.vocab_size"] == 49152
     assert "add_generation_prompt" in model.template
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path: Path) -> Path:
+    return write_gguf(tmp_path / "tiny.gguf")
 
 
 def test_agrees_with_the_gguf_package(tiny_gguf: Path) -> None:
@@ -69,6 +76,8 @@ def test_agrees_with_the_gguf_package(tiny_gguf: Path) -> None:
     assert ours.parameter_count == sum(int(tensor.n_elements) for tensor in theirs.tensors)
     assert ours.tensor_bytes == sum(int(tensor.n_bytes) for tensor in theirs.tensors)
     assert ours.quantization == "F32"
+    counted = ours.metadata.pop("llama.vocab_size")
+    assert counted == len(theirs.fields["tokenizer.ggml.tokens"].data)
     for key, value in ours.metadata.items():
         assert theirs.fields[key].contents() == pytest.approx(value)
 

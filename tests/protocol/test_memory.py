@@ -29,6 +29,17 @@ GEMMA3: dict[str, Any] = {
     "gemma3.attention.sliding_window": 512,
     "gemma3.context_length": 32768,
 }
+MINILM: dict[str, Any] = {
+    "general.architecture": "bert",
+    "bert.block_count": 6,
+    "bert.embedding_length": 384,
+    "bert.feed_forward_length": 1536,
+    "bert.attention.head_count": 12,
+    "bert.attention.causal": False,
+    "bert.context_length": 512,
+    "bert.pooling_type": 1,
+    "bert.vocab_size": 30522,
+}
 ONE = EngineSettings(slots=1, context_tokens=1)
 MIB = 1024**2
 
@@ -99,6 +110,28 @@ def test_what_llama_cpp_allocated(metadata: dict[str, Any], engine: EngineSettin
 )
 def test_cells(engine: EngineSettings, cells: int) -> None:
     assert kv_cells(8192, engine) == cells
+
+
+@pytest.mark.parametrize(
+    ("metadata", "engine", "kv_mib", "compute_mib"),
+    [
+        (MINILM, EngineSettings(), 0, 60.4 + 6.3),
+        (MINILM, EngineSettings(flash_attention="off"), 0, 60.4 + 18.0),
+        (MINILM, EngineSettings(batch_tokens=2048), 0, 241.4 + 31.0),
+        (MINILM, EngineSettings(batch_tokens=2048, flash_attention="off"), 0, 241.4 + 228.0),
+        (MINILM, EngineSettings(batch_tokens=64, context_tokens=64), 0, 7.5 + 0.7),
+        (SMOLLM2, EngineSettings(context_tokens=512, pooling="last"), 11.25, 97.1 + 99.3),
+        (SMOLLM2, EngineSettings(context_tokens=2048, pooling="last"), 45, 388.5 + 401.1),
+        (SMOLLM2, EngineSettings(context_tokens=2048, flash_attention="off", pooling="last"), 45, 388.5 + 412.0),
+    ],
+)
+def test_what_llama_cpp_allocated_for_pooled_models(
+    metadata: dict[str, Any], engine: EngineSettings, kv_mib: float, compute_mib: float
+) -> None:
+    """Buffer sizes that llama.cpp 0.3.36 logged, and its output buffer for a batch that is full."""
+    need = memory_needed(metadata, tensor_bytes=0, engine=engine)
+    assert need.kv_cache == kv_mib * MIB
+    assert compute_mib * MIB <= need.compute <= (1.25 * compute_mib + 1) * MIB
 
 
 def test_a_tokenizer_of_unknown_size_counts_as_a_large_one() -> None:
