@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from services.protocol.errors import UnsupportedCapability
+from services.protocol.errors import BadRequest, UnsupportedCapability
 from services.protocol.messages import GenerateRequest, Request
 from services.worker.chat.template import ChatTemplate
 from services.worker.config import Settings
 from services.worker.engine.engine import Engine
+from services.worker.engine.grammar import GrammarCompiler
 from services.worker.engine.runner import ModelRunner
 from services.worker.loop import Begin, EngineLoop
 from services.worker.mode import Emit
@@ -21,6 +22,7 @@ class GeneratingMode:
         self._runner = runner
         self._settings = settings
         self._prompts = PromptBuilder(runner, _template(runner))
+        self._grammars = GrammarCompiler(runner)
 
     def loop(self, emit: Emit) -> EngineLoop:
         settings = self._settings
@@ -35,7 +37,11 @@ class GeneratingMode:
     def begin(self, request: Request, epoch: int) -> Begin:
         if not isinstance(request, GenerateRequest):
             raise UnsupportedCapability("the model generates text; it makes no embeddings and ranks no documents")
-        return Begin(request, epoch, self._prompts.build(request))
+        if any(not 0 <= token < self._runner.num_vocab for token, _ in request.sampling.logit_bias):
+            raise BadRequest("logit_bias: holds token ids that the model does not have")
+        prepared = self._prompts.prepare(request)
+        grammar = self._grammars.compile(prepared.constraint) if prepared.constraint else None
+        return Begin(request, epoch, prepared, grammar)
 
 
 def _template(runner: ModelRunner) -> ChatTemplate | None:

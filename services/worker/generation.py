@@ -19,6 +19,7 @@ from services.protocol.messages import (
     TokenLogprob,
     Usage,
 )
+from services.worker.engine.grammar import Matcher
 from services.worker.engine.sampling import Sampled
 from services.worker.engine.scheduler import SampledToken
 from services.worker.engine.sequence import Sequence
@@ -28,10 +29,16 @@ from services.worker.output import Delta, OutputPipeline
 class Choice:
     """One of a request's answers. `reason` is None until it has ended."""
 
-    def __init__(self, sequence: Sequence, output: OutputPipeline) -> None:
+    def __init__(self, sequence: Sequence, output: OutputPipeline, matcher: Matcher | None) -> None:
         self.sequence = sequence
         self.output = output
         self.reason: FinishReason | None = None
+        self._matcher = matcher
+
+    @property
+    def failure(self) -> CorralError | None:
+        """Why the answer cannot match what it has to."""
+        return self._matcher.failure if self._matcher else None
 
     def push(self, token: int) -> Delta:
         delta = self.output.push(token)

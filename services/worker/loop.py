@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from services.protocol.errors import WorkerLost
 from services.protocol.messages import Event, Failed, Finished, FinishReason, GenerateRequest
 from services.worker.engine.engine import Engine
+from services.worker.engine.grammar import Grammar
 from services.worker.engine.runner import EngineDead, ModelRunner
 from services.worker.engine.sampling import Sampler
-from services.worker.engine.scheduler import ScheduledBatch
+from services.worker.engine.scheduler import SampledToken, ScheduledBatch
 from services.worker.engine.sequence import Sequence
 from services.worker.generation import Choice, Generation
-from services.worker.output import OutputPipeline
+from services.worker.prompt import Preparation
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,12 @@ class Addressed:
 
 @dataclass(frozen=True)
 class Begin:
+    """`grammar` None: the answer is not constrained."""
+
     request: GenerateRequest
     epoch: int
-    prompt: list[int]
+    prepared: Preparation
+    grammar: Grammar | None
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ class EngineLoop:
             self._engine.add(choice.sequence)
 
     def _choice(self, begin: Begin, index: int) -> Choice:
-        request = begin.request
+        request, prepared = begin.request, begin.prepared
+        matcher = begin.grammar.matcher(prepared.after) if begin.grammar else None
         sampler = Sampler(
             request.sampling,
             request.stopping,
@@ -117,16 +122,17 @@ class EngineLoop:
             vocabulary=self._runner.token_text,
             choice=index,
             top_logprobs=request.top_logprobs,
+            grammar=matcher,
         )
         sequence = Sequence(
             request.id,
-            begin.prompt,
+            prepared.tokens,
             sampler,
             max_tokens=request.stopping.max_tokens,
             context_tokens=self._runner.context_tokens,
-            keep_tokens=_keep_tokens(request, len(begin.prompt)),
+            keep_tokens=_keep_tokens(request, len(prepared.tokens)),
         )
-        return Choice(sequence, OutputPipeline(self._runner.token_bytes, request.stopping.stop))
+        return Choice(sequence, prepared.output(index), matcher)
 
     def _abort(self, request: str) -> None:
         generation = self._generations.get(request)
@@ -147,15 +153,20 @@ class EngineLoop:
         self._computing = _dominant(batch)
         results = self._engine.compute(batch)
         self._computing = frozenset()
-        events = []
-        for result in results:
-            generation, choice = self._sequences[result.sequence]
-            events.append((generation, generation.advance(choice, result)))
-            if choice.reason is not None:
-                self._engine.finish(choice.sequence, choice.reason)
-            if generation.is_over:
-                self._end(generation, FinishReason.STOP)
-        self._emit_all(events)
+        self._emit_all(self._told(result) for result in results if result.sequence in self._sequences)
+
+    def _told(self, result: SampledToken) -> tuple[Generation, list[Event]]:
+        """What the step gave one choice. Not asked for choices of a request that another choice has failed in the same step."""
+        generation, choice = self._sequences[result.sequence]
+        if choice.failure is not None:
+            self._end(generation, FinishReason.ERROR)
+            return generation, [generation.failed(choice.failure)]
+        events = generation.advance(choice, result)
+        if choice.reason is not None:
+            self._engine.finish(choice.sequence, choice.reason)
+        if generation.is_over:
+            self._end(generation, FinishReason.STOP)
+        return generation, events
 
     def _emit_all(self, events: Iterable[tuple[Generation, list[Event]]]) -> None:
         addressed = [Addressed(generation.request.gateway, event) for generation, produced in events for event in produced]

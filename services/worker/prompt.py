@@ -74,12 +74,9 @@ class PromptBuilder:
                 prepared = chat.prepare(request, prompt, limit)
         if len(prepared.tokens) > limit:
             raise ContextLengthExceeded(_TOO_LONG)
-        tokens = [*request.context, *prepared.tokens] or self._runner.tokenize("\n", special=False)
+        continuation = self._without_bos(prepared.tokens) if request.context else prepared.tokens
+        tokens = [*request.context, *continuation] or self._runner.tokenize("\n", special=False)
         return Preparation(tokens, prepared.constraint, prepared.after, prepared.output)
-
-    def build(self, request: GenerateRequest) -> list[int]:
-        """The tokens of `prepare`."""
-        return self.prepare(request).tokens
 
     def tokens(self, text: str) -> list[int]:
         return self._runner.tokenize(text, special=True)
