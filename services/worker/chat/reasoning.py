@@ -30,6 +30,8 @@ class Reasoning:
 
     def phase(self, prompt: str) -> Phase:
         """Some templates open the reasoning themselves, and close it where none is wanted."""
+        if not self.is_parsed_here:
+            return Phase.FRESH
         tail = prompt.rstrip()
         if tail.endswith(self.open.rstrip()):
             return Phase.REASONING

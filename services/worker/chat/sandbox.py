@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 #: CPU time of one rendering. Real templates take a few milliseconds for a long chat.
-RENDER_CPU_S = 2.0
+RENDER_CPU_S = 1.0
 
 #: Characters or items that one operation of a template may make.
 MAX_SIZE = 1 << 24

@@ -76,6 +76,12 @@ TRANSCRIPTS: list[tuple[str, str, str, list[list[str]]]] = [
     ),
     # Without the outer tag, which the model sometimes leaves out.
     ("qwen-coder", "<function=get_weather><parameter=city>Paris</parameter></function>", "", [["get_weather", PARIS]]),
+    (
+        "qwen-coder",
+        '<tool_call><function=clock><parameter=a>{"b": "</parameter>"}</parameter><parameter=c>\n{"d": "\n</parameter></function>',
+        "",
+        [["clock", '{"a": {"b": "</parameter>"}, "c": "{\\"d\\": \\""}']],
+    ),
     ("qwen-coder", '<tool_call>{"name": "clock", "arguments": {}}</tool_call>', "", [["clock", "{}"]]),
     ("qwen-coder", "<tool_call><function=get_weather><parameter=city>\nPar", "", [["get_weather", '{"city": "Par']]),
     ("qwen-coder", "<tool_call><function=get_weather><parameter=city>\nParis\n</parameter>\n", "", [["get_weather", PARIS]]),

@@ -6,6 +6,7 @@ A value stands as it is, without quotes or escapes; whether it is a text or JSON
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -17,6 +18,9 @@ from services.worker.chat.parser import Parser, Release
 
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
+
+#: Those that begin or end a JSON string, of a text without line breaks, which no JSON string holds.
+_QUOTES = re.compile(r'(?<!\\)(?:\\\\)*"')
 
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
@@ -97,6 +101,9 @@ class QwenCoderParser(HermesParser):
             self._value += before
         if tag is None:
             return False
+        if tag == _PARAMETER_END and not self._is_text and _breaks_off_in_string(self._value):
+            self._value += tag
+            return True
         if self._is_text:
             self.release.arguments('"')
         else:
@@ -124,6 +131,10 @@ def _properties(tool: Tool) -> Mapping[str, Any]:
 
 def _is_text(schema: Any) -> bool:
     return isinstance(schema, dict) and schema.get("type") == "string"
+
+
+def _breaks_off_in_string(value: str) -> bool:
+    return value.lstrip()[:1] in {"{", "[", '"'} and len(_QUOTES.findall(value)) % 2 == 1
 
 
 def _as_json(value: str) -> str:
@@ -171,7 +182,7 @@ def _parameter(rules: Rules, root: dict[str, Any], key: str, schema: Any) -> str
     elif values := [schema["const"]] if "const" in schema else schema.get("enum"):
         value = rules.one_of([rules.literal(str(each)) for each in values])
     else:
-        return rules.sequence(head, rules.until(tail))
+        return rules.sequence(head, rules.until(_PARAMETER_END))
     return rules.sequence(head, value, rules.literal(tail))
 
 
