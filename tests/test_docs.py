@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.routing import iter_route_contexts
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 ROOT = Path(__file__).parent.parent
@@ -20,21 +21,36 @@ yourself is mostly in the gateway's table and in that of the command line. Durat
 This page is generated from the settings classes (`python -m tests.test_docs`).
 """
 
+ENGINE = """
+How replicas run their models. The registry reads them as the defaults of every deployment; `corral deploy MODEL --set NAME=VALUE`
+and the management API set them for one model, by the name behind `CORRAL_` in lower case. Workers get them from the node agent.
+"""
+
 
 def settings_classes() -> list[tuple[str, type[BaseSettings]]]:
     from services.cli.config import Settings as CliSettings
     from services.gateway.config import Settings as GatewaySettings
     from services.node.config import Settings as NodeSettings
+    from services.protocol.engine_variables import EngineVariables
     from services.registry.config import Settings as RegistrySettings
     from services.worker.config import Settings as WorkerSettings
 
     return [
         ("Gateway", GatewaySettings),
         ("Command line and `corral up`", CliSettings),
+        ("Engine", EngineVariables),
         ("Registry", RegistrySettings),
         ("Node agent", NodeSettings),
         ("Worker", WorkerSettings),
     ]
+
+
+def own_fields(settings: type[BaseSettings]) -> dict[str, FieldInfo]:
+    """Without those of the engine, which have a table of their own."""
+    from services.protocol.engine_variables import EngineVariables
+
+    shared = {} if settings is EngineVariables else EngineVariables.model_fields
+    return {name: field for name, field in settings.model_fields.items() if name not in shared}
 
 
 def _variables(settings: type[BaseSettings], name: str) -> str:
@@ -59,8 +75,9 @@ def _default(settings: type[BaseSettings], name: str) -> str:
 def render_configuration() -> str:
     parts = [INTRODUCTION]
     for title, settings in settings_classes():
-        parts.append(f"\n## {title}\n\n| variable | default | meaning |\n|---|---|---|")
-        for name, field in settings.model_fields.items():
+        introduction = ENGINE if title == "Engine" else ""
+        parts.append(f"\n## {title}\n{introduction}\n| variable | default | meaning |\n|---|---|---|")
+        for name, field in own_fields(settings).items():
             description = (field.description or "").replace("|", "\\|")
             parts.append(f"| {_variables(settings, name)} | {_default(settings, name)} | {description} |")
     return "\n".join(parts) + "\n"

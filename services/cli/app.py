@@ -9,6 +9,7 @@ import typer
 
 from services.cli import keys
 from services.cli.console import out
+from services.cli.deployments import deploy, list_deployments, undeploy
 from services.cli.models import list_models, remove, show
 from services.cli.nodes import list_nodes
 from services.cli.pull import pull
@@ -53,6 +54,9 @@ for command, name in (
     (remove, "rm"),
     (status, "status"),
     (list_nodes, "nodes"),
+    (deploy, "deploy"),
+    (undeploy, "undeploy"),
+    (list_deployments, "deployments"),
 ):
     app.command(name)(command)
 app.command("ls", hidden=True)(list_models)

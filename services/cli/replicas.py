@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,19 +10,32 @@ from services.cli.console import out, print_json, print_table
 from services.cli.errors import CommandError, RequestRefused
 from services.cli.models import Json, ModelArgument
 from services.cli.quantities import size_text, time_text
-from services.cli.server import connect
+from services.cli.server import Server, connect
 
 
 def ps(json: Json = False) -> None:
-    """List the models that are loaded."""
-    loaded = connect().get("/api/ps")
+    """List the models that are loaded, and for an admin those that are being loaded."""
+    server = connect()
+    loaded = server.get("/api/ps")
+    loading = _loading(server)
     if json:
-        print_json(loaded)
+        print_json(loaded | {"loading": loading})
     else:
-        print_loaded(loaded["models"])
+        print_loaded(loaded["models"], loading)
 
 
-def print_loaded(models: list[dict[str, Any]]) -> None:
+def _loading(server: Server) -> list[dict[str, Any]]:
+    """Replicas that do not serve yet."""
+    try:
+        replicas = server.get("/registry/v1/replicas")["replicas"]
+    except RequestRefused as error:
+        if error.status in (401, 403, 503):
+            return []
+        raise
+    return [replica for replica in replicas if replica["state"] in ("pending", "fetching", "starting")]
+
+
+def print_loaded(models: list[dict[str, Any]], loading: Sequence[dict[str, Any]] = ()) -> None:
     rows = [
         (
             model["name"],
@@ -32,6 +46,10 @@ def print_loaded(models: list[dict[str, Any]]) -> None:
             _until(datetime.fromisoformat(model["expires_at"])),
         )
         for model in models
+    ]
+    rows += [
+        (replica["model"], replica["version"][:12], size_text(replica["memory_bytes"]), "-", "", _progress(replica))
+        for replica in loading
     ]
     print_table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), rows)
 
@@ -54,6 +72,12 @@ def _processor(size: int, size_vram: int) -> str:
     if gpu in (0, 100):
         return "100% GPU" if gpu else "100% CPU"
     return f"{100 - gpu}%/{gpu}% CPU/GPU"
+
+
+def _progress(replica: dict[str, Any]) -> str:
+    if replica["state"] == "starting":
+        return f"Loading {replica['load_progress']:.0%}"
+    return "Fetching" if replica["state"] == "fetching" else f"Waiting: {replica['reason']}"
 
 
 def _until(expires_at: datetime) -> str:

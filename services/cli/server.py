@@ -37,6 +37,9 @@ class Server:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return self._request("POST", path, json=body, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S))
 
+    def put(self, path: str, body: dict[str, Any]) -> Any:
+        return self._request("PUT", path, json=body)
+
     def delete(self, path: str, body: dict[str, Any] | None = None) -> None:
         self._request("DELETE", path, json=body)
 

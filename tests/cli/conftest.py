@@ -13,7 +13,7 @@ from typing import Protocol
 import pytest
 
 from services.cli.__main__ import main
-from tests.cli.wire import Gateway, serve
+from tests.cli.wire import Answer, Gateway, serve
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Corral(Protocol):
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
     with serve() as gateway:
+        gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": []}))
         yield gateway
 
 

@@ -61,7 +61,6 @@ def test_listings(corral: Corral, gateway: Gateway, arguments: list[str], route:
     ("arguments", "route", "body"),
     [
         (["list"], "GET /api/tags", {"models": [MODEL]}),
-        (["ps"], "GET /api/ps", {"models": [LOADED]}),
         (["nodes"], "GET /registry/v1/nodes", {"nodes": [NODE]}),
         (["key", "list"], "GET /registry/v1/keys", {"keys": [KEY]}),
         (["show", "m"], "POST /api/show", SHOWN),
@@ -71,6 +70,29 @@ def test_listings_as_json(corral: Corral, gateway: Gateway, arguments: list[str]
     gateway.answer(route, Answer(body=body))
     done = corral(*arguments, "--json")
     assert (done.code, json.loads(done.out)) == (0, body)
+
+
+def replica(state: str, **facts: Any) -> dict[str, Any]:
+    shown = {"model": "m:latest", "version": "f" * 64, "memory_bytes": 951_000_000, "load_progress": 0.0, "reason": "", **facts}
+    return {"id": "r", "state": state, **shown}
+
+
+def test_ps_shows_what_is_on_its_way(corral: Corral, gateway: Gateway) -> None:
+    replicas = [
+        replica("starting", load_progress=0.43),
+        replica("fetching"),
+        replica("pending", reason="n1 has no room"),
+        replica("ready"),
+    ]
+    gateway.answer("GET /api/ps", Answer(body={"models": [LOADED]}))
+    gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": replicas}), Answer(403, {"error": "no admin"}))
+    shown = corral("ps").out
+    assert shown.count("m:latest") == 3
+    assert "m:latest        ffffffffffff    951 MB    -                       Loading 43%\n" in shown
+    assert ("Fetching\n" in shown, "Waiting: n1 has no room\n" in shown) == (True, True)
+    assert "m:latest" not in corral("ps").out, "for those who may not ask"
+    gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": replicas}))
+    assert json.loads(corral("ps", "--json").out) == {"models": [LOADED], "loading": replicas[:3]}
 
 
 def test_show(corral: Corral, gateway: Gateway) -> None:

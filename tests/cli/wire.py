@@ -80,7 +80,7 @@ def _handler(gateway: Gateway) -> type[BaseHTTPRequestHandler]:
                 self.rfile.read(1)
                 gateway.left.set()
 
-        do_GET = do_POST = do_DELETE = _serve
+        do_GET = do_POST = do_PUT = do_DELETE = _serve
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

@@ -1,0 +1,119 @@
+"""`corral deploy`, `undeploy` and `deployments`: with which settings models run, and which of them stay loaded.
+
+What a setting may be is the server's to say: here only its spelling on a command line is known.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.console import out, print_json, print_table
+from services.cli.errors import CommandError
+from services.cli.models import Json, ModelArgument
+from services.cli.server import connect
+
+_ROUTE = "/registry/v1/deployments"
+
+
+def deploy(
+    model: ModelArgument,
+    replicas: Annotated[int, typer.Option(min=0, help="Copies that stay loaded; 0: load it when a request comes.")] = 1,
+    slots: Annotated[int | None, typer.Option(help="Requests that a replica answers at once.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of context in each slot.")] = None,
+    kv_tokens: Annotated[int | None, typer.Option(help="Tokens that all slots together hold.")] = None,
+    kv_type: Annotated[str | None, typer.Option(help="What keys and values are stored as: f16, q8_0, q4_0 ...")] = None,
+    flash_attention: Annotated[str | None, typer.Option(help="auto, on or off.")] = None,
+    gpu_layers: Annotated[int | None, typer.Option(help="Layers on accelerators; -1: all.")] = None,
+    tensor_split: Annotated[str | None, typer.Option(help="Share of each accelerator, as 3,1.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="A LoRA adapter on the node, as FILE or FILE=SCALE; repeatable.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any engine setting; repeatable.")
+    ] = None,
+) -> None:
+    """Choose how a model runs, and keep it loaded. What is not said here is as the platform's settings say."""
+    engine = {
+        "slots": slots,
+        "context_tokens": context,
+        "kv_tokens": kv_tokens,
+        "kv_type_k": kv_type,
+        "kv_type_v": kv_type,
+        "flash_attention": flash_attention,
+        "gpu_layers": gpu_layers,
+        "tensor_split": _numbers(tensor_split) if tensor_split else None,
+        "lora": [_adapter(text) for text in lora] if lora else None,
+    }
+    engine |= dict(_setting(text) for text in settings or [])
+    given = {name: value for name, value in engine.items() if value is not None}
+    done = connect().put(f"{_ROUTE}/{model}", {"engine": given, "replicas": replicas})
+    out.print(f"deployed '{done['model']}': {_summary(done)}")
+
+
+def undeploy(model: ModelArgument) -> None:
+    """Take back what `deploy` said: the platform's settings, and loaded only while it is used."""
+    connect().delete(f"{_ROUTE}/{model}")
+    out.print(f"'{model}' is loaded on demand, with the platform's settings")
+
+
+def list_deployments(json: Json = False) -> None:
+    """List models that are deployed or in use, with their settings."""
+    found = connect().get(_ROUTE)
+    if json:
+        print_json(found)
+        return
+    rows = [
+        (
+            row["model"],
+            row["version"][:12],
+            f"{row['ready']}/{row['replicas']}",
+            row["origin"].replace("_", " "),
+            _settings(row),
+        )
+        for row in found["deployments"]
+    ]
+    print_table(("NAME", "ID", "READY", "ORIGIN", "SETTINGS"), rows)
+
+
+def _summary(row: dict[str, Any]) -> str:
+    kept = "on demand" if row["origin"] == "on_demand" else f"{row['replicas']} to stay loaded"
+    return f"{kept}, {_settings(row)}"
+
+
+def _settings(row: dict[str, Any]) -> str:
+    return " ".join(f"{name}={_spelt(value)}" for name, value in sorted(row["overrides"].items())) or "default settings"
+
+
+def _spelt(value: Any) -> str:
+    return value if isinstance(value, str) else jsonlib.dumps(value, separators=(",", ":"))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A value is JSON where it reads as that, and a text otherwise."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise CommandError(f"--set {text}: say it as NAME=VALUE")
+    try:
+        return name, jsonlib.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise CommandError(f"--tensor-split {text}: say it as numbers with commas between, like 3,1") from None
+
+
+def _adapter(text: str) -> tuple[str, float]:
+    file, equals, scale = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return file, float(scale)
+    except ValueError:
+        raise CommandError(f"--lora {text}: the scale behind = is a number") from None

@@ -1,0 +1,88 @@
+"""`corral deploy`, `undeploy` and `deployments`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Corral
+from tests.cli.wire import Answer, Gateway
+
+DEPLOYED: dict[str, Any] = {
+    "model": "m:latest",
+    "version": "1a4fe4fc0718" + "0" * 52,
+    "origin": "pinned",
+    "replicas": 2,
+    "ready": 1,
+    "reason": "",
+    "overrides": {"slots": 4, "kv_type_k": "q8_0", "lora": [["a.gguf", 1.0]], "mlock": True},
+    "engine": {"slots": 4},
+    "created_at": "2020-01-01T00:00:00Z",
+}
+PUT = "PUT /registry/v1/deployments/m"
+
+
+def test_a_deployment_says_only_what_was_given(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer(PUT, Answer(body=DEPLOYED))
+    done = corral("deploy", "m")
+    assert done.out == ("deployed 'm:latest': 2 to stay loaded, kv_type_k=q8_0 lora=[[\"a.gguf\",1.0]] mlock=true slots=4\n")
+    assert gateway.bodies(PUT) == [{"engine": {}, "replicas": 1}]
+
+
+@pytest.mark.parametrize(
+    ("options", "engine"),
+    [
+        (["--slots", "4", "--context", "8192"], {"slots": 4, "context_tokens": 8192}),
+        (["--kv-type", "q8_0"], {"kv_type_k": "q8_0", "kv_type_v": "q8_0"}),
+        (["--kv-type", "q8_0", "--set", "kv_type_v=f16"], {"kv_type_k": "q8_0", "kv_type_v": "f16"}),
+        (["--kv-tokens", "20000", "--flash-attention", "off"], {"kv_tokens": 20000, "flash_attention": "off"}),
+        (["--gpu-layers", "-1", "--tensor-split", "3,1"], {"gpu_layers": -1, "tensor_split": [3.0, 1.0]}),
+        (["--lora", "/a.gguf", "--lora", "sha256:b=0.5"], {"lora": [["/a.gguf", 1.0], ["sha256:b", 0.5]]}),
+        (
+            ["--set", "mlock=true", "--set", "batch_tokens=64", "--set", "pooling=mean"],
+            {"mlock": True, "batch_tokens": 64, "pooling": "mean"},
+        ),
+    ],
+)
+def test_settings(corral: Corral, gateway: Gateway, options: list[str], engine: dict[str, Any]) -> None:
+    gateway.answer(PUT, Answer(body=DEPLOYED))
+    assert corral("deploy", "m", "--replicas", "0", *options).code == 0
+    assert gateway.bodies(PUT) == [{"engine": engine, "replicas": 0}]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "slots"], "--set slots: say it as NAME=VALUE"),
+        (["--tensor-split", "3;1"], "--tensor-split 3;1: say it as numbers with commas between, like 3,1"),
+        (["--lora", "a=b"], "--lora a=b: the scale behind = is a number"),
+    ],
+)
+def test_what_cannot_be_read(corral: Corral, options: list[str], message: str) -> None:
+    done = corral("deploy", "m", *options)
+    assert (done.code, done.err) == (1, f"Error: {message}\n")
+
+
+def test_what_the_server_refuses(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer(PUT, Answer(400, {"error": "engine.slots: Expected `int` >= 1"}))
+    done = corral("deploy", "m", "--slots", "0")
+    assert (done.code, done.err) == (1, "Error: engine.slots: Expected `int` >= 1\n")
+
+
+def test_taking_it_back(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("DELETE /registry/v1/deployments/m", Answer(body=DEPLOYED))
+    assert corral("undeploy", "m").out == "'m' is loaded on demand, with the platform's settings\n"
+
+
+def test_listing(corral: Corral, gateway: Gateway) -> None:
+    idle = DEPLOYED | {"model": "n:latest", "origin": "on_demand", "replicas": 0, "ready": 0, "overrides": {}}
+    body = {"deployments": [DEPLOYED, idle]}
+    gateway.answer("GET /registry/v1/deployments", Answer(body=body))
+    assert corral("deployments").out == (
+        "NAME        ID              READY    ORIGIN       SETTINGS\n"
+        'm:latest    1a4fe4fc0718    1/2      pinned       kv_type_k=q8_0 lora=[["a.gguf",1.0]] mlock=true slots=4\n'
+        "n:latest    1a4fe4fc0718    0/0      on demand    default settings\n"
+    )
+    assert json.loads(corral("deployments", "--json").out) == body
