@@ -1,4 +1,4 @@
-"""Writes tiny models: real GGUF files of the llama architecture with random weights, in milliseconds."""
+"""Writes tiny models: real GGUF files with random weights, in milliseconds."""
 
 from __future__ import annotations
 
@@ -42,6 +42,49 @@ def write_gguf(
         # 1 for norms; elsewhere large enough that the logits differ clearly.
         values = np.ones(shape) if name.endswith("norm.weight") else rng.normal(scale=0.5, size=shape)
         writer.add_tensor(name, values.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_mamba(path: Path, *, layers: int = 2, width: int = 32, seed: int = 0) -> Path:
+    """A recurrent model (Mamba 1) with the same vocabulary: its memory is a state, which cannot be cut back."""
+    inner, state, rank, kernel = 2 * width, 8, 2, 4
+    writer = gguf.GGUFWriter(path, "mamba")
+    writer.add_context_length(512)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(0)
+    writer.add_head_count(0)
+    writer.add_block_count(layers)
+    writer.add_ssm_conv_kernel(kernel)
+    writer.add_ssm_inner_size(inner)
+    writer.add_ssm_state_size(state)
+    writer.add_ssm_time_step_rank(rank)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    _add_vocabulary(writer, CHAT_TEMPLATE)
+    tensors = _tensors(0, width)
+    for layer in range(layers):
+        shapes: dict[str, tuple[int, ...]] = {
+            "attn_norm.weight": (width,),
+            "ssm_in.weight": (2 * inner, width),
+            "ssm_conv1d.weight": (inner, kernel),
+            "ssm_conv1d.bias": (inner,),
+            "ssm_x.weight": (rank + 2 * state, inner),
+            "ssm_dt.weight": (inner, rank),
+            "ssm_dt.bias": (inner,),
+            "ssm_a": (inner, state),
+            "ssm_d": (inner,),
+            "ssm_out.weight": (width, inner),
+        }
+        tensors += [(f"blk.{layer}.{name}", shape) for name, shape in shapes.items()]
+    rng = np.random.default_rng(seed)
+    for name, shape in tensors:
+        values = np.ones(shape) if name.endswith("norm.weight") else rng.normal(scale=0.5, size=shape)
+        # A state decays: its A is negative.
+        writer.add_tensor(name, (-np.abs(values) if name.endswith("ssm_a") else values).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -17,7 +17,7 @@ from services.protocol.prompts import Prompt, TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyReader
 from services.protocol.reports import WorkerReport, WorkerState
-from services.protocol.sampling import SamplingParams, StopConditions
+from services.protocol.sampling import Constraint, SamplingParams, StopConditions
 from tests.conditions import eventually
 
 VERSION = "f" * 64
@@ -45,6 +45,9 @@ class ScriptedGateway:
         stop: tuple[str, ...] = (),
         sampling: SamplingParams = GREEDY,
         context: tuple[int, ...] = (),
+        n: int = 1,
+        top_logprobs: int | None = None,
+        constraint: Constraint | None = None,
         return_prompt_ids: bool = False,
     ) -> str:
         request = GenerateRequest(
@@ -56,6 +59,9 @@ class ScriptedGateway:
             sampling=sampling,
             stopping=StopConditions(max_tokens, stop=stop),
             context=context,
+            n=n,
+            top_logprobs=top_logprobs,
+            constraint=constraint,
             return_prompt_ids=return_prompt_ids,
         )
         await self.queue.enqueue(request, cost=1, limit=1000)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import signal
 from pathlib import Path
 
+import pytest
 from redis.asyncio import Redis
 
 from services.protocol.messages import Event, Failed, Finished, FinishReason, Started
 from services.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
 from services.protocol.reports import WorkerState
-from services.protocol.sampling import SamplingParams
+from services.protocol.sampling import Regex, SamplingParams
 from tests.conditions import eventually
 from tests.ggufs import write_gguf
 from tests.worker.conftest import VERSION, ScriptedGateway, StartWorker
@@ -82,6 +85,70 @@ async def test_a_request_is_cancelled_in_the_middle_of_its_prefill(gateway: Scri
     end = await gateway.answer(request, timeout_s=5)
     assert isinstance(end, Finished)
     assert (end.reasons, end.usage.completion_tokens) == ((FinishReason.ABORT,), 0)
+
+
+async def test_a_cancellation_interrupts_a_batch_that_is_computed_for_nobody_else(
+    gateway: ScriptedGateway, start_worker: StartWorker
+) -> None:
+    await start_worker(slots=1, fake_token_s=0.2)
+    request = await gateway.ask(TextPrompt("x" * 400))  # one batch of 80 seconds
+    await gateway.until(lambda: bool(gateway.events[request]))
+    await gateway.queue.cancel(request)
+    end = await gateway.answer(request, timeout_s=10)
+    assert isinstance(end, Finished)
+    assert end.reasons == (FinishReason.ABORT,)
+
+
+async def test_choices_share_their_prompt_and_end_together(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker()
+    sampling = SamplingParams(temperature=4, seed=1)
+    request = await gateway.ask(TextPrompt("three of them, " * 10), n=3, max_tokens=12, sampling=sampling)
+    end = await gateway.answer(request)
+    assert isinstance(end, Finished)
+    assert end.reasons == (FinishReason.LENGTH,) * 3
+    assert (end.usage.prompt_tokens, end.usage.cached_tokens, end.usage.completion_tokens) == (150, 0, 36)
+    texts = ["".join(frame.text for frame in gateway.frames(request) if frame.choice == n) for n in range(3)]
+    assert len(set(texts)) == 3
+    assert [type(event) for event in gateway.events[request]].count(Started) == 1
+
+
+async def test_logprobs_come_with_each_token(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker()
+    request = await gateway.ask(max_tokens=5, top_logprobs=2)
+    await gateway.answer(request)
+    for frame in gateway.frames(request):
+        (chosen,) = frame.logprobs
+        assert chosen.token == bytes(frame.token_ids)
+        assert [one.token for one in chosen.top][0] == chosen.token
+        # 8 logits above 255 others.
+        assert chosen.logprob == pytest.approx(8 - math.log(math.exp(8) + 255), abs=1e-5)
+
+
+async def test_an_answer_matches_its_grammar(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker()
+    request = await gateway.ask(max_tokens=40, constraint=Regex("[0-9]{3}-[0-9]{2}"), sampling=SamplingParams(seed=3))
+    end = await gateway.answer(request)
+    assert isinstance(end, Finished)
+    assert end.reasons == (FinishReason.STOP,)
+    assert re.fullmatch("[0-9]{3}-[0-9]{2}", gateway.text(request))
+
+
+async def test_a_grammar_that_does_not_compile_is_the_callers_mistake(
+    gateway: ScriptedGateway, start_worker: StartWorker
+) -> None:
+    await start_worker()
+    end = await gateway.answer(await gateway.ask(constraint=Regex("(unclosed")))
+    assert isinstance(end, Failed)
+    assert end.code == "invalid_request"
+
+
+async def test_a_bias_for_a_token_that_does_not_exist_is_the_callers_mistake(
+    gateway: ScriptedGateway, start_worker: StartWorker
+) -> None:
+    await start_worker()
+    end = await gateway.answer(await gateway.ask(sampling=SamplingParams(logit_bias=((257, 1.0),))))
+    assert isinstance(end, Failed)
+    assert end.code == "invalid_request"
 
 
 async def test_a_stop_string_ends_the_text_before_it(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
