@@ -66,11 +66,7 @@ class Candidates:
         """The `count` largest; among equals at the border the smaller ids."""
         if count >= len(self):
             return self
-        some = self
-        if count * _BLOCK <= len(self):
-            # As many blocks have a maximum of at least this, so at least as many logits do.
-            maxima = np.maximum.reduceat(self.logits, np.arange(0, len(self), _BLOCK))
-            some = self.at(np.flatnonzero(self.logits >= np.partition(maxima, -count)[-count]))
+        some = self.at(self._near_the_top(count)) if count * _BLOCK <= len(self) else self
         border = np.partition(some.logits, -count)[-count]
         indices = np.flatnonzero(some.logits >= border)
         surplus = len(indices) - count
@@ -78,6 +74,18 @@ class Candidates:
             tied = np.flatnonzero(some.logits.take(indices) == border)
             indices = np.delete(indices, tied[-surplus:])
         return some.at(indices)
+
+    def _near_the_top(self, count: int) -> Ids:
+        """Where some are, ascending, that include the `count` largest: `count` blocks have a maximum of at least this `floor`, so
+        as many logits have, and only in those blocks."""
+        maxima = np.maximum.reduceat(self.logits, np.arange(0, len(self), _BLOCK))
+        floor = np.partition(maxima, -count)[-count]
+        whole = len(self) // _BLOCK
+        blocks = np.flatnonzero(maxima[:whole] >= floor)
+        grid = self.logits[: whole * _BLOCK].reshape(whole, _BLOCK)
+        row, column = np.divmod(np.flatnonzero(grid[blocks] >= floor), _BLOCK)
+        rest = np.flatnonzero(self.logits[whole * _BLOCK :] >= floor)
+        return np.concatenate([blocks[row] * _BLOCK + column, whole * _BLOCK + rest])
 
     def weights(self, temperature: float = 1.0) -> Logits:
         """Proportional to the probabilities; the likeliest weighs 1."""

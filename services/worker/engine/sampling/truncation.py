@@ -93,6 +93,16 @@ def _bin_weights(bins: NDArray[np.uint16], weights: Logits) -> NDArray[np.float6
 
 
 def _first_by_sorting(keys: Logits, weights: Logits, target: float, side: Literal["left", "right"]) -> Ids:
-    order = np.argsort(keys, kind="stable")
-    count = int(np.searchsorted(np.cumsum(weights.take(order), dtype=np.float64), target, side=side)) + 1
+    order = _ascending(keys)
+    count = int(np.cumsum(weights.take(order), dtype=np.float64).searchsorted(target, side=side)) + 1
     return order[:count]
+
+
+def _ascending(keys: Logits) -> Ids:
+    """A stable argsort of keys that are not negative. The bits of such a float are an integer in the same order, and integers
+    that hold an index in their lower half are sorted several times faster than indices by their keys."""
+    packed = (keys + np.float32(0)).view(np.uint32).astype(np.int64) << 32  # adding 0 makes 0 of -0
+    packed |= np.arange(len(keys))
+    packed.sort()
+    packed &= 0xFFFFFFFF
+    return packed
