@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.protocol.engine import EngineSettings
+from services.protocol.engine import EngineSettings, Pooling
 from services.protocol.errors import BadRequest, ModelNotFound
 from services.registry.models import Deployment, Version
 from services.registry.states import Origin
@@ -82,6 +82,13 @@ async def unwant(session: AsyncSession, deployment: int, reason: str) -> None:
     if row:
         row.replicas_wanted = 0
         row.reason = reason
+
+
+async def poolings(session: AsyncSession) -> dict[str, Pooling]:
+    """By version, where its deployment says something of it."""
+    asked = Deployment.settings["pooling"].astext.label("pooling")
+    rows = await session.execute(select(Deployment.version_digest, asked).where(asked.is_not(None)))
+    return {row.version_digest: row.pooling for row in rows}
 
 
 def _is_set(row: Deployment) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from services.protocol.engine import Pooling
 from services.protocol.pooling import pooling_of
 from services.protocol.routes import VersionRoute
 from services.registry.models import Version
@@ -22,9 +23,9 @@ def parameter_size(count: int) -> str:
     return str(count)
 
 
-def capabilities(version: Version) -> tuple[str, ...]:
-    """A model chats when it brings a chat template, unless it is pooled."""
-    match pooling_of(version.metadata_):
+def capabilities(version: Version, pooling: Pooling) -> tuple[str, ...]:
+    """A model chats when it brings a chat template, unless it is pooled: by itself or as its deployment says."""
+    match pooling_of(version.metadata_, pooling):
         case "rank":
             return ("rerank",)
         case "mean" | "cls" | "last":
@@ -32,7 +33,7 @@ def capabilities(version: Version) -> tuple[str, ...]:
     return ("completion", "chat") if version.template else ("completion",)
 
 
-def version_route(version: Version) -> VersionRoute:
+def version_route(version: Version, pooling: Pooling) -> VersionRoute:
     return VersionRoute(
         digest=version.digest,
         size=version.size,
@@ -41,7 +42,7 @@ def version_route(version: Version) -> VersionRoute:
         quantization=version.quantization,
         trained_context=version.context_length,
         embedding_length=version.embedding_length,
-        capabilities=capabilities(version),
+        capabilities=capabilities(version, pooling),
         parameters=version.parameters,
         system=version.system,
     )

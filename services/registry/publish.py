@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 
+from services.protocol.engine import Pooling
 from services.protocol.routes import Caller, ReplicaRoute, Routes, RoutesSnapshot, TagRoute
-from services.registry import catalog, keys
+from services.registry import catalog, deployments, keys
 from services.registry.db import Database
 from services.registry.details import version_route
 from services.registry.models import Replica, Tag, Version
@@ -25,6 +26,7 @@ def build_snapshot(
     *,
     keep_alive_s: float,
     versions: Iterable[Version],
+    poolings: Mapping[str, Pooling],
     tags: Iterable[Tag],
     replicas: Iterable[Replica],
     callers: dict[str, Caller],
@@ -37,7 +39,11 @@ def build_snapshot(
         revision=0,
         keep_alive_s=keep_alive_s,
         tags=tag_routes,
-        versions={version.digest: version_route(version) for version in versions if version.digest in named},
+        versions={
+            version.digest: version_route(version, poolings.get(version.digest, ""))
+            for version in versions
+            if version.digest in named
+        },
         replicas=tuple(_replica_route(replica) for replica in replicas),
         callers=callers,
     )
@@ -83,6 +89,7 @@ class Publisher:
             return build_snapshot(
                 keep_alive_s=self._keep_alive_s,
                 versions=await catalog.versions(session),
+                poolings=await deployments.poolings(session),
                 tags=tags,
                 replicas=replicas.all(),
                 callers=await keys.callers(session),

@@ -12,7 +12,7 @@ from services.protocol.errors import BadRequest
 from services.protocol.jobs import Delete
 from services.protocol.messages import new_id
 from services.protocol.names import ModelName
-from services.registry import catalog, jobs
+from services.registry import catalog, deployments, jobs
 from services.registry.api.dependencies import PartsDep, rfc3339
 from services.registry.details import capabilities, details, model_info
 
@@ -47,6 +47,7 @@ async def delete(body: DeleteBody, parts: PartsDep) -> Response:
 async def show(name: str, parts: PartsDep) -> dict[str, Any]:
     async with parts.database.transaction() as session:
         tag = await catalog.find_tag(session, ModelName.parse(name))
+        poolings = await deployments.poolings(session)
     version = tag.version
     return {
         "name": catalog.tag_name(tag).display,
@@ -59,5 +60,5 @@ async def show(name: str, parts: PartsDep) -> dict[str, Any]:
         "system": version.system,
         "license": version.license,
         "parameters": version.parameters,
-        "capabilities": list(capabilities(version)),
+        "capabilities": list(capabilities(version, poolings.get(version.digest, ""))),
     }

@@ -1,0 +1,55 @@
+"""What a model is said to be able to do, by its file and by its deployment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from services.protocol.engine import Pooling
+from services.protocol.routes import Routes
+from services.registry.details import capabilities
+from services.registry.models import Version
+from tests.conditions import eventually
+from tests.registry.conftest import Registry
+from tests.registry.scripted_node import ScriptedNode
+from tests.registry.test_loop import tiny
+
+__all__ = ["tiny"]  # a fixture
+
+BERT = {"general.architecture": "bert"}
+LLAMA = {"general.architecture": "llama"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "template", "deployed", "able"),
+    [
+        (LLAMA, "", "", ("completion",)),
+        (LLAMA, "{{ messages }}", "", ("completion", "chat")),
+        (BERT, "", "", ("embedding",)),
+        (BERT | {"bert.pooling_type": 2}, "", "", ("embedding",)),
+        (BERT | {"bert.pooling_type": 4}, "", "", ("rerank",)),
+        (LLAMA | {"llama.pooling_type": 3}, "{{ messages }}", "", ("embedding",)),
+        (LLAMA | {"llama.pooling_type": 3}, "{{ messages }}", "none", ("completion", "chat")),
+        (LLAMA, "{{ messages }}", "last", ("embedding",)),
+    ],
+)
+def test_capabilities(metadata: dict[str, Any], template: str, deployed: Pooling, able: tuple[str, ...]) -> None:
+    assert capabilities(Version(metadata_=metadata, template=template), deployed) == able
+
+
+async def test_a_deployment_makes_a_model_embed(registry: Registry, node: ScriptedNode, redis: Redis, tiny: str) -> None:
+    async def able() -> tuple[str, ...]:
+        snapshot = await Routes(redis).load()
+        return snapshot.versions[tiny].capabilities if snapshot else ()
+
+    assert await able() == ("completion", "chat")
+    answer = await registry.http.put("/registry/v1/deployments/tiny", json={"engine": {"pooling": "mean"}})
+    assert answer.status_code == 200, answer.text
+
+    async def embeds() -> bool:
+        return await able() == ("embedding",)
+
+    await eventually(embeds)
+    assert (await registry.get("models/show", name="tiny"))["capabilities"] == ["embedding"]
