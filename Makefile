@@ -22,7 +22,8 @@ format: sync ## Format the code, and mend what the linter can
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
-bench: sync ## Run every benchmark
+bench: ## Run every benchmark: most of an hour
+	@ops/bootstrap.sh bench
 	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit; done
 
 clean: ## Remove what was built, but not ~/.corral

@@ -1,47 +1,93 @@
-"""Corral against llama.cpp's own server: the same weights, prompts, threads and context, on the same machine, in one run.
+"""Corral against llama.cpp's own server: the same weights, prompts, threads and context per slot, on one machine, in one run.
 
-python benchmarks/engine.py [--quick] [--model NAME] [--workload NAME] [--rounds N] [--json FILE]
+    python benchmarks/engine.py [--quick] [--model NAME] [--workload NAME] [--concurrency N ...] [--rounds N]
+                                [--json FILE] [--markdown PAGE]
+    python benchmarks/engine.py --from FILE [--markdown PAGE]
+
+Corral is a whole `corral up` in a temporary folder: requests take the way through gateway, queue and worker. llama-server is the
+one in the wheel xllamacpp, with a slot for every client and its defaults otherwise. Both stand ready in memory while one of
+them at a time is asked the same, round by round, in alternating order; llama_cpp.server, which answers one request after the
+other, is there for scale. What each workload asks is in comparison/catalog.py; ratios are taken within a round.
+
+All of it takes about three quarters of an hour on two cores, --quick six minutes; nothing new begins after --minutes. On a
+machine that does other things the numbers are worth nothing: the report says how much those took. Needs the dependency
+group `bench` (`make bench` installs it).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 
-from comparison.catalog import CONCURRENCY, workloads
+import msgspec
+
+from comparison import catalog
+from comparison.machine import describe
 from comparison.models import MODELS
+from comparison.report import render, replace
 from comparison.rounds import Run
+from comparison.steps import Report
+
+#: The slowest step on two cores, llama-server's burst, takes a minute.
+STEP_TIMEOUT_S = 300.0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Corral against llama.cpp's own server.")
+    parser.add_argument("--quick", action="store_true", help="one model, two rounds, the workloads that have goals")
+    parser.add_argument("--model", action="append", choices=MODELS, help="instead of both; may be repeated")
+    parser.add_argument("--workload", action="append", choices=catalog.NAMES, help="instead of all; may be repeated")
+    parser.add_argument("--concurrency", type=int, nargs="+", help="clients that ask independent prompts")
+    parser.add_argument("--rounds", type=int, help="3 where nothing is said")
+    parser.add_argument("--minutes", type=float, default=90, help="nothing new begins after so long (default: 90)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write everything that was measured")
+    parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="report on such a file; measure nothing")
+    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="a page whose marked part the tables replace")
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace, save: Callable[[Report], None]) -> Report:
+    """Saved after every workload, so that an end by Ctrl-C leaves what there was."""
+    report = Report(describe(), rounds=args.rounds or (2 if args.quick else 3))
+    concurrency = args.concurrency or (catalog.QUICK_CONCURRENCY if args.quick else catalog.CONCURRENCY)
+    names = args.workload or (catalog.QUICK_NAMES if args.quick else catalog.NAMES)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="corral-benchmark-", ignore_cleanup_errors=True) as folder:
+        os.chmod(folder, 0o755)  # as root, PostgreSQL runs as another user
+        threads = len(os.sched_getaffinity(0))
+        run = Run(Path(folder), report.rounds, threads, STEP_TIMEOUT_S, begun + args.minutes * 60, report.steps)
+        for name in args.model or (list(MODELS)[:1] if args.quick else MODELS):
+            MODELS[name].fetch()
+            for workload in catalog.workloads(MODELS[name], names, concurrency):
+                run.run(MODELS[name], workload)
+                report.minutes = (time.monotonic() - begun) / 60
+                save(report)
+    return report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Corral against llama.cpp's own server.")
-    parser.add_argument("--model", action="append", choices=MODELS)
-    parser.add_argument("--workload", action="append")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCY)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory(prefix="corral-benchmark-", ignore_cleanup_errors=True) as name:
-        os.chmod(name, 0o755)  # as root, PostgreSQL runs as another user
-        run = Run(Path(name), args.rounds, len(os.sched_getaffinity(0)), 300, time.monotonic() + 3600)
-        for key in args.model or MODELS:
-            model = MODELS[key]
-            model.fetch()
-            chosen = [
-                work for work in workloads(model, tuple(args.concurrency)) if not args.workload or work.name in args.workload
-            ]
-            run.model(model, chosen)
-    if args.json:
-        args.json.write_text(json.dumps([asdict(step) for step in run.steps], indent=1))
+
+    def save(report: Report) -> None:
+        if args.json:
+            args.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
+
+    report = msgspec.json.decode(args.source.read_bytes(), type=Report) if args.source else measure(args, save)
+    text = render(report)
+    print(f"\n{text}")
+    if args.markdown:
+        replace(args.markdown, text)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

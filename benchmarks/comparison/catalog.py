@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from comparison.models import Model
 from comparison.ratios import Goal
 from comparison.workloads import Burst, Conversations, Independent, LateArrival, SharedPrompt, Workload
@@ -27,13 +29,28 @@ GOALS = (
 )
 
 
-def workloads(model: Model, concurrency: tuple[int, ...] = CONCURRENCY) -> list[Workload]:
-    """In the order in which they run; neighbours share their servers where these would be the same."""
+#: How the goals' measures are called in the tables.
+MEASURE_NAMES = {
+    "output_tokens_per_s": "tokens/s out",
+    "ttft_p50_s": "median time to first token",
+    "itl_p99_s": "p99 time between tokens",
+}
+
+#: In the order in which they run.
+NAMES = (INDEPENDENT, SHORT, SHARED, BURST, CHATS, ARRIVAL)
+
+#: What --quick runs.
+QUICK_NAMES = (INDEPENDENT, BURST, CHATS, ARRIVAL)
+QUICK_CONCURRENCY = (1, 8)
+
+
+def workloads(model: Model, names: Collection[str], concurrency: Collection[int]) -> list[Workload]:
+    """Those of these names, the independent prompts at each of these numbers of clients."""
     independent = [
         Independent(INDEPENDENT, clients, 512, prompt_tokens=100, output_tokens=64, asks=max(1, 4 // clients))
         for clients in concurrency
     ]
-    return [
+    every = [
         *independent,
         Independent(SHORT, 8, 512, prompt_tokens=16, output_tokens=256),
         SharedPrompt(SHARED, 8, 2048, prompt_tokens=1000, output_tokens=32, asks=2),
@@ -41,3 +58,4 @@ def workloads(model: Model, concurrency: tuple[int, ...] = CONCURRENCY) -> list[
         Conversations(CHATS, 8, 2048, chats=model.chats, turns=4, prompt_tokens=56, output_tokens=48),
         LateArrival(ARRIVAL, 9, 4608, prompt_tokens=4000, running_prompt_tokens=100, tokens_before=16, output_tokens=16),
     ]
+    return [workload for workload in every if workload.name in names]

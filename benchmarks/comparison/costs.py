@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Meter:
             cpu_s={name: round(seconds, 3) for name, seconds in cpu_s.items() if seconds > 0},
             idle_cpu_s=idle - idle_before,
             generator_cpu_s=generator_s - generator_before_s,
-            others_share=max(0.0, (busy_s - busy_before_s - ours_s) / (wall_s * psutil.cpu_count())),
+            others_share=max(0.0, (busy_s - busy_before_s - ours_s) / (wall_s * (os.cpu_count() or 1))),
             memory_bytes=sum(memory.values()),
             worker_memory_bytes=memory.get(_WORKER, 0),
         )

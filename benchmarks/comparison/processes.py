@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import subprocess
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def peak_memory_bytes(pid: int) -> dict[str, int]:
 
 def cpu_seconds(pid: int) -> dict[str, float]:
     """Processor time so far of each program in the tree, in seconds."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for process in tree(pid):
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvloop
@@ -21,6 +20,7 @@ from comparison.measures import Measures
 from comparison.models import Model
 from comparison.servers import DidNotStart, Load, Server, corral, llama_server, packaged
 from comparison.sse import MalformedAnswer
+from comparison.steps import Place, Step
 from comparison.workloads import Independent, Workload
 
 #: The packaged server answers one request after the other: beyond a few clients it says nothing new.
@@ -30,62 +30,41 @@ PACKAGED_CLIENTS = (1, 4)
 _FAILURES = (Refused, MalformedAnswer, TimeoutError, OSError)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One part of a workload, in one round, on one server. `error`: why there are no measures."""
-
-    model: str
-    part: str
-    clients: int
-    round: int
-    server: str
-    measures: Measures | None = None
-    cost: Cost | None = None
-    error: str = ""
-
-
 @dataclass
 class Run:
-    """`deadline` in the monotonic clock's seconds: what has not begun by then is left out."""
+    """What is measured goes to `steps`. `deadline` in the monotonic clock's seconds: what has not begun by then is left out."""
 
     folder: Path
     rounds: int
     threads: int
     step_timeout_s: float
     deadline: float
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Step]
 
-    def model(self, model: Model, workloads: Sequence[Workload]) -> None:
-        by_load = itertools.groupby(workloads, key=lambda workload: (workload.clients, workload.context_tokens))
-        for (clients, context_tokens), same in by_load:
-            load = Load(model, clients, context_tokens, self.threads)
-            for workload in same:
-                if time.monotonic() > self.deadline:
-                    print(f"out of time: {workload.name} at {clients} is left out", flush=True)
-                    continue
-                self._workload(load, workload)
-
-    def _workload(self, load: Load, workload: Workload) -> None:
+    def run(self, model: Model, workload: Workload) -> None:
+        place = Place(model.name, workload.name, workload.clients)
+        if time.monotonic() > self.deadline:
+            self._note(Step(place, 0, "both", error="left out, the time was over"))
+            return
+        load = Load(model, workload.clients, workload.context_tokens, self.threads)
         try:
             with self._servers(load, workload) as servers:
                 for number in range(self.rounds):
-                    self._round(load, workload, number, servers if number % 2 == 0 else servers[::-1])
+                    self._round(place, workload, number, servers if number % 2 == 0 else servers[::-1])
         except (DidNotStart, *_FAILURES) as error:
-            self._note(Step(load.model.name, workload.name, workload.clients, 0, "start", error=f"{error}"))
+            self._note(Step(place, 0, "start", error=str(error)))
 
-    def _round(self, load: Load, workload: Workload, number: int, servers: Sequence[Server]) -> None:
+    def _round(self, place: Place, workload: Workload, number: int, servers: Sequence[Server]) -> None:
         for server in servers:
-            others = [other for other in servers if other is not server]
-            meter = Meter(server, others)
-            place = (load.model.name, workload.name, workload.clients, number, server.name)
+            meter = Meter(server, [other for other in servers if other is not server])
             try:
                 parts = uvloop.run(self._timed(workload, server, number))
             except _FAILURES as error:
-                self._note(Step(*place, error=f"{type(error).__name__}: {error}"))
+                self._note(Step(place, number, server.name, error=f"{type(error).__name__}: {error}"))
                 continue
             cost = meter.cost()
             for part, measures in parts.items():
-                self._note(Step(load.model.name, part, workload.clients, number, server.name, measures, cost))
+                self._note(Step(replace(place, part=part), number, server.name, measures, cost))
 
     async def _timed(self, workload: Workload, server: Server, number: int) -> dict[str, Measures]:
         async with asyncio.timeout(self.step_timeout_s):
@@ -109,13 +88,14 @@ class Run:
 
     def _note(self, step: Step) -> None:
         self.steps.append(step)
-        what = f"{step.model}, {step.part}, {step.clients} clients, round {step.round + 1}, {step.server}: "
-        print(what + (_said(step.measures) if step.measures else step.error), flush=True)
+        place = step.place
+        what = f"{place.model}, {place.part}, {place.clients} clients, round {step.round + 1}, {step.server}: "
+        print(what + (_said(step.measures, step.cost) if step.measures and step.cost else step.error), flush=True)
 
 
-def _said(measures: Measures) -> str:
+def _said(measures: Measures, cost: Cost) -> str:
     return (
         f"{measures.output_tokens_per_s:.1f} tok/s out, {measures.prompt_tokens_per_s:.0f} in, "
         f"first after {measures.ttft_p50_s:.2f} s, between p50 {measures.itl_p50_s * 1000:.0f} ms, "
-        f"p99 {measures.itl_p99_s * 1000:.0f} ms, {measures.wall_s:.1f} s"
+        f"p99 {measures.itl_p99_s * 1000:.0f} ms; {measures.wall_s:.1f} s; others took {cost.others_share:.0%} of the machine"
     )

@@ -1,0 +1,110 @@
+"""From the steps of a run to its tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from comparison import report as reports
+from comparison.catalog import BURST, GOALS, INDEPENDENT
+from comparison.costs import Cost
+from comparison.machine import Machine
+from comparison.measures import Measures
+from comparison.ratios import MET, MISSED, Ratio
+from comparison.servers import CORRAL, LLAMA_SERVER, PACKAGED
+from comparison.steps import Place, Report, Step
+from comparison.table import gains, outcomes, tabulate
+
+MODEL = "smollm2-135m"
+MEASURES = Measures(8, 800, 0, 512, 100.0, 300.0, 1.0, 2.0, 0.04, 0.08, 0.1, 5.0)
+COST = Cost({"python": 9.0}, 0.1, 0.05, 0.02, 300 * 2**20, 0)
+MACHINE = Machine("a processor", 2, 24.0, "a system", "3.11", "abc", {"xllamacpp": "1 (AVX2)"}, "2026-01-01", 0.1)
+
+
+def step(
+    server: str,
+    number: int,
+    rate: float,
+    *,
+    ttft_s: float = 1.0,
+    part: str = INDEPENDENT,
+    clients: int = 8,
+    memory_bytes: int = 300 * 2**20,
+) -> Step:
+    measures = replace(MEASURES, output_tokens_per_s=rate, ttft_p50_s=ttft_s)
+    return Step(Place(MODEL, part, clients), number, server, measures, replace(COST, memory_bytes=memory_bytes))
+
+
+STEPS = [
+    step(CORRAL, 0, 120.0, memory_bytes=700 * 2**20),
+    step(LLAMA_SERVER, 0, 100.0),
+    step(LLAMA_SERVER, 1, 50.0),
+    step(CORRAL, 1, 55.0, memory_bytes=720 * 2**20),
+]
+
+
+def test_a_row_has_medians_and_ratios_of_the_rounds() -> None:
+    (row,) = tabulate(STEPS, ours=CORRAL, theirs=LLAMA_SERVER)
+    assert row.place == Place(MODEL, INDEPENDENT, 8)
+    assert row.medians[CORRAL].output_tokens_per_s == 87.5
+    assert row.memory_bytes == {CORRAL: 720 * 2**20, LLAMA_SERVER: 300 * 2**20}
+    assert row.ratios["output_tokens_per_s"] == Ratio(pytest.approx(1.15), pytest.approx(1.1), pytest.approx(1.2))
+
+
+def test_outcomes_are_those_of_the_goals_of_each_part() -> None:
+    burst = [step(CORRAL, 0, 30.0, part=BURST, ttft_s=2.0), step(LLAMA_SERVER, 0, 10.0, part=BURST, ttft_s=4.0)]
+    found = outcomes(tabulate([*STEPS, *burst], ours=CORRAL, theirs=LLAMA_SERVER), GOALS)
+    verdicts = [(outcome.place.part, outcome.goal.measure, outcome.verdict) for outcome in found]
+    assert verdicts == [
+        (INDEPENDENT, "output_tokens_per_s", MET),
+        (BURST, "ttft_p50_s", MISSED),
+        (BURST, "output_tokens_per_s", MET),
+    ]
+
+
+def test_a_goal_whose_server_failed_is_not_met() -> None:
+    failed = Step(Place(MODEL, INDEPENDENT, 8), 0, CORRAL, error="TimeoutError: ")
+    (outcome,) = outcomes(tabulate([failed, STEPS[1]], ours=CORRAL, theirs=LLAMA_SERVER), GOALS)
+    assert outcome.verdict == "not measured"
+
+
+def test_what_eight_at_once_gain() -> None:
+    steps = [*STEPS, step(CORRAL, 0, 60.0, clients=1), step(CORRAL, 1, 44.0, clients=1), step(PACKAGED, 0, 40.0, clients=1)]
+    found = gains(steps, part=INDEPENDENT, alone=1, together=8)
+    assert found == {(MODEL, CORRAL): Ratio(pytest.approx(0.65), 0.5, pytest.approx(0.8))}
+
+
+def test_the_json_holds_everything_that_the_tables_need() -> None:
+    report = Report(MACHINE, 2, 3.0, STEPS)
+    again = msgspec.json.decode(msgspec.json.encode(report), type=Report)
+    assert again == report
+    text = reports.render(again)
+    assert "| smollm2-135m | independent prompts | 8 | tokens/s out | 1.15 (1.10 to 1.20) | ≥ 1.00 | met |" in text
+    assert "| independent prompts | 8 | corral | 87.5 | 300 | 1.00 | 2.00 | 40 | 80 | 100 | 0% | 720 |" in text
+
+
+def test_what_makes_a_comparison_unfair_is_said() -> None:
+    fewer = replace(STEPS[0], measures=replace(MEASURES, output_tokens=400))
+    failed = Step(Place(MODEL, BURST, 8), 1, LLAMA_SERVER, error="TimeoutError: ")
+    text = reports.render(Report(MACHINE, 2, 3.0, [fewer, STEPS[1], failed]))
+    assert "8 clients: the servers generated different numbers of tokens (400 and 512)" in text
+    assert "burst, 8 clients, round 2, llama-server: TimeoutError" in text
+
+
+def test_the_tables_of_a_page_are_replaced_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{reports.BEGIN}\nold\n{reports.END}\nafter\n")
+    reports.replace(page, "new\n")
+    assert page.read_text() == f"before\n{reports.BEGIN}\nnew\n{reports.END}\nafter\n"
+
+
+@pytest.mark.parametrize("text", ["", reports.BEGIN, f"{reports.END} {reports.BEGIN}"])
+def test_a_page_without_a_place_for_the_tables_stays_as_it_is(tmp_path: Path, text: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(reports.NoMarkers):
+        reports.replace(page, "new\n")
+    assert page.read_text() == text
