@@ -19,6 +19,7 @@ from services.node.progress import Progress, Stopping
 from services.node.pull import pull
 from services.node.runtime import Runtime, StartSpec
 from services.node.store import Store
+from services.protocol.engine import EngineSettings
 from services.protocol.errors import BadRequest, CorralError, Unavailable
 from services.protocol.jobs import (
     Delete,
@@ -130,12 +131,19 @@ class Agent:
                 return pull(job, self._store, progress, environment=self._pip_environment)
             case Start():
                 path = self._store.blob(job.model)
-                self._runtime.start(StartSpec(job.replica, job.version, path, job.engine))
+                self._runtime.start(StartSpec(job.replica, job.version, path, self._with_files(job.engine)))
             case Stop():
                 self._runtime.stop(job.replica)
             case Delete():
                 self._store.delete(ModelName.parse(job.name))
         return None
+
+    def _with_files(self, engine: EngineSettings) -> EngineSettings:
+        """With paths where blobs are named."""
+        lora = tuple(
+            (str(self._store.blob(file)) if file.startswith("sha256:") else file, scale) for file, scale in engine.lora
+        )
+        return msgspec.structs.replace(engine, lora=lora)
 
     def _refuse(self, payload: dict[str, Any], error: msgspec.ValidationError) -> None:
         log.error("a job that does not decode: %s", error)

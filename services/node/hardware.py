@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import psutil
 
 from services.protocol import cgroups
 from services.protocol.reports import Device
 
-_NVIDIA_TIMEOUT_S = 3.0
-_NVIDIA_QUERY = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+#: A driver that wakes up from its sleep takes some seconds.
+_DEVICES_TIMEOUT_S = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -43,28 +44,18 @@ def memory(root: Path = cgroups.ROOT) -> Memory:
     return Memory(total, available)
 
 
-def devices() -> tuple[Device, ...] | None:
-    """NVIDIA's accelerators; None where they do not answer."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
+def devices(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Device, ...] | None:
+    """The accelerators that `command` prints as JSON; None where it does not."""
     try:
         answer = subprocess.run(
-            [program, *_NVIDIA_QUERY],
+            command,
+            env=dict(environment),
             capture_output=True,
-            text=True,
-            timeout=_NVIDIA_TIMEOUT_S,
+            timeout=_DEVICES_TIMEOUT_S,
             check=True,
             stdin=subprocess.DEVNULL,
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("nvidia-smi does not answer: %s", error)
+        return msgspec.json.decode(answer.stdout, type=tuple[Device, ...])
+    except (OSError, subprocess.SubprocessError, msgspec.MsgspecError) as error:
+        log.warning("accelerators are unknown: %s", error)
         return None
-    return tuple(_device(line) for line in answer.stdout.splitlines() if "," in line)
-
-
-def _device(line: str) -> Device:
-    """Memory comes in MiB; a card that shares the machine's memory says [N/A]."""
-    name, _, mebibytes = line.rpartition(",")
-    size = mebibytes.strip()
-    return Device("cuda", name.strip(), int(size) * 1024**2 if size.isdecimal() else 0)

@@ -20,7 +20,7 @@ REPORT_S = 1.0
 #: A node is lost when five reports in a row are.
 LEASE_MS = 5000
 
-_DEVICES_EVERY_S = 10.0
+_DEVICES_RETRY_S = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,10 @@ class Heartbeat:
             await self._reports.withdraw(self._node)
 
     async def _watch_devices(self) -> None:
-        """Keeps what was seen last where the driver does not answer: a busy card is still there."""
-        while True:
-            found = await asyncio.to_thread(hardware.devices)
-            self._devices = self._devices if found is None else found
-            await asyncio.sleep(_DEVICES_EVERY_S)
+        """Asks until there is an answer. It holds while the agent runs: asking takes memory of the device each time."""
+        while (found := await asyncio.to_thread(self._runtime.devices)) is None:
+            await asyncio.sleep(_DEVICES_RETRY_S)
+        self._devices = found
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()

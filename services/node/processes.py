@@ -26,10 +26,11 @@ from typing import BinaryIO
 import msgspec
 import psutil
 
+from services.node import hardware
 from services.node.runtime import StartSpec
 from services.protocol.engine_variables import to_environment
 from services.protocol.errors import BadRequest, ModelLoadFailed
-from services.protocol.reports import ProcessReport
+from services.protocol.reports import Device, ProcessReport
 
 #: Reported where a worker ended while no agent was there to see how.
 UNKNOWN_EXIT = 255
@@ -89,7 +90,7 @@ class ProcessRuntime:
     """Adopts the workers of an earlier agent whose `folder` this is.
 
     `environment` is what every worker gets besides its own settings, `drain_s` how long one that is stopped may finish its
-    requests, `command` the worker's command line.
+    requests, `command` the worker's command line, `devices_command` that of services.worker.accelerators.
     """
 
     def __init__(
@@ -99,11 +100,13 @@ class ProcessRuntime:
         environment: Mapping[str, str],
         drain_s: float,
         command: Sequence[str] = (sys.executable, "-m", "services.worker"),
+        devices_command: Sequence[str] = (sys.executable, "-m", "services.worker.accelerators"),
     ) -> None:
         self._folder = folder
         self._environment = dict(environment)
         self._drain_s = drain_s
         self._command = list(command)
+        self._devices_command = list(devices_command)
         self._lock = threading.Lock()
         self._closed = False
         self._hurry = threading.Event()
@@ -127,6 +130,9 @@ class ProcessRuntime:
             worker = self._workers.get(replica)
         if worker:
             self._end([worker])
+
+    def devices(self) -> tuple[Device, ...] | None:
+        return hardware.devices(self._devices_command, self._environment)
 
     def reports(self) -> tuple[ProcessReport, ...]:
         with self._lock:

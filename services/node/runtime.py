@@ -8,11 +8,11 @@ from typing import Protocol
 import msgspec
 
 from services.protocol.engine import EngineSettings
-from services.protocol.reports import ProcessReport
+from services.protocol.reports import Device, ProcessReport
 
 
 class StartSpec(msgspec.Struct, frozen=True):
-    """`version` is the manifest's digest (64 hex digits), `model_path` the GGUF blob."""
+    """`version` is the manifest's digest (64 hex digits), `model_path` the GGUF blob. The engine's LoRA adapters are paths."""
 
     replica: str
     version: str
@@ -28,6 +28,9 @@ class Runtime(Protocol):
 
     def stop(self, replica: str) -> None:
         """Drains the replica's worker and returns when it has ended. Does nothing where there is none."""
+
+    def devices(self) -> tuple[Device, ...] | None:
+        """The accelerators that workers can use; None where that cannot be told now. May take a while."""
 
     def reports(self) -> tuple[ProcessReport, ...]:
         """Workers that run, and for a while those that ended by themselves."""

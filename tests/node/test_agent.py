@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -69,6 +70,21 @@ async def test_a_models_whole_life(start_agent: StartAgent, driver: Driver, tiny
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(10) == 0
     assert await driver.report() is None, "an orderly stop takes the report back"
+
+
+async def test_adapters_may_be_blobs_of_the_store(
+    start_agent: StartAgent, driver: Driver, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    start_agent()
+    pulled = await driver.pull(str(tiny_gguf))
+    model, adapter = pulled.layers[0].digest, pulled.config.digest
+    engine = EngineSettings(lora=((adapter, 0.5), ("/elsewhere/b.gguf", 1.0)))
+    assert isinstance(await driver.do(Start(new_id(), "r1", VERSION, model, engine)), JobSucceeded)
+    blob = tmp_path / "store" / "blobs" / adapter.replace(":", "-")
+    found = json.loads(psutil.Process(await running(driver)).environ()["CORRAL_LORA"])
+    assert found == [[str(blob), 0.5], ["/elsewhere/b.gguf", 1.0]]
+    missing = Start(new_id(), "r2", VERSION, model, EngineSettings(lora=(("sha256:" + "0" * 64, 1.0),)))
+    assert (await driver.refusal(missing)).code == "not_found"
 
 
 async def test_what_cannot_be_done_is_told(start_agent: StartAgent, driver: Driver, tiny_gguf: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import psutil
@@ -22,13 +23,6 @@ def container(root: Path, **files: str) -> Path:
     for name, text in files.items():
         (group / name.replace("_", ".")).write_text(text + "\n")
     return root
-
-
-def smi(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 def test_this_machine() -> None:
@@ -55,18 +49,21 @@ def test_a_container_without_limits(tmp_path: Path) -> None:
     assert hardware.cpus(root) == len(os.sched_getaffinity(0))
 
 
-def test_accelerators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    smi(tmp_path, "echo 'NVIDIA H100 80GB HBM3, 81559'; echo 'NVIDIA GB10, [N/A]'", monkeypatch)
-    assert hardware.devices() == (Device("cuda", "NVIDIA H100 80GB HBM3", 81559 * 1024**2), Device("cuda", "NVIDIA GB10", 0))
+def test_accelerators_are_those_that_a_worker_sees() -> None:
+    card = '[{"kind": "cuda", "name": "H100", "memory_bytes": 85899345920}]'
+    assert hardware.devices(["sh", "-c", 'echo "$CARDS"'], {"CARDS": card}) == (Device("cuda", "H100", 80 * GIB),)
+    assert hardware.devices(["echo", "[]"], {}) == ()
 
 
-def test_no_accelerators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert hardware.devices() == ()
+def test_the_worker_of_this_machine_tells_its_accelerators() -> None:
+    assert hardware.devices([sys.executable, "-m", "services.worker.accelerators"], os.environ) is not None
 
 
-@pytest.mark.parametrize("script", ["exit 9", "exec sleep 60"])
-def test_a_driver_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    monkeypatch.setattr("services.node.hardware._NVIDIA_TIMEOUT_S", 0.2)
-    smi(tmp_path, script, monkeypatch)
-    assert hardware.devices() is None
+@pytest.mark.parametrize("script", ["exit 9", "exec sleep 60", "echo no JSON", "echo '[{}]'"])
+def test_what_does_not_answer(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    monkeypatch.setattr("services.node.hardware._DEVICES_TIMEOUT_S", 0.2)
+    assert hardware.devices(["sh", "-c", script], {}) is None
+
+
+def test_a_program_that_is_not_there() -> None:
+    assert hardware.devices(["/nowhere"], {}) is None

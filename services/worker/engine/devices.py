@@ -6,6 +6,7 @@ llama_cpp's bindings leave these functions out (ggml/include/ggml-backend.h); it
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ _SIZE = ctypes.c_size_t
 
 @dataclass(frozen=True)
 class Accelerator:
-    """`kind` is ggml's backend (CUDA, Metal, Vulkan, ROCm); memory in bytes."""
+    """`kind` is ggml's backend (CUDA, ROCm, Vulkan, MTL for Metal). Memory in bytes, 0 where it is the machine's own."""
 
     kind: str
     name: str
@@ -40,7 +41,8 @@ def _devices() -> Iterator[int]:
 
 def _describe(device: int) -> Accelerator:
     free, total = _SIZE(), _SIZE()
-    _call("ggml_backend_dev_memory", None, device, ctypes.byref(free), ctypes.byref(total))
+    if sys.platform != "darwin":
+        _call("ggml_backend_dev_memory", None, device, ctypes.byref(free), ctypes.byref(total))
     backend = _call("ggml_backend_dev_backend_reg", ctypes.c_void_p, device)
     kind = _call("ggml_backend_reg_name", ctypes.c_char_p, backend).decode()
     name = _call("ggml_backend_dev_description", ctypes.c_char_p, device).decode()

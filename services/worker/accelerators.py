@@ -1,0 +1,22 @@
+"""`python -m services.worker.accelerators`: what this build of llama.cpp can offload to, as JSON, for the node agent.
+
+A card that the build cannot use, or that CUDA_VISIBLE_DEVICES hides from workers, holds no model.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+from services.protocol.reports import Device
+from services.worker.engine.devices import accelerators
+
+
+def main() -> None:
+    found = [Device(device.kind.lower(), device.name, device.memory_total) for device in accelerators()]
+    sys.stdout.buffer.write(msgspec.json.encode(found))
+
+
+if __name__ == "__main__":
+    main()

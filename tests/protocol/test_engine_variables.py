@@ -1,0 +1,112 @@
+"""Engine settings on their way: as JSON in a Start job, as environment variables to a worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from services.protocol.engine import UNQUANTIZED, EngineSettings
+from services.protocol.engine_variables import EngineVariables, to_environment
+from services.protocol.jobs import Start, job_from_payload, job_to_payload
+
+TYPES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+COUNT = st.integers(0, 10**9)
+SHARE = st.floats(0, 1e6)
+# What an environment variable can hold.
+FILE = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1)
+
+
+def settings() -> st.SearchStrategy[EngineSettings]:
+    fields: dict[str, st.SearchStrategy[Any]] = {
+        "slots": st.integers(1, 256),
+        "context_tokens": COUNT,
+        "kv_tokens": COUNT,
+        "kv_unified": st.booleans(),
+        "kv_type_k": st.sampled_from(TYPES),
+        "kv_type_v": st.sampled_from(TYPES),
+        "flash_attention": st.sampled_from(["auto", "on", "off"]),
+        "batch_tokens": st.integers(1, 10**6),
+        "prefill_tokens": COUNT,
+        "threads": COUNT,
+        "gpu_layers": st.integers(-1, 10**6),
+        "main_gpu": COUNT,
+        "split_mode": st.sampled_from(["none", "layer", "row"]),
+        "tensor_split": st.lists(SHARE, max_size=4).map(tuple),
+        "mmap": st.booleans(),
+        "mlock": st.booleans(),
+        "lora": st.lists(st.tuples(FILE, st.floats(-10, 10)), max_size=3).map(tuple),
+        "pooling": st.sampled_from(["", "none", "mean", "cls", "last", "rank"]),
+        "rope_freq_base": SHARE,
+        "rope_freq_scale": SHARE,
+    }
+    assert set(fields) == set(EngineSettings.__struct_fields__)
+    agree = st.fixed_dictionaries({}, optional=fields).filter(
+        lambda given: given.get("kv_type_v", "f16") in UNQUANTIZED or given.get("flash_attention") != "off"
+    )
+    return agree.map(lambda given: EngineSettings(**given))
+
+
+def from_environment(variables: dict[str, str]) -> EngineSettings:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        return EngineVariables().engine
+
+
+@given(settings())
+def test_what_is_deployed_is_what_the_worker_reads(engine: EngineSettings) -> None:
+    start = Start("j", "r", "v", "sha256:m", engine)
+    arrived = job_from_payload(msgspec.json.decode(msgspec.json.encode(job_to_payload(start))))
+    assert isinstance(arrived, Start)
+    assert from_environment(to_environment(arrived.engine)) == engine
+
+
+def test_every_setting_is_told_defaults_too() -> None:
+    variables = to_environment(EngineSettings())
+    assert set(variables) == {f"CORRAL_{name.upper()}" for name in EngineSettings.__struct_fields__}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CORRAL_SLOTS", "99")
+        assert from_environment(variables).slots == 8
+
+
+def test_the_variables_have_the_messages_defaults() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in EngineSettings.__struct_fields__:
+            patch.delenv(f"CORRAL_{name.upper()}", raising=False)
+        assert EngineVariables().engine == EngineSettings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("slots", 0),
+        ("slots", 257),
+        ("batch_tokens", 0),
+        ("kv_tokens", -1),
+        ("gpu_layers", -2),
+        ("kv_type_k", "q3_k"),
+        ("split_mode", "tensor"),
+        ("tensor_split", [-1.0]),
+        ("pooling", "max"),
+        ("lora", [["a"]]),
+    ],
+)
+def test_a_job_and_an_environment_refuse_the_same(name: str, value: Any) -> None:
+    with pytest.raises(msgspec.ValidationError, match=name):
+        msgspec.convert({name: value}, EngineSettings)
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    with pytest.raises(ValidationError, match=name):
+        from_environment({f"CORRAL_{name.upper()}": text})
+
+
+def test_quantised_values_need_flash_attention() -> None:
+    with pytest.raises(msgspec.ValidationError, match="kv_type_v q8_0 needs flash attention"):
+        msgspec.convert({"kv_type_v": "q8_0", "flash_attention": "off"}, EngineSettings)
+    with pytest.raises(ValidationError, match="kv_type_v q8_0 needs flash attention"):
+        from_environment({"CORRAL_KV_TYPE_V": "q8_0", "CORRAL_FLASH_ATTENTION": "off"})
+    assert EngineSettings(kv_type_k="q8_0", flash_attention="off").kv_type_k == "q8_0"
