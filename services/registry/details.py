@@ -7,6 +7,7 @@ from typing import Any
 from services.protocol.engine import Pooling
 from services.protocol.pooling import pooling_of
 from services.protocol.routes import VersionRoute
+from services.registry.abilities import abilities
 from services.registry.models import Version
 
 #: Ollama leaves these out of model_info: one is shown as the template, the other is a name that nobody here gave.
@@ -30,7 +31,8 @@ def capabilities(version: Version, pooling: Pooling) -> tuple[str, ...]:
             return ("rerank",)
         case "mean" | "cls" | "last":
             return ("embedding",)
-    return ("completion", "chat") if version.template else ("completion",)
+    chat = ("chat",) if version.template else ()
+    return ("completion", *chat, *abilities(version.template, version.metadata_))
 
 
 def version_route(version: Version, pooling: Pooling) -> VersionRoute:

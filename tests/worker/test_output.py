@@ -3,7 +3,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.worker.output import OutputPipeline
+from services.protocol.prompts import Tool
+from services.worker.chat.families.hermes import HERMES
+from services.worker.chat.parser import Release
+from services.worker.output import Delta, OutputPipeline
 
 
 def pipe(pieces: list[bytes], stop: list[str]) -> tuple[list[str], bool]:
@@ -72,3 +75,40 @@ def test_however_a_text_is_cut_it_comes_out_whole_up_to_the_first_stop_string(
         assert text.startswith(shown)
         assert len(shown) in [begin for _, begin in ends]
         assert not any(s in shown for s in stop)
+
+
+def hermes(pieces: list[bytes], stop: list[str]) -> OutputPipeline:
+    parser = HERMES.parser(Release(lambda index: f"id{index}"), (Tool("f"),), "")
+    return OutputPipeline(pieces.__getitem__, stop, parser)
+
+
+def test_a_call_that_the_end_of_the_text_closes_is_released_by_the_flush() -> None:
+    pipeline = hermes([b'<tool_call>{"name": "f"', b', "arguments"', b": {}}"], [])
+    assert [pipeline.push(0), pipeline.push(1)] == [Delta("")] * 2
+    assert not pipeline.saw_tool_calls
+    calls = pipeline.push(2).tool_calls
+    assert [(call.index, call.id, call.name, call.arguments) for call in calls] == [(0, "id0", "f", "{}")]
+    assert pipeline.saw_tool_calls
+    assert pipeline.flush() == Delta("")
+
+
+def test_what_a_stop_string_ends_is_released_with_it() -> None:
+    pipeline = hermes([b"abc <tool", b" xSTOP", b"more"], ["STOP"])
+    assert [pipeline.push(0), pipeline.push(1)] == [Delta("abc"), Delta(" <tool x", stopped=True)]
+
+
+def test_replaying_the_same_tokens_gives_the_same_deltas() -> None:
+    pieces = [
+        b"a\xf0\x9f",
+        b"\x8c\xb3 ",
+        b"<tool_call>",
+        b'{"name": "f", "arguments": {"a"',
+        b": 1}}",
+        b"</tool_call>",
+        b" E",
+        b"N",
+    ]
+    first, second = hermes(pieces, ["END"]), hermes(pieces, ["END"])
+    tokens = range(len(pieces))
+    assert [first.push(token) for token in tokens] == [second.push(token) for token in tokens]
+    assert first.flush() == second.flush() == Delta("EN")
