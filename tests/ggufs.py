@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -24,8 +25,10 @@ def write_gguf(
     heads: int = 2,
     template: str | None = CHAT_TEMPLATE,
     seed: int = 0,
+    added: dict[str, NDArray[np.float64]] | None = None,
 ) -> Path:
-    """A model whose vocabulary is the 256 bytes and three control tokens. `seed` gives other weights."""
+    """A model whose vocabulary is the 256 bytes and three control tokens. `seed` gives other weights, `added` is added to those
+    of the tensors that it names."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(context_length)
@@ -41,7 +44,22 @@ def write_gguf(
     for name, shape in _tensors(layers, width):
         # 1 for norms; elsewhere large enough that the logits differ clearly.
         values = np.ones(shape) if name.endswith("norm.weight") else rng.normal(scale=0.5, size=shape)
-        writer.add_tensor(name, values.astype(np.float32))
+        writer.add_tensor(name, (values + (added or {}).get(name, 0)).astype(np.float32))
+    return _written(writer, path)
+
+
+def write_lora(path: Path, tensor: str, a: NDArray[np.float64], b: NDArray[np.float64], *, alpha: float) -> Path:
+    """A LoRA adapter for one tensor of such a model: it adds b·a, times its scale and alpha over its rank."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    writer.add_tensor(f"{tensor}.lora_a", a.astype(np.float32))
+    writer.add_tensor(f"{tensor}.lora_b", b.astype(np.float32))
+    return _written(writer, path)
+
+
+def _written(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
