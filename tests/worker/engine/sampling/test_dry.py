@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_cpp
 
@@ -56,24 +56,28 @@ def reference(vocab: Any, params: SamplingParams, text_tokens: int) -> Reference
     )
 
 
-texts = st.one_of(
-    st.text("ab", max_size=60),
-    st.text("abc\n", max_size=120),
-    st.builds(
-        lambda part, times, end: part * times + end, st.text("abc*:", min_size=1, max_size=9), st.integers(1, 9), st.text("abc")
-    ),
+LETTERS = "aaabbbc\n:*x"
+#: A passage, something else, and a part of the passage again.
+texts = st.builds(
+    lambda passage, between, start, times: (passage + between) * times + passage[start:],
+    passage=st.text(LETTERS, min_size=1, max_size=20),
+    between=st.text(LETTERS, max_size=6),
+    start=st.integers(0, 10),
+    times=st.integers(1, 3),
 )
 configurations = st.builds(
     SamplingParams,
-    dry_multiplier=st.floats(-2, 5, width=32),
-    dry_base=st.sampled_from([0.5, 1.0, 1.1, 1.75, 3.0, 50.0]),
-    dry_allowed_length=st.integers(-1, 6),
-    dry_penalty_last_n=st.sampled_from([-1, 0, 3, 10, 50]),
+    dry_multiplier=st.floats(0.5, 5, width=32) | st.floats(-2, 2, width=32),
+    dry_base=st.sampled_from([1.75, 1.0, 1.1, 3.0, 50.0]),
+    dry_allowed_length=st.integers(-1, 5),
+    dry_penalty_last_n=st.sampled_from([-1, -1, 3, 10, 50]),
     dry_sequence_breakers=st.lists(st.sampled_from(["\n", ":", "*", "ab", "aca", "\nb", "", "x" * 50]), max_size=4).map(tuple),
 )
 
 
+@settings(max_examples=400)
 @given(text=texts, params=configurations)
+@example(text="x" * 70, params=SamplingParams(dry_multiplier=1.0, dry_sequence_breakers=("x" * 50,)))
 @example(text="a" * 400, params=SamplingParams(dry_multiplier=1.0, dry_base=3.0))
 @example(text="ab" * 300, params=SamplingParams(dry_multiplier=0.5, dry_allowed_length=2))
 def test_dry_penalizes_what_llama_cpp_penalizes(vocabulary: Any, text: str, params: SamplingParams) -> None:
@@ -86,6 +90,22 @@ def test_dry_penalizes_what_llama_cpp_penalizes(vocabulary: Any, text: str, para
     if dry.is_on:
         dry.apply(row, tokens)
     np.testing.assert_allclose(row, np.clip(expected, -1e30, 1e30), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(dry_multiplier=0.0),
+        SamplingParams(dry_multiplier=1.0, dry_base=0.9),
+        SamplingParams(dry_multiplier=1.0, dry_penalty_last_n=0),
+    ],
+)
+def test_dry_is_off_where_llama_cpp_has_it_off(vocabulary: Any, params: SamplingParams) -> None:
+    tokens = tokens_of("abcabcabc")
+    theirs = reference(vocabulary, params, len(tokens))
+    theirs.accept(tokens)
+    assert not theirs.apply(np.zeros(SIZE, np.float32)).logits.any()
+    assert not Dry(params, byte_of).is_on
 
 
 def test_a_passage_of_a_real_vocabulary_is_penalized_as_llama_cpp_does(smollm2_path: Path) -> None:

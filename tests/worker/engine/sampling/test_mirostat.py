@@ -72,8 +72,10 @@ def test_accepted_surprises_narrow_the_choice_and_mere_samples_do_not(version: i
 
 def test_what_was_not_drawn_here_leaves_mu_as_it_is() -> None:
     row = logits(size=2000, scale=1.0)
-    params = SamplingParams(mirostat=2, mirostat_tau=1.0, seed=1)
+    params = SamplingParams(mirostat=2, mirostat_tau=6.0, mirostat_eta=1.0, seed=1)
     replayed, fresh = make_sampler(params), make_sampler(params)
-    for token in range(50):
-        replayed.accept(token)
+    for position in range(50):
+        other = replayed.sample(row, [0] * position, 0).token + 1
+        replayed.accept(other)
+        replayed.accept(other - 1)
     assert [replayed.sample(row, [0] * n, 0) for n in range(20)] == [fresh.sample(row, [0] * n, 0) for n in range(20)]
