@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Any of these in a chat template says that the model's reasoning is told from its answer.
-_REASONING = ("</think>", "[/THINK]", "</seed:think>", "<channel|>", "<|channel|>")
+_REASONING = ("</think>", "[/THINK]", "</seed:think>", "<|END_THINKING|>", "<channel|>", "<|channel|>")
 
 #: Infill tokens by the GGUF's keys (LLM_KV_TOKENIZER_FIM_* and _PREFIX_ID ... in llama.cpp's src/llama-arch.cpp).
 _FILLS_IN = (

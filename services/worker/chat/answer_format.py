@@ -48,10 +48,11 @@ class AnswerFormat:
         return ReasoningParser(self.reasoning, answer, opened=opened, continued=continued is Phase.REASONING)
 
 
-def format_of(template: str, *, knows_tools: bool) -> AnswerFormat:
-    """A model whose template has no place for tools is told of them, and answers, in the manner of Hermes."""
+def format_of(template: str, *, shows_calls: bool) -> AnswerFormat:
+    """`shows_calls`: the template has a place for tools or for calls. Where it has none, the model is told of tools, and answers,
+    in the manner of Hermes."""
     family = family_of(template)
     if family is HARMONY:
         return AnswerFormat(HARMONY, HARMONY_REASONING)
     reasoning = next((each for each in REASONINGS if each.close in template), None)
-    return AnswerFormat(family if knows_tools else HERMES, reasoning)
+    return AnswerFormat(family if shows_calls else HERMES, reasoning)

@@ -25,9 +25,10 @@ Try = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], str | None]
 
 @dataclass(frozen=True)
 class Dialect:
-    """`knows_tools`: the template shows the tools it is given; `knows_calls`: and the calls that were made. Of a call the arguments
+    """`no_tools` is what a template wants to be given where there are none. `knows_tools`: it shows those that it is given; `knows_calls`: and the calls that were made. Of a call the arguments
     are an object or, with `arguments_as_text`, JSON text; a message with calls and nothing else has `no_content`."""
 
+    no_tools: list[Any] | None
     knows_tools: bool
     knows_calls: bool
     knows_system: bool
@@ -40,12 +41,18 @@ class Dialect:
 
 
 def dialect_of(source: str, attempt: Try) -> Dialect:
-    found = next(((text, empty) for text in (False, True) for empty in ("", None) if _shows_call(attempt, text, empty)), None)
+    no_tools: list[Any] | None = [] if attempt([_USER], None) is None and attempt([_USER], []) is not None else None
+
+    def shown(*messages: dict[str, Any]) -> str:
+        return attempt(list(messages), no_tools) or ""
+
+    found = next(((text, empty) for text in (False, True) for empty in ("", None) if _shows_call(shown, text, empty)), None)
     arguments_as_text, no_content = found or (False, "")
     return Dialect(
+        no_tools=no_tools,
         knows_tools=_PROBE in (attempt([_USER], [_TOOL]) or ""),
         knows_calls=found is not None,
-        knows_system=_PROBE in (attempt([{"role": "system", "content": _PROBE}, _USER], None) or ""),
+        knows_system=_PROBE in shown({"role": "system", "content": _PROBE}, _USER),
         knows_developer="developer" in source,
         arguments_as_text=arguments_as_text,
         no_content=no_content,
@@ -55,14 +62,14 @@ def dialect_of(source: str, attempt: Try) -> Dialect:
     )
 
 
-def _shows_call(attempt: Try, arguments_as_text: bool, no_content: str | None) -> bool:
+def _shows_call(shown: Callable[..., str], arguments_as_text: bool, no_content: str | None) -> bool:
     """An object that is shown as Python writes it, or a text that is escaped once more, was not what the template wanted."""
     arguments: Any = {_KEY: "value"}
     function = {"name": _PROBE, "arguments": json.dumps(arguments) if arguments_as_text else arguments}
     call = {"id": "123456789", "type": "function", "function": function}
-    shown = attempt([_USER, {"role": "assistant", "content": no_content, "tool_calls": [call]}], None) or ""
-    is_garbled = f"'{_KEY}'" in shown or f'\\"{_KEY}' in shown or (no_content is None and "None" in shown)
-    return _PROBE in shown and _KEY in shown and not is_garbled
+    text = shown(_USER, {"role": "assistant", "content": no_content, "tool_calls": [call]})
+    is_garbled = f"'{_KEY}'" in text or f'\\"{_KEY}' in text or (no_content is None and "None" in text)
+    return _PROBE in text and _KEY in text and not is_garbled
 
 
 def _reasoning_key(source: str) -> str:

@@ -16,7 +16,8 @@ from services.worker.engine.grammar.json_schema import normalized
 @dataclass(frozen=True)
 class Family:
     """`signs`: each stands in the chat template of a model of this family. `markers`: the texts that delimit calls, which may be
-    control tokens of the vocabulary and then are shown to the parser all the same.
+    control tokens of the vocabulary and then are shown to the parser all the same. `example`: a call of the tool NAME with the
+    one argument ARGUMENT, whose value is the text VALUE.
 
     `parser(release, tools, prompt)` reads what follows the rendered prompt. A call begins with `trigger`; `calls(rules, tools,
     many)` gives the grammar of what follows it: one call of one of the tools, or with `many` several. `waits` False: nothing in
@@ -26,6 +27,7 @@ class Family:
     name: str
     signs: tuple[str, ...]
     markers: tuple[str, ...]
+    example: str
     parser: Callable[[Release, Sequence[Tool], str], Parser]
     trigger: str
     calls: Callable[[Rules, Sequence[Tool], bool], str]

@@ -14,10 +14,8 @@ _INSTRUCTIONS = """You can call functions. Here they are as JSON, one in each li
 <tools>
 {tools}
 </tools>
-To call one, write its name and its arguments as a JSON object within <tool_call></tool_call>:
-<tool_call>
-{{"name": "the name", "arguments": {{"an argument": "its value"}}}}
-</tool_call>"""
+To call one, write nothing but this, with its name and its arguments:
+{example}"""
 
 
 def function(tool: Tool) -> dict[str, Any]:
@@ -25,8 +23,8 @@ def function(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": shown}
 
 
-def turns(messages: Sequence[ChatMessage], tools: Sequence[Tool], dialect: Dialect) -> list[dict[str, Any]]:
-    """The messages. Where the template shows no tools they are told of in the system message; where it shows no calls, calls and
+def turns(messages: Sequence[ChatMessage], tools: Sequence[Tool], dialect: Dialect, *, example: str) -> list[dict[str, Any]]:
+    """The messages. Where the template shows no tools the system message tells of them, with an example of a call; where it shows no calls, calls and
     their results are written out as Hermes does."""
     named = _named_results(messages)
     shown = [_turn(message, dialect) for message in named]
@@ -35,7 +33,8 @@ def turns(messages: Sequence[ChatMessage], tools: Sequence[Tool], dialect: Diale
     elif dialect.folds_results:
         shown = _folded_results(shown)
     if tools and not dialect.knows_tools:
-        _instruct(shown, _INSTRUCTIONS.format(tools="\n".join(_json(function(tool)) for tool in tools)), dialect)
+        described = "\n".join(_json(function(tool)) for tool in tools)
+        _instruct(shown, _INSTRUCTIONS.format(tools=described, example=example), dialect)
     return shown
 
 

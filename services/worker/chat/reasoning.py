@@ -47,6 +47,7 @@ REASONINGS = (
     _tags("<think>", "</think>"),
     _tags("[THINK]", "[/THINK]"),
     _tags("<seed:think>", "</seed:think>"),
+    _tags("<|START_THINKING|>", "<|END_THINKING|>"),
     Reasoning("<|channel>thought\n", "<channel|>", markers=("<|channel>", "<channel|>"), end="<channel|>"),
 )
 

@@ -29,8 +29,8 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise InvalidModelFile(f"the model's chat template does not parse: {error}") from error
         self._specials = {"bos_token": bos_text, "eos_token": eos_text}
-        self._dialect = dialect_of(source, self._attempt)
-        self.format: AnswerFormat = format_of(source, knows_tools=self._dialect.knows_tools)
+        self._dialect = dialect = dialect_of(source, self._attempt)
+        self.format: AnswerFormat = format_of(source, shows_calls=dialect.knows_tools or dialect.knows_calls)
 
     def render(self, prompt: ChatPrompt) -> str:
         """The text that ends where the assistant's answer begins, or goes on. Raises BadRequest where the template refuses the
@@ -40,8 +40,8 @@ class ChatTemplate:
         variables = {
             **prompt.template_kwargs,
             **_reasoning_variables(prompt),
-            "messages": turns(messages, prompt.tools, dialect),
-            "tools": [function(tool) for tool in prompt.tools] if prompt.tools and dialect.knows_tools else None,
+            "messages": turns(messages, prompt.tools, dialect, example=self.format.family.example),
+            "tools": [function(tool) for tool in prompt.tools] if prompt.tools and dialect.knows_tools else dialect.no_tools,
             "add_generation_prompt": not prompt.continue_final,
         }
         try:
@@ -51,7 +51,7 @@ class ChatTemplate:
         return _cut(text) if prompt.continue_final else text
 
     def _render(self, variables: Mapping[str, Any]) -> str:
-        return self._sandbox.render(self._template, {"documents": None, **variables, **self._specials})
+        return self._sandbox.render(self._template, {**variables, **self._specials})
 
     def _attempt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str | None:
         try:

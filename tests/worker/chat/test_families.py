@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.protocol.prompts import Tool
 from services.worker.chat.families import FAMILIES
+from services.worker.chat.family import Family
+from services.worker.chat.parser import Parser, Release
 from tests.worker.chat.answers import Answer, family_parser, read, read_in_all_cuts
 
 PARIS = '{"city": "Paris"}'
@@ -183,12 +188,20 @@ TRANSCRIPTS: list[tuple[str, str, str, list[list[str]]]] = [
     ("gemma4", "<|tool_call>clock()", "clock()", []),
 ]
 
-MARKERS = sorted({marker for family in FAMILIES for marker in family.markers})
+ARGUMENT = {"type": "object", "properties": {"ARGUMENT": {"type": "string"}}}
 
 
 @pytest.mark.parametrize(("family", "text", "content", "calls"), TRANSCRIPTS)
 def test_a_transcript_is_read_the_same_however_it_is_cut(family: str, text: str, content: str, calls: list[list[str]]) -> None:
     assert read_in_all_cuts(family_parser(family), text) == Answer(content, "", calls)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_example_of_a_call_is_one(family: Family) -> None:
+    def make() -> Parser:
+        return family.parser(Release(lambda index: f"id{index}"), (Tool("NAME", parameters=ARGUMENT),), "")
+
+    assert read_in_all_cuts(make, family.example) == Answer("", "", [["NAME", '{"ARGUMENT": "VALUE"}']])
 
 
 def test_harmonys_analysis_is_reasoning() -> None:
@@ -248,3 +261,8 @@ def test_whatever_a_model_writes_nothing_is_raised_and_cuts_make_no_difference(f
     cut = [text[a:b] for a, b in zip(places, places[1:], strict=False)]
     assert read(family_parser(family), cut) == expected
     assert read(family_parser(family), text) == expected
+
+
+def test_every_family_is_on_the_page() -> None:
+    rows = [line.split("|")[1].strip(" `") for line in Path("docs/chat.md").read_text().splitlines() if line.startswith("| `")]
+    assert rows == [family.name for family in FAMILIES]

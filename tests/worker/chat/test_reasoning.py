@@ -18,7 +18,7 @@ CALL = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 def parser(
     source: str = THINKER, *, prompt: str = "hi", tools: tuple[Tool, ...] = (), continued: Phase | None = None
 ) -> MakeParser:
-    format = format_of(source, knows_tools=True)
+    format = format_of(source, shows_calls=True)
 
     def make() -> Parser:
         return format.parser(prompt, tools, lambda index: f"id{index}", continued=continued)
@@ -91,5 +91,5 @@ def test_cuts_make_no_difference(pieces: list[str], opened: bool) -> None:
     ],
 )
 def test_the_tags_are_told_by_the_template(source: str, tags: str | None) -> None:
-    format: AnswerFormat = format_of(source, knows_tools=True)
+    format: AnswerFormat = format_of(source, shows_calls=True)
     assert (format.reasoning.open if format.reasoning else None) == tags

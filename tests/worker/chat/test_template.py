@@ -177,6 +177,18 @@ def test_a_template_without_tools_and_system_is_told_of_them_in_the_first_messag
     assert shown.endswith("[user]<tool_response>\nsunny\n</tool_response>\n<tool_response>\nwarm\n</tool_response>")
 
 
+def test_a_template_that_shows_calls_but_no_tools_is_told_of_them_in_its_own_syntax() -> None:
+    source = TEMPLATES["deepseek-v3.1"].replace("{% if tools %}{{ tools | tojson }}{% endif %}", "")
+    source = source.replace("m.role == 'user'", "m.role in ['user', 'system']")
+    shown = template(source).render(ChatPrompt(ROUND, tools=TOOLS))
+    assert '<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{"ARGUMENT": "VALUE"}<｜tool▁call▁end｜>' in shown
+    assert template(source).format.family.name == "deepseek-v3.1"
+
+
+def test_a_template_that_cannot_do_without_tools_gets_none_of_them() -> None:
+    assert template("{% for tool in tools %}{{ tool }}{% endfor %}{{ messages[0].content }}").render(HELLO) == "hello <b>"
+
+
 def test_developer_is_system_where_the_template_does_not_know_it() -> None:
     prompt = ChatPrompt((ChatMessage("developer", "Be brief."),))
     assert template(CHATML).render(prompt).startswith("<|im_start|>system\nBe brief.")

@@ -238,6 +238,7 @@ def _family(name: str, marks: Marks) -> Family:
         name=name,
         signs=(marks.open,),
         markers=(marks.open, marks.close, marks.quote, marks.response),
+        example=f"{marks.open}call:NAME{{ARGUMENT:{marks.quote}VALUE{marks.quote}}}{marks.close}",
         parser=partial(_parser, marks=marks),
         trigger=marks.open,
         calls=partial(_calls, marks=marks),

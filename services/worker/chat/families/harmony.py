@@ -125,6 +125,7 @@ HARMONY = Family(
     name="harmony",
     signs=(CHANNEL, MESSAGE),
     markers=(START, CHANNEL, MESSAGE, CONSTRAIN, END, CALL, RETURN),
+    example=f'{CHANNEL}commentary to={_FUNCTIONS}NAME {CONSTRAIN}json{MESSAGE}{{"ARGUMENT": "VALUE"}}',
     parser=_parser,
     trigger=f"{CHANNEL}commentary",
     calls=_calls,

@@ -77,4 +77,12 @@ def json_call(rules: Rules, tool: Tool, *, arguments: str) -> str:
     return rules.sequence(rules.literal(head), rules.json(parameters_schema(tool)), rules.literal("}"))
 
 
-HERMES = Family(name="hermes", signs=(OPEN,), markers=(OPEN, CLOSE), parser=_parser, trigger=OPEN, calls=_calls)
+HERMES = Family(
+    name="hermes",
+    signs=(OPEN,),
+    markers=(OPEN, CLOSE),
+    example=f'{OPEN}\n{{"name": "NAME", "arguments": {{"ARGUMENT": "VALUE"}}}}\n{CLOSE}',
+    parser=_parser,
+    trigger=OPEN,
+    calls=_calls,
+)

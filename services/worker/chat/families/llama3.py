@@ -84,6 +84,7 @@ LLAMA3 = Family(
     name="llama3",
     signs=("<|start_header_id|>", "tools"),
     markers=(PYTHON_TAG,),
+    example='{"name": "NAME", "parameters": {"ARGUMENT": "VALUE"}}',
     parser=_parser,
     trigger="",
     calls=_calls,

@@ -104,15 +104,24 @@ def _named(rules: Rules, tools: Sequence[Tool], many: bool) -> str:
     return rules.repeated(call, between=rules.literal(CALLS)) if many else call
 
 
+_MARKERS = (CALLS, ARGUMENTS, CALL_ID)
+
 MISTRAL_ARGS = Family(
     name="mistral-args",
     signs=(CALLS, ARGUMENTS),
-    markers=(CALLS, ARGUMENTS, CALL_ID),
+    markers=_MARKERS,
+    example=f'{CALLS}NAME{ARGUMENTS}{{"ARGUMENT": "VALUE"}}',
     parser=_parser,
     trigger=CALLS,
     calls=_named,
 )
 
 MISTRAL = Family(
-    name="mistral", signs=(CALLS,), markers=(CALLS, ARGUMENTS, CALL_ID), parser=_parser, trigger=CALLS, calls=_array
+    name="mistral",
+    signs=(CALLS,),
+    markers=_MARKERS,
+    example=f'{CALLS}[{{"name": "NAME", "arguments": {{"ARGUMENT": "VALUE"}}}}]',
+    parser=_parser,
+    trigger=CALLS,
+    calls=_array,
 )

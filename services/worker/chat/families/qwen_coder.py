@@ -190,6 +190,7 @@ QWEN_CODER = Family(
     name="qwen-coder",
     signs=(OPEN, _FUNCTION, _PARAMETER),
     markers=(OPEN, CLOSE),
+    example=f"{OPEN}\n{_FUNCTION}NAME>\n{_PARAMETER}ARGUMENT>\nVALUE\n{_PARAMETER_END}\n{_FUNCTION_END}\n{CLOSE}",
     parser=_parser,
     trigger=OPEN,
     calls=_calls,
