@@ -4,7 +4,11 @@
 #
 #   ops/bootstrap.sh [GROUP]   with one of pyproject.toml's dependency groups besides
 #
+# llama.cpp is compiled for CUDA where both its compiler and a driver are, for Metal on Apple silicon, or for what
+# CORRAL_ACCELERATOR says: none, cuda, metal, vulkan or rocm. docs/gpu.md has more.
+#
 # .venv/.corral-synced[-GROUP]   what the environment was made from
+# .venv/.corral-accelerator      what llama.cpp was compiled for
 # .uv/                           uv, where this machine has none, and the log of the last installation
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,6 +18,7 @@ readonly UV_OLDEST=0.9
 readonly GROUP=${1:-}
 readonly STAMP=.venv/.corral-synced
 readonly GROUP_STAMP=$STAMP${GROUP:+-$GROUP}
+readonly ACCELERATOR_STAMP=.venv/.corral-accelerator
 readonly LOG=$PWD/.uv/sync.log
 # Measured: 420 s of one core for llama.cpp.
 readonly COMPILE_CORE_S=420
@@ -25,7 +30,77 @@ fail() {
 
 # What the environment depends on. A checkout that was moved counts as another one: scripts in .venv hold its path.
 fingerprint() {
-    { pwd && cat uv.lock pyproject.toml ops/bootstrap.sh; } | sha256sum
+    { pwd && echo "$accelerator" && cat uv.lock pyproject.toml ops/bootstrap.sh; } | digest
+}
+
+digest() { # macOS has the other one
+    if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi
+}
+
+cores() {
+    nproc 2>/dev/null || sysctl -n hw.ncpu
+}
+
+find_nvcc() {
+    local candidate
+    for candidate in "$(command -v nvcc || true)" "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" "${CUDA_PATH:+$CUDA_PATH/bin/nvcc}" /usr/local/cuda/bin/nvcc; do
+        if [ -x "$candidate" ]; then
+            echo "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+# A compiler alone runs no model, and compiling for CUDA takes many times as long.
+has_nvidia_driver() {
+    command -v nvidia-smi >/dev/null
+}
+
+# What llama.cpp is to be compiled for besides the processor.
+find_accelerator() {
+    if [ -n "${CORRAL_ACCELERATOR:-}" ]; then
+        echo "$CORRAL_ACCELERATOR"
+    elif [[ $OSTYPE == darwin* && $HOSTTYPE == arm64 ]]; then
+        echo metal
+    elif find_nvcc >/dev/null && has_nvidia_driver; then
+        echo cuda
+    else
+        echo none
+    fi
+}
+
+# ggml's option for an accelerator. uv keeps a build for each: these settings join those of pyproject.toml in its cache key.
+build_option() { # build_option ACCELERATOR
+    case $1 in
+        none) ;;
+        cuda) echo GGML_CUDA ;;
+        metal) echo GGML_METAL ;;
+        vulkan) echo GGML_VULKAN ;;
+        rocm) echo GGML_HIP ;;
+        *) fail "CORRAL_ACCELERATOR is $1; it may be none, cuda, metal, vulkan or rocm" ;;
+    esac
+}
+
+why_none() {
+    if has_nvidia_driver; then
+        echo "there is an NVIDIA driver, but no CUDA compiler (nvcc)"
+    elif find_nvcc >/dev/null; then
+        echo "there is a CUDA compiler, but no NVIDIA driver (nvidia-smi); CORRAL_ACCELERATOR=cuda compiles for CUDA all the same"
+    else
+        echo "no NVIDIA driver and no Apple silicon were found"
+    fi
+}
+
+say_accelerator() {
+    local found=" as CORRAL_ACCELERATOR says"
+    case ${CORRAL_ACCELERATOR:-found-$accelerator} in
+        found-none) echo "It is compiled for the processor alone: $(why_none)." ;;
+        found-cuda) echo "It is compiled for CUDA too, which takes longer, with $(find_nvcc)." ;;
+        found-metal) echo "It is compiled for Metal too." ;;
+        none) echo "It is compiled for the processor alone,$found." ;;
+        *) echo "It is compiled for $accelerator too,$found." ;;
+    esac
 }
 
 require_compiler() {
@@ -97,19 +172,24 @@ explain() {
     elif grep -qiE 'error sending request|failed to fetch|dns error' "$LOG"; then
         fail "the package index could not be reached; check the network and run this again, it goes on where it was (log: $LOG)"
     fi
+    [ "$accelerator" = none ] ||
+        echo "CORRAL_ACCELERATOR=none compiles llama.cpp for the processor alone." >&2
     fail "the environment could not be made: $(grep -vE '^(DEBUG|TRACE)' "$LOG" | grep -v '^ *$' | tail -n1 | sed 's/^ *//') (log: $LOG)"
 }
 
 sync() { # sync UV
-    local cores compile_s
-    if ! compgen -G '.venv/lib/python3.*/site-packages/llama_cpp' >/dev/null; then
-        cores=$(nproc)
-        compile_s=$((COMPILE_CORE_S / cores + 30))
-        echo "Setting up Corral. Once, llama.cpp is compiled for this machine: $(minutes $compile_s) on $cores cores." >&2
+    local count compile_s nvcc
+    if ! compiled; then
+        count=$(cores)
+        compile_s=$((COMPILE_CORE_S / count + 30))
+        echo "Setting up Corral. Once, llama.cpp is compiled for this machine: $(minutes $compile_s) on $count cores." >&2
+        say_accelerator >&2
     fi
+    # CMake looks for nvcc on the PATH alone.
+    [ "$accelerator" != cuda ] || ! nvcc=$(find_nvcc) || export CUDACXX=${CUDACXX:-$nvcc}
     compiling_since='' shown=''
     set -m # a process group of its own, so that stopping us stops its compilers too
-    UV_PROJECT_ENVIRONMENT=.venv "$1" sync --locked --all-extras ${GROUP:+--group "$GROUP"} --compile-bytecode --verbose >"$LOG" 2>&1 </dev/null &
+    UV_PROJECT_ENVIRONMENT=.venv "$1" sync --locked --all-extras ${GROUP:+--group "$GROUP"} ${option:+--config-settings-package "llama-cpp-python:cmake.define.$option=ON"} --compile-bytecode --verbose >"$LOG" 2>&1 </dev/null &
     local pid=$!
     set +m
     trap 'kill -- -'$pid' 2>/dev/null || true; echo >&2; exit 130' INT TERM HUP
@@ -122,11 +202,18 @@ sync() { # sync UV
     wait $pid || explain
 }
 
+compiled() {
+    compgen -G '.venv/lib/python3.*/site-packages/llama_cpp' >/dev/null && [ "$(cat $ACCELERATOR_STAMP 2>/dev/null || echo none)" = "$accelerator" ]
+}
+
+accelerator=$(find_accelerator)
+option=$(build_option "$accelerator")
 [ -x .venv/bin/python ] && [ "$(cat "$GROUP_STAMP" 2>/dev/null)" = "$(fingerprint)" ] && exit
 rm -f $STAMP*
-compgen -G '.venv/lib/python3.*/site-packages/llama_cpp' >/dev/null || require_compiler
+compiled || require_compiler
 mkdir -p .uv
 uv=$(find_uv) || { fetch_uv && uv=$(find_uv) || fail "uv was fetched but does not run (log: $LOG)"; }
 sync "$uv"
+echo "$accelerator" >$ACCELERATOR_STAMP
 fingerprint | tee $STAMP >"$GROUP_STAMP"
 echo "The environment is up to date." >&2

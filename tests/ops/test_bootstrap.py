@@ -51,8 +51,16 @@ class Checkout:
         log = self.bin / "uv.asked"
         return log.read_text().splitlines() if log.exists() else []
 
-    def run(self, *groups: str) -> subprocess.CompletedProcess[str]:
-        variables = {"PATH": str(self.bin), "HOME": str(self.path)}
+    def program(self, name: str, folder: Path | None = None) -> Path:
+        """One that does nothing, on the PATH or elsewhere."""
+        program = (folder or self.bin) / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+        return program
+
+    def run(self, *groups: str, **others: str) -> subprocess.CompletedProcess[str]:
+        variables = {"PATH": str(self.bin), "HOME": str(self.path), **others}
         return subprocess.run(
             ["ops/bootstrap.sh", *groups], cwd=self.path, env=variables, capture_output=True, text=True, timeout=60, check=False
         )
@@ -163,6 +171,78 @@ esac
     done = checkout.run()
     assert done.returncode == 0, done.stderr
     assert "Fetching uv " in done.stderr
+
+
+CUDA = "--config-settings-package llama-cpp-python:cmake.define.GGML_CUDA=ON"
+
+
+def test_cuda_where_its_compiler_and_a_driver_are(checkout: Checkout) -> None:
+    checkout.uv('echo "$CUDACXX" >"$0.cudacxx"; ' + SUCCESS)
+    nvcc = checkout.program("nvcc")
+    checkout.program("nvidia-smi")
+    done = checkout.run()
+    assert f"It is compiled for CUDA too, which takes longer, with {nvcc}.\n" in done.stderr
+    assert checkout.asked == [f"sync --locked --all-extras {CUDA} --compile-bytecode --verbose"]
+    assert (checkout.bin / "uv.cudacxx").read_text() == f"{nvcc}\n"
+
+
+def test_a_cuda_compiler_in_a_folder_of_its_own(checkout: Checkout) -> None:
+    checkout.uv(SUCCESS)
+    checkout.program("nvidia-smi")
+    nvcc = checkout.program("nvcc", checkout.path / "cuda" / "bin")
+    assert f", with {nvcc}." in checkout.run(CUDA_HOME=str(checkout.path / "cuda")).stderr
+
+
+def test_a_compiler_without_a_driver(checkout: Checkout) -> None:
+    checkout.uv(SUCCESS)
+    checkout.program("nvcc")
+    done = checkout.run()
+    assert "for the processor alone: there is a CUDA compiler, but no NVIDIA driver (nvidia-smi); " in done.stderr
+    assert "config-settings" not in checkout.asked[0]
+
+
+def test_metal_on_apple_silicon(checkout: Checkout) -> None:
+    checkout.uv(SUCCESS)
+    done = checkout.run(OSTYPE="darwin23", HOSTTYPE="arm64")
+    assert "It is compiled for Metal too.\n" in done.stderr
+    assert "llama-cpp-python:cmake.define.GGML_METAL=ON" in checkout.asked[0]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "option"), [("vulkan", "GGML_VULKAN"), ("rocm", "GGML_HIP"), ("cuda", "GGML_CUDA"), ("none", "")]
+)
+def test_an_accelerator_that_was_chosen(checkout: Checkout, accelerator: str, option: str) -> None:
+    checkout.uv(SUCCESS)
+    for name in ("nvcc", "nvidia-smi"):
+        checkout.program(name)
+    assert ", as CORRAL_ACCELERATOR says.\n" in checkout.run(CORRAL_ACCELERATOR=accelerator).stderr
+    assert (f"cmake.define.{option}=ON" in checkout.asked[0]) == bool(option)
+
+
+def test_an_accelerator_that_is_none(checkout: Checkout) -> None:
+    checkout.uv(SUCCESS)
+    done = checkout.run(CORRAL_ACCELERATOR="tpu")
+    assert (done.returncode, checkout.asked) == (1, [])
+    assert done.stderr == "Error: CORRAL_ACCELERATOR is tpu; it may be none, cuda, metal, vulkan or rocm\n"
+
+
+def test_a_card_that_comes_compiles_again_and_one_that_goes_takes_its_build_along(checkout: Checkout) -> None:
+    checkout.uv(SUCCESS)
+    assert "It is compiled for the processor alone: " in checkout.run().stderr
+    added = [checkout.program(name) for name in ("nvcc", "nvidia-smi")]
+    assert "It is compiled for CUDA too" in checkout.run().stderr
+    assert (checkout.run().stderr, len(checkout.asked)) == ("", 2)
+    for program in added:
+        program.unlink()
+    assert "It is compiled for the processor alone: " in checkout.run().stderr
+    assert [CUDA in asked for asked in checkout.asked] == [False, True, False]
+
+
+def test_a_compilation_for_an_accelerator_that_fails_says_how_to_do_without(checkout: Checkout) -> None:
+    checkout.uv("echo 'nvcc fatal: unsupported' >&2; exit 2")
+    *_, hint, last = checkout.run(CORRAL_ACCELERATOR="cuda").stderr.splitlines()
+    assert hint == "CORRAL_ACCELERATOR=none compiles llama.cpp for the processor alone."
+    assert last.startswith("Error: the environment could not be made: nvcc fatal: unsupported")
 
 
 def test_stopping_it_stops_the_compilers_too(checkout: Checkout) -> None:
