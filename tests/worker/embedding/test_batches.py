@@ -39,8 +39,8 @@ def test_an_input_longer_than_a_batch_is_one_of_its_own() -> None:
 
 
 def test_what_found_no_room_comes_first_in_the_next_batch() -> None:
-    batches = filled({"a": [6, 6, 6], "long": [9], "b": [1, 1, 1]})
-    assert drain(batches)[:2] == [[("a", 0), ("b", 0), ("b", 1), ("b", 2)], [("long", 0)]]
+    batches = filled({"a": [6], "long": [9], "b": [1], "c": [2]}, max_sequences=2)
+    assert drain(batches) == [[("a", 0), ("b", 0)], [("long", 0)], [("c", 0)]]
 
 
 def test_a_request_that_is_dropped_leaves_the_others() -> None:
