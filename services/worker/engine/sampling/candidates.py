@@ -81,6 +81,8 @@ class Candidates:
         maxima = np.maximum.reduceat(self.logits, np.arange(0, len(self), _BLOCK))
         floor = np.partition(maxima, -count)[-count]
         whole = len(self) // _BLOCK
+        if 8 * count > whole:
+            return np.flatnonzero(self.logits >= floor)
         blocks = np.flatnonzero(maxima[:whole] >= floor)
         grid = self.logits[: whole * _BLOCK].reshape(whole, _BLOCK)
         row, column = np.divmod(np.flatnonzero(grid[blocks] >= floor), _BLOCK)
@@ -102,6 +104,8 @@ def total(weights: Logits) -> float:
 
 
 def block_sums(weights: Logits) -> Logits:
+    if len(weights) <= _BLOCK:
+        return weights.sum(keepdims=True)
     sums: Logits = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK))
     return sums
 

@@ -9,10 +9,7 @@ from collections.abc import Sequence as TokenIds
 from services.protocol.sampling import SamplingParams
 from services.worker.engine.sampling.candidates import Logits
 
-#: llama.cpp's own: longer breakers are cut (`llama_sampler_init_dry`), and powers stay below the largest float.
-_BREAKER_BYTES = 40
-_LOG_OF_LARGEST_FLOAT = 88.7228391
-
+_LOG_OF_LARGEST_FLOAT = 88.7228391  # llama.cpp's bound of the powers
 _LARGEST_PENALTY = 1e30
 
 
@@ -29,7 +26,7 @@ class Dry:
         self._base = params.dry_base
         self._allowed_length = params.dry_allowed_length
         self._last_n = params.dry_penalty_last_n
-        self._breakers = [breaker.encode()[:_BREAKER_BYTES] for breaker in params.dry_sequence_breakers if breaker]
+        self._breakers = [breaker.encode() for breaker in params.dry_sequence_breakers if breaker]
         self._vocabulary = vocabulary
         self._rests: dict[int, tuple[bytes, ...]] = {}
         self.is_on = self._multiplier != 0 and self._base >= 1 and self._last_n != 0

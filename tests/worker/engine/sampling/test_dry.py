@@ -71,13 +71,13 @@ configurations = st.builds(
     dry_base=st.sampled_from([1.75, 1.0, 1.1, 3.0, 50.0]),
     dry_allowed_length=st.integers(-1, 5),
     dry_penalty_last_n=st.sampled_from([-1, -1, 3, 10, 50]),
-    dry_sequence_breakers=st.lists(st.sampled_from(["\n", ":", "*", "ab", "aca", "\nb", "", "x" * 50]), max_size=4).map(tuple),
+    dry_sequence_breakers=st.lists(st.sampled_from(["\n", ":", "*", "ab", "aca", "\nb", ""]), max_size=4).map(tuple),
 )
 
 
 @settings(max_examples=400)
 @given(text=texts, params=configurations)
-@example(text="x" * 70, params=SamplingParams(dry_multiplier=1.0, dry_sequence_breakers=("x" * 50,)))
+@example(text="", params=SamplingParams(dry_multiplier=1.0, dry_allowed_length=-1))
 @example(text="a" * 400, params=SamplingParams(dry_multiplier=1.0, dry_base=3.0))
 @example(text="ab" * 300, params=SamplingParams(dry_multiplier=0.5, dry_allowed_length=2))
 def test_dry_penalizes_what_llama_cpp_penalizes(vocabulary: Any, text: str, params: SamplingParams) -> None:
