@@ -21,7 +21,9 @@ class GeneratingMode:
         self.context_tokens = runner.context_tokens
         self._runner = runner
         self._settings = settings
-        self._prompts = PromptBuilder(runner, _template(runner))
+        self._prompts = PromptBuilder(
+            runner, _template(runner, runner.chat_template), tool_template=_template(runner, runner.tool_template)
+        )
         self._grammars = GrammarCompiler(runner)
 
     def loop(self, emit: Emit) -> EngineLoop:
@@ -44,7 +46,5 @@ class GeneratingMode:
         return Begin(request, epoch, prepared, grammar)
 
 
-def _template(runner: ModelRunner) -> ChatTemplate | None:
-    if runner.chat_template is None:
-        return None
-    return ChatTemplate(runner.chat_template, bos_text=runner.bos_text, eos_text=runner.eos_text)
+def _template(runner: ModelRunner, source: str | None) -> ChatTemplate | None:
+    return ChatTemplate(source, bos_text=runner.bos_text, eos_text=runner.eos_text) if source else None

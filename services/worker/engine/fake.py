@@ -65,6 +65,7 @@ class FakeRunner:
     shareable_prefixes = True
     end_tokens = frozenset({END})
     chat_template: str | None = CHAT_TEMPLATE
+    tool_template: str | None = None
     bos_text = ""
     eos_text = ""
     fim_prefix: int | None = None

@@ -62,14 +62,18 @@ class LlamaRunner:
         self.end_tokens = frozenset(
             token for token in range(self.num_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token)
         )
-        template = llama_cpp.llama_model_chat_template(self._model, None)
-        self.chat_template = template.decode() if template else None
+        self.chat_template = self._template(None)
+        self.tool_template = self._template(b"tool_use")
         self._bos = llama_cpp.llama_vocab_bos(self._vocab)
         self._add_bos = llama_cpp.llama_vocab_get_add_bos(self._vocab)
         self.bos_text = self._piece(self._bos, special=True).decode(errors="replace")
         self.eos_text = self._piece(llama_cpp.llama_vocab_eos(self._vocab), special=True).decode(errors="replace")
         self.fim_prefix, self.fim_suffix, self.fim_middle = self._fill_tokens()
         self._pieces: dict[int, bytes] = {}
+
+    def _template(self, name: bytes | None) -> str | None:
+        template = llama_cpp.llama_model_chat_template(self._model, name)
+        return template.decode() if template else None
 
     def _fill_tokens(self) -> tuple[int | None, ...]:
         tokens = (

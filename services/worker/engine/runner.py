@@ -54,7 +54,8 @@ class LoadCancelled(EngineError):
 class ModelRunner(Protocol):
     """Token ids are below `num_vocab`; `context_tokens` per slot, `num_cells` for all slots together, at least one context;
     `partial_reuse` and `shareable_prefixes` as in SlotPool; `end_tokens` are the tokens that end a text. The `fim_*` tokens
-    stand before the prefix, the suffix and the gap of a text that is to be filled in; None where the model has none."""
+    stand before the prefix, the suffix and the gap of a text that is to be filled in; None where the model has none.
+    `tool_template`: for chats with tools, where the model brings one of its own for them."""
 
     num_vocab: int
     num_slots: int
@@ -64,6 +65,7 @@ class ModelRunner(Protocol):
     shareable_prefixes: bool
     end_tokens: frozenset[int]
     chat_template: str | None
+    tool_template: str | None
     bos_text: str
     eos_text: str
     fim_prefix: int | None
