@@ -20,9 +20,11 @@ from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 
 from services.protocol.errors import BadRequest
 from services.protocol.sampling import Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
-from services.worker.engine.grammar import gbnf, json_schema, lark, lexing
+from services.worker.engine.grammar import gbnf, json_schema, lark, lexing, pointer
+from services.worker.engine.grammar.fault import smallest_failing
 from services.worker.engine.grammar.gate import Marker
-from services.worker.engine.grammar.matcher import Matcher
+from services.worker.engine.grammar.loops import without_tail_calls
+from services.worker.engine.grammar.matcher import Matcher, exceeds_limits
 from services.worker.engine.grammar.vocabulary import TokenTable, Vocabulary
 
 #: Bytes of a schema as JSON, and of any other constraint.
@@ -36,11 +38,13 @@ _STACK_BYTES = 256 * 1024 * 1024
 _SLOWEST_COMPILE_S = 3.0
 
 _CACHED_GRAMMARS = 32
-_CACHED_MARKERS = 8
+
+#: Characters; llguidance may quote a whole expression.
+_LONGEST_REASON = 300
 
 #: llguidance's own, but for the lexer's states (each 1 to 2 kB, its 250,000 are half a gigabyte for one answer), and the Earley
-#: items of one mask, of which grammars without long terminals need many (20,000 are a millisecond).
-_LIMITS = LLParserLimits(max_lexer_states=25_000, step_max_items=1_000_000, verbose_errors=False)
+#: items of one mask, of which grammars without long terminals need many (20,000 are a millisecond), and of one row.
+_LIMITS = LLParserLimits(max_lexer_states=25_000, max_items_in_row=10_000, step_max_items=3_000_000, verbose_errors=False)
 
 #: Tokens that a grammar forces are the model's choice among all that spell the same, as llama.cpp has it.
 _OPTIONS = '%llguidance {"no_forcing": true}'
@@ -52,34 +56,28 @@ _JSON_WHITESPACE = r"[ ]{1,2}|\n[ ]{0,40}|\n\t{0,20}"
 class Grammar:
     """Immutable; may be used from any thread."""
 
-    def __init__(self, prototype: LLMatcher, table: TokenTable, compiler: GrammarCompiler) -> None:
+    def __init__(self, prototype: LLMatcher, table: TokenTable) -> None:
         self._prototype = prototype
         self._table = table
-        self._compiler = compiler
 
     def matcher(self, after: bytes | None = None) -> Matcher:
         """At the beginning of an answer. With `after` everything is allowed until the output has contained these bytes, control
         tokens being taken as they are written."""
-        marker = self._compiler.marker(after) if after else None
-        return Matcher(self._prototype.deep_copy(), self._table, marker)
+        return Matcher(self._prototype.deep_copy(), self._table, Marker.of(self._table, after) if after else None)
 
 
 class GrammarCompiler:
-    """`compile` and `marker` may be called from any thread; they wait for the compiler's own."""
+    """`compile` may be called from any thread; it waits for the compiler's own."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._table: TokenTable | None = None
         self._grammars: OrderedDict[bytes, Grammar] = OrderedDict()
-        self._markers: OrderedDict[bytes, Marker] = OrderedDict()
         self._thread = _deep_thread()
 
     def compile(self, constraint: Constraint) -> Grammar:
         """Raises BadRequest naming the place of what cannot be compiled. The first call builds the table of the tokens."""
         return self._thread.submit(self._compile, constraint).result()
-
-    def marker(self, after: bytes) -> Marker:
-        return self._thread.submit(self._marker, after).result()
 
     def _compile(self, constraint: Constraint) -> Grammar:
         key = msgspec.msgpack.encode(constraint)
@@ -90,15 +88,6 @@ class GrammarCompiler:
                 self._grammars.popitem(last=False)
         self._grammars.move_to_end(key)
         return grammar
-
-    def _marker(self, after: bytes) -> Marker:
-        marker = self._markers.get(after)
-        if marker is None:
-            marker = self._markers[after] = Marker(self._tokens(), after)
-            if len(self._markers) > _CACHED_MARKERS:
-                self._markers.popitem(last=False)
-        self._markers.move_to_end(after)
-        return marker
 
     def _tokens(self) -> TokenTable:
         if self._table is None:
@@ -122,33 +111,37 @@ class GrammarCompiler:
                 )
 
     def _schema(self, schema: dict[str, Any] | bool) -> Grammar:
-        normalized = json_schema.normalized(schema)
-        if len(json.dumps(normalized)) > MAX_SCHEMA_BYTES:
+        try:
+            normalized = json_schema.normalized(schema)
+            size = len(json.dumps(normalized))
+        except RecursionError as depth:
+            raise pointer.refusal(pointer.Pointer(), "it is nested too deeply") from depth
+        if size > MAX_SCHEMA_BYTES:
             raise BadRequest(f"the JSON schema has more than {MAX_SCHEMA_BYTES // 1024} KiB")
         prototype = self._compiled(_json(normalized))
         if error := _problem(prototype):
-            place, reason = json_schema.smallest_failing(normalized, _reason(error), self._failing)
-            raise json_schema.refusal(place, reason)
-        return Grammar(prototype, self._tokens(), self)
+            place, reason = smallest_failing(normalized, _reason(error), self._failing)
+            raise pointer.refusal(place, reason)
+        return Grammar(prototype, self._tokens())
 
     def _failing(self, schema: Any) -> str | None:
         is_error, messages = LLMatcher.validate_grammar_with_warnings(_json(schema), limits=_LIMITS)
         return _reason(messages[0]) if is_error else None
 
     def _gbnf(self, text: str) -> Grammar:
-        rules = gbnf.parse(text)
+        rules = without_tail_calls(gbnf.parse(text))
         for translated in (lexing.lexed, lexing.by_character):
             prototype = self._compiled(f"{lark.written(translated(rules), rules)}{_OPTIONS}\n")
             error = _problem(prototype)
             if not error:
-                return Grammar(prototype, self._tokens(), self)
+                return Grammar(prototype, self._tokens())
         raise BadRequest(f"the GBNF grammar cannot be compiled: {_reason(error)}")
 
     def _grammar(self, text: str, refusal: str) -> Grammar:
         prototype = self._compiled(text)
         if error := _problem(prototype):
             raise BadRequest(f"{refusal}{_place(error)}: {_reason(error)}")
-        return Grammar(prototype, self._tokens(), self)
+        return Grammar(prototype, self._tokens())
 
     def _compiled(self, text: str) -> LLMatcher:
         table = self._tokens()
@@ -206,11 +199,14 @@ def _place(error: str) -> str:
 
 
 def _reason(error: str) -> str:
-    """The sentence within llguidance's message, which surrounds it with its place and an excerpt."""
+    """The sentence within llguidance's message, which surrounds it with its place and an excerpt, and speaks of its own options."""
     if "NoExtension" in error:
         return "nothing matches"
-    reason = re.sub(r"^(?:at )?\d+\(\d+\): |failed to compile JSON schema: ", "", error)
-    reason = re.sub(r"^(failed to compile JSON schema: )", "", reason)
+    if exceeds_limits(error):
+        return "it is too complex"
+    if "oneOf constraints" in error:
+        return "'oneOf' is supported where it is plain that no value matches two of its schemas"
+    reason = re.sub(r"^(?:at )?\d+\(\d+\): ", "", error).removeprefix("failed to compile JSON schema: ")
     if "error: " in reason:
         reason = reason.rpartition("error: ")[2]
-    return reason.partition("\n")[0].strip()
+    return reason.partition("\n")[0].strip()[:_LONGEST_REASON]

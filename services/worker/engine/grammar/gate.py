@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,12 @@ class Marker:
     whitespace behind it does no harm. A state is the number of the marker's leading bytes that the output ends with
     (Knuth, Morris and Pratt); the length of the marker means that it was found.
     """
+
+    @classmethod
+    @lru_cache(maxsize=8)
+    def of(cls, table: TokenTable, marker: bytes) -> Marker:
+        """Building one looks at the whole vocabulary, and a model has one or two."""
+        return cls(table, marker)
 
     def __init__(self, table: TokenTable, marker: bytes) -> None:
         self._table = table
@@ -38,6 +44,7 @@ class Marker:
             return None
         mask = np.ones(self._table.num_vocab, dtype=np.bool_)
         mask[overshooting] = False
+        mask.flags.writeable = False
         return mask
 
     def _overshoots(self, state: int, token: int) -> bool:

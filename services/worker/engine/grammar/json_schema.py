@@ -6,13 +6,12 @@ constrains and cannot be compiled is refused with its place, older spellings bec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
 
-from services.protocol.errors import BadRequest
+from services.worker.engine.grammar.endless import endless
 from services.worker.engine.grammar.one_of import are_disjoint
+from services.worker.engine.grammar.pointer import Pointer, refusal
 
 #: How deep objects and arrays of a schema may lie in each other; llguidance's own parser of JSON takes 128.
 MAX_DEPTH = 100
@@ -59,31 +58,18 @@ _KEEPS_OPEN = {"additionalProperties", "patternProperties", "minProperties", "ma
 _BESIDE = {"type", "$defs", "definitions", "$id", "id", "$anchor"}
 
 
-@dataclass(frozen=True)
-class Pointer:
-    """The place of a part of a schema, as a JSON Pointer in a URI fragment (RFC 6901, section 6)."""
-
-    steps: tuple[str | int, ...] = ()
-
-    def __truediv__(self, step: str | int) -> Pointer:
-        return Pointer((*self.steps, step))
-
-    def __str__(self) -> str:
-        escaped = (str(step).replace("~", "~0").replace("/", "~1") for step in self.steps)
-        return "#" + "".join("/" + quote(step, safe="!$&'()*+,;=:@?~") for step in escaped)
-
-
-def refusal(place: Pointer, reason: str) -> BadRequest:
-    return BadRequest(f"the JSON schema cannot be compiled at {place}: {reason}")
-
-
 def normalized(schema: dict[str, Any] | bool) -> dict[str, Any]:
     """Raises BadRequest naming the place. An object whose schema lists `properties` and says nothing of others has no others,
     as in llama.cpp, unless schemas are intersected anywhere: there the properties of one part are the others of the next."""
     if schema is False:
         raise refusal(Pointer(), "nothing validates against false")
     root: dict[str, Any] = _normalized({} if schema is True else schema, Pointer())
-    nodes = [node for node, _ in subschemas(root)]
+    located = list(_subschemas(root, Pointer()))
+    nodes = [node for node, _ in located]
+    without_end = endless(nodes, root)
+    for node, place in located:
+        if id(node) in without_end:
+            raise refusal(place, "only a value without end validates")
     for node in nodes:
         if are_disjoint(node.get("oneOf", ()), root) and "anyOf" not in node:
             _rename(node, "oneOf", "anyOf")
@@ -93,16 +79,18 @@ def normalized(schema: dict[str, Any] | bool) -> dict[str, Any]:
     return root
 
 
-def subschemas(schema: Any, place: Pointer = Pointer()) -> Iterator[tuple[dict[str, Any], Pointer]]:
+def _subschemas(schema: Any, place: Pointer) -> Iterator[tuple[dict[str, Any], Pointer]]:
     """A normalized schema and all below it, the outer ones first."""
     if isinstance(schema, dict):
         yield schema, place
-        for part, where in parts(schema, place):
-            yield from subschemas(part, where)
+    for part, where in parts(schema, place):
+        yield from _subschemas(part, where)
 
 
-def parts(schema: dict[str, Any], place: Pointer) -> Iterator[tuple[Any, Pointer]]:
+def parts(schema: Any, place: Pointer) -> Iterator[tuple[Any, Pointer]]:
     """The schemas directly below one."""
+    if not isinstance(schema, dict):
+        return
     for keyword, value in schema.items():
         where = place / keyword
         if keyword in _ONE:
@@ -121,6 +109,7 @@ def _normalized(schema: Any, place: Pointer) -> Any:
     if len(place.steps) > MAX_DEPTH:
         raise refusal(Pointer(place.steps[:8]), f"schemas are nested deeper than {MAX_DEPTH} levels")
     schema = _in_todays_spelling(schema, place)
+    _check_distinct_names(schema, place)
     return {keyword: _value(keyword, value, place / keyword) for keyword, value in schema.items() if _counts(keyword, value)}
 
 
@@ -166,6 +155,13 @@ def _in_todays_spelling(schema: dict[str, Any], place: Pointer) -> dict[str, Any
     return schema
 
 
+def _check_distinct_names(schema: dict[str, Any], place: Pointer) -> None:
+    """A grammar cannot tell whether a name that is not listed was used before, and a repeated one counts once."""
+    least, listed = schema.get("minProperties"), schema.get("properties")
+    if isinstance(least, int) and least - (len(listed) if isinstance(listed, dict) else 0) > 1:
+        raise refusal(place / "minProperties", "cannot ask for more than one property beyond those in 'properties'")
+
+
 def _intersects(schema: dict[str, Any]) -> bool:
     """Whether a value must validate against several schemas that may list properties."""
     if len(schema.get("allOf", ())) > 1:
@@ -186,53 +182,3 @@ def _rename(schema: dict[str, Any], old: str, new: str) -> None:
     items = [(new if keyword == old else keyword, value) for keyword, value in schema.items()]
     schema.clear()
     schema.update(items)
-
-
-def smallest_failing(schema: dict[str, Any], reason: str, fails: Callable[[Any], str | None]) -> tuple[Pointer, str]:
-    """Where the error `reason` of a whole schema comes from, and the reason there. `fails` compiles a schema and returns its
-    reason or None; it is called a limited number of times."""
-    budget = iter(range(_ATTEMPTS))
-
-    def failing(part: Any, where: Pointer) -> str | None:
-        return None if next(budget, None) is None else fails(_standing_alone(schema, part, where))
-
-    place, part = Pointer(), schema
-    while True:
-        found = [(one, where, why) for one, where in parts(part, place) if (why := failing(one, where)) is not None]
-        if not found:
-            break
-        # A part that cannot be satisfied need not be the cause: an optional property may be left out.
-        part, place, reason = next((one for one in found if one[2] == reason), found[0])
-    culprit = _culprit(part, lambda rest: failing(rest, place)) if isinstance(part, dict) else None
-    return (place / culprit if culprit else place), reason
-
-
-#: How many parts of a schema are compiled in search of an error; beyond, the place is named less exactly.
-_ATTEMPTS = 300
-
-
-def _culprit(part: dict[str, Any], failing: Callable[[Any], str | None]) -> str | None:
-    """The keyword without which the part compiles, if that is one alone."""
-    without = [keyword for keyword in part if failing({k: v for k, v in part.items() if k != keyword}) is None]
-    return without[0] if len(without) == 1 else None
-
-
-def _standing_alone(root: dict[str, Any], part: Any, where: Pointer) -> Any:
-    """The part as a schema of its own, in which the root's references still lead to their targets."""
-    if not where.steps:
-        return part
-    definitions = {"$defs": {"root": _moved(root)}}
-    return {**_moved(part), **definitions} if isinstance(part, dict) else part
-
-
-def _moved(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            keyword: "#/$defs/root" + part[1:]
-            if keyword == "$ref" and isinstance(part, str) and part[:1] == "#"
-            else _moved(part)
-            for keyword, part in value.items()
-        }
-    if isinstance(value, list):
-        return [_moved(part) for part in value]
-    return value

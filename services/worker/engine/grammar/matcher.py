@@ -21,8 +21,6 @@ _GAP_BYTES = 4
 #: A step waits for its masks. A grammar that needs so long for one is given up, so that it holds up the others once.
 _SLOWEST_MASK_S = 1.0
 
-_TOO_COMPLEX = {"LexerTooComplex", "ParserTooComplex"}
-
 
 class Matcher:
     """`mask` and `accept` never raise: an error in one answer must not touch the others of its batch. Where the grammar turns
@@ -97,11 +95,17 @@ class Matcher:
         return np.unpackbits(self._bits, bitorder="little", count=self._table.num_vocab).view(np.bool_)
 
     def _fail(self, problem: str) -> None:
-        if self._matcher.stop_reason() in _TOO_COMPLEX:
+        error = str(self._matcher.get_error())
+        if exceeds_limits(error):
             self._fail_too_complex()
         else:
             self.failure = CorralError(problem)
-            log.error("%s: %s", problem, self._matcher.get_error())
+            log.error("%s: %s", problem, error)
 
     def _fail_too_complex(self) -> None:
         self.failure = BadRequest("the grammar is too complex at this place of the answer")
+
+
+def exceeds_limits(error: str) -> bool:
+    """Whether llguidance gave up rather than find something wrong. It says so in its message alone."""
+    return any(sign in error for sign in ("limit", "max is", "too complex"))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+from services.worker.engine.grammar.pointer import Pointer
+
 _TYPES = frozenset({"null", "boolean", "number", "string", "array", "object"})
 
 
@@ -21,20 +23,9 @@ def _target(schema: Any, root: dict[str, Any]) -> Any:
     for _ in range(16):
         if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
             return schema
-        schema = _resolved(schema["$ref"], root)
+        place = Pointer.parse(schema["$ref"])
+        schema = None if place is None else place.target(root)
     return None
-
-
-def _resolved(reference: str, root: dict[str, Any]) -> Any:
-    if not reference.startswith("#/"):
-        return None
-    found: Any = root
-    for step in reference[2:].split("/"):
-        name = step.replace("~1", "/").replace("~0", "~")
-        if not isinstance(found, dict) or name not in found:
-            return None
-        found = found[name]
-    return found
 
 
 def _excludes(a: Any, b: Any, root: dict[str, Any]) -> bool:

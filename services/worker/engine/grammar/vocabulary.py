@@ -50,6 +50,7 @@ class TokenTable:
         """The mask of a grammar that is complete."""
         mask = np.zeros(self.num_vocab, dtype=np.bool_)
         mask[list(self.end_tokens)] = True
+        mask.flags.writeable = False
         return mask
 
     @cached_property

@@ -1,0 +1,30 @@
+"""Grammars over bytes, which cost nothing to draw from, and over the vocabulary of a real model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.worker.engine.fake import FakeRunner
+from services.worker.engine.grammar import GrammarCompiler
+from services.worker.engine.llama import LlamaRunner, LlamaSettings
+
+
+@pytest.fixture(scope="session")
+def byte_grammars() -> GrammarCompiler:
+    """Over FakeRunner's vocabulary: the 256 bytes and one end token."""
+    return GrammarCompiler(FakeRunner())
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_path: Path) -> Iterator[LlamaRunner]:
+    runner = LlamaRunner(smollm2_path, LlamaSettings(num_slots=16, context_tokens=512))
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(scope="module")
+def smollm2_grammars(smollm2: LlamaRunner) -> GrammarCompiler:
+    return GrammarCompiler(smollm2)
