@@ -74,6 +74,7 @@ def measure(args: argparse.Namespace, save: Callable[[Report], None]) -> Report:
 def main() -> None:
     args = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without
 
     def save(report: Report) -> None:
         if args.json:

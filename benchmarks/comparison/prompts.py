@@ -15,8 +15,8 @@ _WHAT = ("stone", "book", "horse", "boat", "letter", "lamp", "dog", "bread", "ke
 _WHERE = ("river", "market", "forest", "church", "bridge", "garden", "village", "castle", "island", "harbor", "road", "hill")
 _WHEN = ("morning", "evening", "winter", "summer", "night", "autumn")
 
-#: Both tokenizers make about this many of a sentence, its full stop included.
-_SENTENCE_TOKENS = 14
+#: What both models' tokenizers make of a sentence.
+_SENTENCE_TOKENS = 13
 
 
 def prose(seed: str, tokens: int) -> str:

@@ -1,0 +1,24 @@
+"""Prompts are as long as asked for, and new for every seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from comparison.prompts import prose
+from services.worker.engine.llama import LlamaRunner, LlamaSettings
+
+
+@pytest.mark.parametrize("tokens", [100, 1250])
+def test_length(smollm2_path: Path, tokens: int) -> None:
+    runner = LlamaRunner(smollm2_path, LlamaSettings(num_slots=1, context_tokens=256))
+    try:
+        assert abs(len(runner.tokenize(prose("seed", tokens), special=False)) - tokens) <= 7
+    finally:
+        runner.close()
+
+
+def test_a_seed_gives_one_text_and_others_give_others() -> None:
+    assert prose("1", 100) == prose("1", 100)
+    assert len({prose(str(seed), 26) for seed in range(50)}) == 50
