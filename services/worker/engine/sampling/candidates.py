@@ -104,9 +104,11 @@ def total(weights: Logits) -> float:
 
 
 def block_sums(weights: Logits) -> Logits:
+    sums: Logits
     if len(weights) <= _BLOCK:
-        return weights.sum(keepdims=True)
-    sums: Logits = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK))
+        sums = weights.sum(keepdims=True)
+    else:
+        sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK))
     return sums
 
 
