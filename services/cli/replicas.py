@@ -17,22 +17,26 @@ def ps(json: Json = False) -> None:
     """List the models that are loaded, and for an admin those that are being loaded."""
     server = connect()
     loaded = server.get("/api/ps")
-    loading = _loading(server)
+    replicas = _replicas(server)
+    loading = [replica for replica in replicas if replica["state"] in ("pending", "fetching", "starting")]
     if json:
         print_json(loaded | {"loading": loading})
-    else:
-        print_loaded(loaded["models"], loading)
+        return
+    serving = {replica["version"] for replica in replicas if replica["state"] in ("ready", "draining")}
+    # The gateway counts what a loading model takes as loaded.
+    loads_only = {replica["version"] for replica in loading} - serving
+    print_loaded([model for model in loaded["models"] if model["digest"] not in loads_only], loading)
 
 
-def _loading(server: Server) -> list[dict[str, Any]]:
-    """Replicas that do not serve yet."""
+def _replicas(server: Server) -> list[dict[str, Any]]:
+    """None for a caller who may not ask."""
     try:
-        replicas = server.get("/registry/v1/replicas")["replicas"]
+        replicas: list[dict[str, Any]] = server.get("/registry/v1/replicas")["replicas"]
     except RequestRefused as error:
         if error.status in (401, 403, 503):
             return []
         raise
-    return [replica for replica in replicas if replica["state"] in ("pending", "fetching", "starting")]
+    return replicas
 
 
 def print_loaded(models: list[dict[str, Any]], loading: Sequence[dict[str, Any]] = ()) -> None:

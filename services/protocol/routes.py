@@ -61,7 +61,8 @@ class TagRoute(msgspec.Struct, frozen=True):
 
 
 class ReplicaRoute(msgspec.Struct, frozen=True):
-    """A replica that exists; `memory_bytes` as measured, or as estimated while it loads. `state` as in registry.replicas."""
+    """A replica that exists; `memory_bytes` as measured, or as estimated while it loads, on accelerators too. `state` as in
+    registry.replicas. `pinned`: it stays, whether it is used or not."""
 
     id: str
     version: str
@@ -71,6 +72,7 @@ class ReplicaRoute(msgspec.Struct, frozen=True):
     device_memory_bytes: int
     context_tokens: int
     slots: int
+    pinned: bool = False
 
 
 class RoutesSnapshot(msgspec.Struct, frozen=True):

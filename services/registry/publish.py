@@ -16,7 +16,7 @@ from services.registry import catalog, deployments, keys
 from services.registry.db import Database
 from services.registry.details import version_route
 from services.registry.models import Replica, Tag, Version
-from services.registry.states import ReplicaState
+from services.registry.states import Origin, ReplicaState
 
 #: Replicas that exist on a node.
 _PLACED = (ReplicaState.FETCHING, ReplicaState.STARTING, ReplicaState.READY, ReplicaState.DRAINING)
@@ -59,6 +59,7 @@ def _replica_route(replica: Replica) -> ReplicaRoute:
         device_memory_bytes=replica.device_memory,
         context_tokens=replica.context_tokens,
         slots=replica.slots,
+        pinned=replica.deployment.origin is Origin.PINNED,
     )
 
 

@@ -91,6 +91,10 @@ def test_ps_shows_what_is_on_its_way(corral: Corral, gateway: Gateway) -> None:
     assert "m:latest        ffffffffffff    951 MB    -                       Loading 43%\n" in shown
     assert ("Fetching\n" in shown, "Waiting: n1 has no room\n" in shown) == (True, True)
     assert "m:latest" not in corral("ps").out, "for those who may not ask"
+    gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": replicas[:1]}))
+    gateway.answer("GET /api/ps", Answer(body={"models": [LOADED, LOADED | {"name": "m:latest", "digest": "f" * 64}]}))
+    assert corral("ps").out.count("m:latest") == 1, "a model that loads is not shown as loaded too"
+    gateway.answer("GET /api/ps", Answer(body={"models": [LOADED]}))
     gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": replicas}))
     assert json.loads(corral("ps", "--json").out) == {"models": [LOADED], "loading": replicas[:3]}
 

@@ -74,6 +74,20 @@ async def test_nothing_there(http: httpx.AsyncClient, routes: Routes) -> None:
     assert (await http.get("/v1/models")).json() == {"object": "list", "data": []}
 
 
+async def test_a_pinned_model_never_expires(http: httpx.AsyncClient, routes: Routes, worker: Worker) -> None:
+    pinned = ReplicaRoute("r1", CHAT, "node1", "ready", 200, 0, 4096, 8, pinned=True)
+    await routes.publish(routes_snapshot(2, replicas=(pinned,)))
+
+    async def years() -> float:
+        (model,) = (await http.get("/api/ps")).json()["models"] or [{"expires_at": "2000-01-01T00:00:00Z"}]
+        return (datetime.fromisoformat(model["expires_at"]) - datetime.now().astimezone()).days / 365
+
+    async def long() -> bool:
+        return await years() > 100
+
+    await eventually(long)
+
+
 async def test_ps(http: httpx.AsyncClient, routes: Routes, redis: Redis, worker: Worker) -> None:
     replicas = (
         ReplicaRoute("r1", CHAT, "node2", "ready", 200, 20, 4096, 8),

@@ -175,6 +175,6 @@ async def test_a_replica_shows_how_far_it_has_loaded_and_what_it_took_of_the_acc
 
     async def published() -> bool:
         snapshot = await Routes(redis).load()
-        return snapshot is not None and [route.device_memory_bytes for route in snapshot.replicas] == [900]
+        return snapshot is not None and [(one.device_memory_bytes, one.pinned) for one in snapshot.replicas] == [(900, True)]
 
     await eventually(published)

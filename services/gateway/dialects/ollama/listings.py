@@ -110,10 +110,14 @@ def ps_body(snapshot: RoutesSnapshot, demands: Sequence[Demand], workers: Sequen
             replicas[replica.version].append(replica)
     wanted = {demand.version: demand for demand in demands}
     busy = {worker.version for worker in workers if worker.running}
-    expiring = [
-        (now + _remaining(wanted.get(version), busy=version in busy, keep_alive_s=snapshot.keep_alive_s), version)
-        for version in replicas
-    ]
+    stays = {replica.version for replica in snapshot.replicas if replica.pinned}
+
+    def remaining(version: str) -> timedelta:
+        if version in stays:
+            return _FOREVER
+        return _remaining(wanted.get(version), busy=version in busy, keep_alive_s=snapshot.keep_alive_s)
+
+    expiring = [(now + remaining(version), version) for version in replicas]
     models = [
         _running(snapshot, version, replicas[version], expires_at, wanted.get(version))
         for expires_at, version in sorted(expiring, reverse=True)
