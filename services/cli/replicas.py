@@ -29,7 +29,7 @@ def ps(json: Json = False) -> None:
 
 
 def _replicas(server: Server) -> list[dict[str, Any]]:
-    """None for a caller who may not ask."""
+    """Empty for a caller who may not ask."""
     try:
         replicas: list[dict[str, Any]] = server.get("/registry/v1/replicas")["replicas"]
     except RequestRefused as error:
