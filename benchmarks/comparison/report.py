@@ -39,11 +39,14 @@ def replace(page: Path, text: str) -> None:
 
 
 def _preface(report: Report) -> str:
-    shares = [step.cost.others_share for step in report.steps if step.cost]
-    others = f"{statistics.median(shares):.0%} (at most {max(shares):.0%})" if shares else "unknown"
+    costs = [step.cost for step in report.steps if step.cost]
+    if not costs:
+        return str(report.machine)
+    shares = [cost.others_share for cost in costs]
+    generator = sum(cost.generator_cpu_s for cost in costs) / sum(sum(cost.cpu_s.values()) for cost in costs)
     return (
-        f"{report.machine}\n{report.rounds} rounds in {report.minutes:.0f} minutes; while a server was measured, everything else on "
-        f"the machine took {others} of its cores."
+        f"{report.machine}\n{report.rounds} rounds in {report.minutes:.0f} minutes. The load generator took {generator:.1%} of what "
+        f"the servers took; everything else on the machine had {statistics.median(shares):.0%} of its cores, at most {max(shares):.0%}."
     )
 
 
@@ -82,10 +85,15 @@ def _medians(rows: Iterable[Row]) -> str:
                     *(f"{measures.output_tokens_per_s:.1f}", f"{measures.prompt_tokens_per_s:.0f}" if known else ""),
                     *(f"{value:.2f}" for value in seconds),
                     *(f"{value * 1000:.0f}" for value in gaps),
-                    *(cached, f"{row.memory_bytes[server] / 2**20:.0f}"),
+                    *(cached, _memory(row, server)),
                 )
             )
     return _table(header, lines)
+
+
+def _memory(row: Row, server: str) -> str:
+    worker = f" (worker {row.worker_memory_bytes / 2**20:.0f})" if server == CORRAL else ""
+    return f"{row.memory_bytes[server] / 2**20:.0f}{worker}"
 
 
 def _together(report: Report) -> list[str]:

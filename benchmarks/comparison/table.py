@@ -25,11 +25,13 @@ COMPARED = (
 
 @dataclass(frozen=True)
 class Row:
-    """By server the `medians` over the rounds and the most memory; by measure the `ratios` of ours to theirs."""
+    """By server the `medians` over the rounds and the most memory, `worker_memory_bytes` being that of Corral's worker alone; by
+    measure the `ratios` of ours to theirs."""
 
     place: Place
     medians: Mapping[str, Measures]
     memory_bytes: Mapping[str, int]
+    worker_memory_bytes: int
     ratios: Mapping[str, Ratio]
 
 
@@ -82,6 +84,7 @@ def _row(place: Place, steps: Sequence[Step], ours: str, theirs: str) -> Row:
         place,
         {server: _median(measures) for server, measures in by_server.items()},
         memory,
+        max((step.cost.worker_memory_bytes for step in steps if step.cost), default=0),
         {name: value for name, value in ratios.items() if value},
     )
 

@@ -20,7 +20,7 @@ from comparison.table import gains, outcomes, tabulate
 
 MODEL = "smollm2-135m"
 MEASURES = Measures(8, 800, 0, 512, 100.0, 300.0, 1.0, 2.0, 0.04, 0.08, 0.1, 5.0)
-COST = Cost({"python": 9.0}, 0.1, 0.05, 0.02, 300 * 2**20, 0)
+COST = Cost({"python": 9.0}, 0.1, 0.045, 0.02, 300 * 2**20, 250 * 2**20)
 MACHINE = Machine("a processor", 2, 24.0, "a system", "3.11", "abc", {"xllamacpp": "1 (AVX2)"}, "2026-01-01", 0.1)
 
 
@@ -82,8 +82,9 @@ def test_the_json_holds_everything_that_the_tables_need() -> None:
     again = msgspec.json.decode(msgspec.json.encode(report), type=Report)
     assert again == report
     text = reports.render(again)
+    assert "took 0.5% of what the servers took; everything else on the machine had 2% of its cores, at most 2%." in text
     assert "| smollm2-135m | independent prompts | 8 | tokens/s out | 1.15 (1.10 to 1.20) | ≥ 1.00 | met |" in text
-    assert "| independent prompts | 8 | corral | 87.5 | 300 | 1.00 | 2.00 | 40 | 80 | 100 | 0% | 720 |" in text
+    assert "| independent prompts | 8 | corral | 87.5 | 300 | 1.00 | 2.00 | 40 | 80 | 100 | 0% | 720 (worker 250) |" in text
 
 
 def test_what_makes_a_comparison_unfair_is_said() -> None:
