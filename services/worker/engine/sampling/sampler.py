@@ -114,7 +114,7 @@ class Sampler:
             for stage in self._history:
                 stage.apply(row, tokens)
             candidates = Candidates(row)
-        mask = self._grammar.mask() if self._grammar else None
+        mask = None if self._grammar is None else self._grammar.mask()
         return candidates if mask is None else candidates.where(mask)
 
     def _choose(self, raw: Candidates, candidates: Candidates, position: int) -> int:

@@ -22,6 +22,24 @@ SIZE = 259  # the tiny model's vocabulary: three control tokens, then the 256 by
 FIRST_BYTE = 3
 
 
+_nowhere = llama_cpp.llama_log_callback(lambda level, text, data: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def log() -> Iterator[None]:
+    """llama.cpp logs to the runner that was made last, which may be gone."""
+    llama_cpp.llama_log_set(_nowhere, ctypes.c_void_p(0))
+    yield
+    llama_cpp.llama_log_set(_nowhere, ctypes.c_void_p(0))
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_path: Path) -> Iterator[LlamaRunner]:
+    runner = LlamaRunner(smollm2_path, LlamaSettings(num_slots=1, context_tokens=64))
+    yield runner
+    runner.close()
+
+
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     path = write_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
@@ -108,18 +126,16 @@ def test_dry_is_off_where_llama_cpp_has_it_off(vocabulary: Any, params: Sampling
     assert not Dry(params, byte_of).is_on
 
 
-def test_a_passage_of_a_real_vocabulary_is_penalized_as_llama_cpp_does(smollm2_path: Path) -> None:
-    runner = LlamaRunner(smollm2_path, LlamaSettings(num_slots=1, context_tokens=64))
+def test_a_passage_of_a_real_vocabulary_is_penalized_as_llama_cpp_does(smollm2: LlamaRunner) -> None:
     text = 'The quick brown fox said: "jump over the lazy dog". Then it jumped. Again the quick brown fox'
-    tokens = runner.tokenize(text, special=False)
+    tokens = smollm2.tokenize(text, special=False)
     params = SamplingParams(dry_multiplier=0.8)
-    theirs = reference(runner._vocab, params, len(tokens))
+    theirs = reference(smollm2._vocab, params, len(tokens))
     theirs.accept(tokens)
-    expected = theirs.apply(np.zeros(runner.num_vocab, np.float32)).logits
-    row = np.zeros(runner.num_vocab, np.float32)
-    Dry(params, runner.token_text).apply(row, tokens)
-    (said,) = runner.tokenize(" said", special=False)
-    runner.close()
+    expected = theirs.apply(np.zeros(smollm2.num_vocab, np.float32)).logits
+    row = np.zeros(smollm2.num_vocab, np.float32)
+    Dry(params, smollm2.token_text).apply(row, tokens)
+    (said,) = smollm2.tokenize(" said", special=False)
     assert row[said] < -0.7
     np.testing.assert_allclose(row, expected, rtol=1e-5)
 
