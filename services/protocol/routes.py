@@ -37,7 +37,7 @@ class VersionRoute(msgspec.Struct, frozen=True):
     """A version as callers see it.
 
     `digest` is the manifest's sha256 (64 hex digits), `size` the sum of its blobs in bytes, `parameters` the model's own
-    defaults (Ollama's option names), `capabilities` among completion, chat. `has_template` says whether it can chat.
+    defaults (Ollama's option names), `capabilities` among completion, chat, embedding, rerank ... (services.registry.details).
     """
 
     digest: str
