@@ -59,23 +59,24 @@ _BESIDE = {"type", "$defs", "definitions", "$id", "id", "$anchor"}
 
 
 def normalized(schema: dict[str, Any] | bool) -> dict[str, Any]:
-    """Raises BadRequest naming the place. An object whose schema lists `properties` and says nothing of others has no others,
-    as in llama.cpp, unless schemas are intersected anywhere: there the properties of one part are the others of the next."""
+    """Raises BadRequest naming the place."""
     if schema is False:
         raise refusal(Pointer(), "nothing validates against false")
     root: dict[str, Any] = _normalized({} if schema is True else schema, Pointer())
     located = list(_subschemas(root, Pointer()))
-    nodes = [node for node, _ in located]
-    without_end = endless(nodes, root)
     for node, place in located:
-        if id(node) in without_end:
-            raise refusal(place, "only a value without end validates")
+        _check_reference(node, root, place)
+    nodes = [node for node, _ in located]
     for node in nodes:
         if are_disjoint(node.get("oneOf", ()), root) and "anyOf" not in node:
             _rename(node, "oneOf", "anyOf")
     if not any(map(_intersects, nodes)):
         for node in nodes:
-            _close(node)
+            _narrow(node)
+    without_end = endless(nodes, root)
+    for node, place in located:
+        if id(node) in without_end:
+            raise refusal(place, "only a value without end validates")
     return root
 
 
@@ -170,11 +171,32 @@ def _intersects(schema: dict[str, Any]) -> bool:
     return bool(applied) and (len(applied) > 1 or bool(schema.keys() - _BESIDE - {*applied}))
 
 
-def _close(schema: dict[str, Any]) -> None:
+def _narrow(schema: dict[str, Any]) -> None:
+    """What llama.cpp makes of a schema: one that says how an object's properties or an array's items are wants an object or an
+    array, and an object whose schema lists `properties` and says nothing of others has no others.
+
+    Such values validate all the same. Where schemas are intersected it would leave nothing: there the properties of one are the
+    others of the next."""
+    if not schema.keys() & {"type", "enum", "const"}:
+        if "properties" in schema:
+            schema["type"] = "object"
+        elif schema.keys() & {"items", "prefixItems"}:
+            schema["type"] = "array"
     if "properties" in schema and not schema.keys() & _KEEPS_OPEN:
         required = schema.get("required", ())
         if isinstance(required, list) and all(name in schema["properties"] for name in required):
             schema["additionalProperties"] = False
+
+
+def _check_reference(schema: dict[str, Any], root: dict[str, Any], place: Pointer) -> None:
+    if "$ref" not in schema:
+        return
+    reference = schema["$ref"]
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        raise refusal(place / "$ref", "a reference must lead to a place in the same schema, as in '#/$defs/name'")
+    target = Pointer.parse(reference)
+    if target is not None and target.target(root) is None:
+        raise refusal(place / "$ref", f"there is nothing at {target}")
 
 
 def _rename(schema: dict[str, Any], old: str, new: str) -> None:

@@ -20,7 +20,7 @@ def byte_grammars() -> GrammarCompiler:
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_path: Path) -> Iterator[LlamaRunner]:
-    runner = LlamaRunner(smollm2_path, LlamaSettings(num_slots=16, context_tokens=512))
+    runner = LlamaRunner(smollm2_path, LlamaSettings(num_slots=16, context_tokens=512, batch_tokens=2048))
     yield runner
     runner.close()
 
