@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from hypothesis import strategies as st
+
+from services.protocol.engine import UNQUANTIZED, EngineSettings
 from services.protocol.messages import GenerateRequest, new_id
 from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
@@ -12,6 +17,12 @@ OTHER_VERSION = "b" * 64
 
 #: Longer than any test runs.
 LEASE_MS = 600_000
+
+_KV_TYPES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+_COUNT = st.integers(0, 10**9)
+_SHARE = st.floats(0, 1e6)
+# What an environment variable can hold.
+_FILE = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1)
 
 
 def a_request(
@@ -37,3 +48,34 @@ async def join(queue: Queue, *workers: str, version: str = VERSION, lease_ms: in
     """The workers take up their leases."""
     for worker in workers:
         await queue.report(a_report(worker, version=version), lease_ms=lease_ms)
+
+
+def engine_settings() -> st.SearchStrategy[EngineSettings]:
+    """Any that agree with each other."""
+    fields: dict[str, st.SearchStrategy[Any]] = {
+        "slots": st.integers(1, 256),
+        "context_tokens": _COUNT,
+        "kv_tokens": _COUNT,
+        "kv_unified": st.booleans(),
+        "kv_type_k": st.sampled_from(_KV_TYPES),
+        "kv_type_v": st.sampled_from(_KV_TYPES),
+        "flash_attention": st.sampled_from(["auto", "on", "off"]),
+        "batch_tokens": st.integers(1, 10**6),
+        "prefill_tokens": _COUNT,
+        "threads": _COUNT,
+        "gpu_layers": st.integers(-1, 10**6),
+        "main_gpu": _COUNT,
+        "split_mode": st.sampled_from(["none", "layer", "row"]),
+        "tensor_split": st.lists(_SHARE, max_size=4).map(tuple),
+        "mmap": st.booleans(),
+        "mlock": st.booleans(),
+        "lora": st.lists(st.tuples(_FILE, st.floats(-10, 10)), max_size=3).map(tuple),
+        "pooling": st.sampled_from(["", "none", "mean", "cls", "last", "rank"]),
+        "rope_freq_base": _SHARE,
+        "rope_freq_scale": _SHARE,
+    }
+    assert set(fields) == set(EngineSettings.__struct_fields__)
+    agree = st.fixed_dictionaries({}, optional=fields).filter(
+        lambda given: given.get("kv_type_v", "f16") in UNQUANTIZED or given.get("flash_attention") != "off"
+    )
+    return agree.map(lambda given: EngineSettings(**given))

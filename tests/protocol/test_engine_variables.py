@@ -7,48 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.protocol.engine import UNQUANTIZED, EngineSettings
+from services.protocol.engine import EngineSettings
 from services.protocol.engine_variables import EngineVariables, to_environment
 from services.protocol.jobs import Start, job_from_payload, job_to_payload
-
-TYPES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
-COUNT = st.integers(0, 10**9)
-SHARE = st.floats(0, 1e6)
-# What an environment variable can hold.
-FILE = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1)
-
-
-def settings() -> st.SearchStrategy[EngineSettings]:
-    fields: dict[str, st.SearchStrategy[Any]] = {
-        "slots": st.integers(1, 256),
-        "context_tokens": COUNT,
-        "kv_tokens": COUNT,
-        "kv_unified": st.booleans(),
-        "kv_type_k": st.sampled_from(TYPES),
-        "kv_type_v": st.sampled_from(TYPES),
-        "flash_attention": st.sampled_from(["auto", "on", "off"]),
-        "batch_tokens": st.integers(1, 10**6),
-        "prefill_tokens": COUNT,
-        "threads": COUNT,
-        "gpu_layers": st.integers(-1, 10**6),
-        "main_gpu": COUNT,
-        "split_mode": st.sampled_from(["none", "layer", "row"]),
-        "tensor_split": st.lists(SHARE, max_size=4).map(tuple),
-        "mmap": st.booleans(),
-        "mlock": st.booleans(),
-        "lora": st.lists(st.tuples(FILE, st.floats(-10, 10)), max_size=3).map(tuple),
-        "pooling": st.sampled_from(["", "none", "mean", "cls", "last", "rank"]),
-        "rope_freq_base": SHARE,
-        "rope_freq_scale": SHARE,
-    }
-    assert set(fields) == set(EngineSettings.__struct_fields__)
-    agree = st.fixed_dictionaries({}, optional=fields).filter(
-        lambda given: given.get("kv_type_v", "f16") in UNQUANTIZED or given.get("flash_attention") != "off"
-    )
-    return agree.map(lambda given: EngineSettings(**given))
+from tests.protocol.samples import engine_settings
 
 
 def from_environment(variables: dict[str, str]) -> EngineSettings:
@@ -58,7 +22,7 @@ def from_environment(variables: dict[str, str]) -> EngineSettings:
         return EngineVariables().engine
 
 
-@given(settings())
+@given(engine_settings())
 def test_what_is_deployed_is_what_the_worker_reads(engine: EngineSettings) -> None:
     start = Start("j", "r", "v", "sha256:m", engine)
     arrived = job_from_payload(msgspec.json.decode(msgspec.json.encode(job_to_payload(start))))

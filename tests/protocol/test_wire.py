@@ -15,10 +15,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services import protocol
+from services.protocol.engine import EngineSettings
 from services.protocol.errors import ProtocolMismatch
 from services.protocol.messages import GenerateRequest, StepReply, new_id
 from services.protocol.routes import RoutesSnapshot
 from services.protocol.wire import PROTOCOL_VERSION, Decoder, encode
+from tests.protocol.samples import engine_settings
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(),
@@ -34,6 +36,8 @@ SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     type(None): st.none(),
     Any: plain,
+    # Its fields have limits, and must agree.
+    EngineSettings: engine_settings(),
 }
 
 
