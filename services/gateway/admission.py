@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import msgspec
 
 from services.gateway.generation import Generation
@@ -25,6 +27,7 @@ class Admission:
 
     async def admit(self, request: Request, *, keep_alive_ms: int | None) -> Generation:
         """Raises QueueFull, and Unavailable while Redis does not answer."""
+        request = _seeded(request)
         return await self._inflight.admit(request, cost=estimated_cost(request), keep_alive_ms=keep_alive_ms)
 
     def abandon(self, generation: Generation) -> None:
@@ -34,6 +37,14 @@ class Admission:
     async def unload(self, target: Target) -> None:
         """Asks for the version to be unloaded as soon as it is idle."""
         await self._inflight.touch(target.version.digest, keep_alive_ms=0)
+
+
+def _seeded(request: Request) -> Request:
+    """A worker that goes on with another's answer has to draw as that one would have."""
+    if not isinstance(request, GenerateRequest) or request.sampling.seed is not None:
+        return request
+    sampling = msgspec.structs.replace(request.sampling, seed=secrets.randbits(63))
+    return msgspec.structs.replace(request, sampling=sampling)
 
 
 def estimated_cost(request: Request) -> float:

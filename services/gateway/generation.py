@@ -10,8 +10,20 @@ from __future__ import annotations
 import asyncio
 import enum
 
+import msgspec
+
 from services.protocol.errors import WorkerLost, from_code
-from services.protocol.messages import Event, Failed, Finished, FinishReason, Frame, GenerateRequest, Request, Started
+from services.protocol.messages import (
+    Committed,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Frame,
+    GenerateRequest,
+    Request,
+    Started,
+)
 
 WORKER_LOST = "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error"
 
@@ -32,14 +44,16 @@ class ClientGone(Exception):
 
 class Generation:
     """`committed` has the token ids of each choice. `abandoned`: nobody waits for it any more. `withdrawn`: whoever holds it has
-    been told so."""
+    been told so. `lost_workers` are those that died or went silent with it."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.epoch = 0
         self.committed: list[list[int]] = [[] for _ in range(request.n if isinstance(request, GenerateRequest) else 1)]
+        self.lost_workers: set[str] = set()
         self.abandoned = False
         self.withdrawn = False
+        self._reasons: list[FinishReason | None] = [None] * len(self.committed)
         self._next_seq = 0
         self._started: Started | None = None
         self._pending: list[Event] = []
@@ -50,6 +64,13 @@ class Generation:
     def begun(self) -> bool:
         """The client may have seen a part of the answer."""
         return any(self.committed)
+
+    @property
+    def resumption(self) -> tuple[Committed, ...]:
+        """What the next worker goes on behind; empty where it is to begin anew."""
+        if not self.begun:
+            return ()
+        return tuple(Committed(tuple(tokens), reason) for tokens, reason in zip(self.committed, self._reasons, strict=True))
 
     @property
     def spent(self) -> int:
@@ -97,15 +118,29 @@ class Generation:
                 self.fail(from_code(event.code, event.message))
             case Finished() if not _BROKEN_OFF.isdisjoint(event.reasons):  # not on this gateway's word
                 self.fail(WorkerLost(WORKER_LOST))
-            case Started() if self._started:  # before, on a worker that was lost ahead of the first token
+            case Started() if self._started:  # before, on a worker that was lost
                 pass
+            case Finished() if self._started:
+                self._tell(_as_of(self._started, event))
             case _:
                 self._keep(event)
-                self._pending.append(event)
-                self._arrived.set()
+                self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        self._pending.append(event)
+        self._arrived.set()
 
     def _keep(self, event: Event) -> None:
         if isinstance(event, Started):
             self._started = event
         elif isinstance(event, Frame):
             self.committed[event.choice].extend(event.token_ids)
+            self._reasons[event.choice] = event.reason
+
+
+def _as_of(started: Started, finished: Finished) -> Finished:
+    """A later worker computed tokens that the request's first one had in its cache, or the other way round."""
+    if finished.usage.cached_tokens == started.cached_tokens:
+        return finished
+    usage = msgspec.structs.replace(finished.usage, cached_tokens=started.cached_tokens)
+    return msgspec.structs.replace(finished, usage=usage)

@@ -16,7 +16,7 @@ from services.gateway.backoff import Backoff
 from services.gateway.generation import WORKER_LOST, ClientGone, Generation, Verdict
 from services.gateway.tasks import end
 from services.protocol.errors import Unavailable, WorkerLost
-from services.protocol.messages import Event, Failed, Finished, Request, Usage
+from services.protocol.messages import Event, Failed, Finished, HandedOver, Request, Usage
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyReader
 
@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 LEASE_MS = 60_000
 #: A read that found nothing is asked again after so long.
 READ_S = 2.0
-WATCH_S = 1.0
+WATCH_S = 0.2
+#: A request that so many workers were lost with is answered with an error.
+MAX_LOST_WORKERS = 2
 #: The driver's pool holds 100 connections and refuses the next; a burst of requests waits here instead.
 MAX_COMMANDS = 64
 
@@ -136,6 +138,9 @@ class Inflight:
             del self._open[event.request]
             cost = _cost(event.usage) if isinstance(event, Finished) else generation.spent
             self._spawn(self._settle(event.request, event.epoch, cost))
+        elif isinstance(event, HandedOver) and verdict is Verdict.TAKEN:
+            generation.supersede(event.epoch + 1)
+            self._spawn(self._recover(generation, event.epoch))
         elif verdict is Verdict.GAP and not generation.abandoned:
             logger.warning("request %s: events of claim %d are missing", event.request, event.epoch)
             generation.supersede(event.epoch + 1)  # now, so that nothing more of this claim is handed on
@@ -165,22 +170,26 @@ class Inflight:
 
     async def _recover_lost(self) -> None:
         """Acts on claims that were lost at the last look already: by now the reader has seen all that their worker wrote."""
-        lost = {(claim.request, claim.epoch) for claim in await self._queue.lost(self.gateway)}
+        workers = {(claim.request, claim.epoch): claim.worker for claim in await self._queue.lost(self.gateway)}
+        lost = set(workers)
         for request, epoch in lost & self._suspected:
             generation = self._open.get(request)
             if generation is None or generation.abandoned:
                 await self._queue.settle(request, epoch, cost=generation.spent if generation else 0)
                 self._open.pop(request, None)
             elif epoch >= generation.epoch:
+                generation.lost_workers.add(workers[request, epoch])
                 await self._recover(generation, epoch)
         self._suspected = lost
 
     async def _recover(self, generation: Generation, epoch: int) -> None:
-        """The claim of `epoch` is lost. What the client has not seen anything of starts again; the rest has failed."""
+        """The claim of `epoch` is lost. Another worker goes on behind what the client has; where two have died of the request, it is
+        likely to be the cause, and no third is tried."""
         request = generation.request.id
         generation.supersede(epoch + 1)
         try:
-            if not generation.begun and not generation.abandoned and await self._queue.requeue(request, epoch):
+            worth_it = not generation.abandoned and len(generation.lost_workers) < MAX_LOST_WORKERS
+            if worth_it and await self._queue.requeue(request, epoch, generation.resumption):
                 return
             await self._queue.settle(request, epoch, cost=generation.spent)
         except Unavailable as error:

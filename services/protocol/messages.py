@@ -3,7 +3,7 @@
 Gateway → queue → worker:   GenerateRequest, EmbedRequest, RerankRequest
 gateway → worker's inbox:   Cancel, Wake
 worker → gateway:           StepReply, one per engine step and gateway, holding the events of all that gateway's sequences:
-                            Started, then Frame* or Embedded*, then exactly one of Finished or Failed for each request.
+                            Started, then Frame* or Embedded*, then exactly one of Finished, Failed or HandedOver for each claim.
 
 Every event carries the epoch of its claim and a sequence number that counts the request's events from 0, so that a reader
 drops what a superseded claim still sends and sees where something is missing.
@@ -143,7 +143,8 @@ class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag="frame"):
     """Tokens that were generated for one choice and what they release, which may be nothing while the output pipeline holds it
-    back. `logprobs` has one entry for each of `token_ids` where the request asked for them."""
+    back. `logprobs` has one entry for each of `token_ids` where the request asked for them. `reason`: the choice
+    has ended with this."""
 
     request: str
     epoch: int
@@ -154,6 +155,7 @@ class Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag="frame"):
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[ChosenLogprob, ...] = ()
+    reason: FinishReason | None = None
 
 
 class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
@@ -187,7 +189,15 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-Event = Started | Frame | Embedded | Finished | Failed
+class HandedOver(msgspec.Struct, frozen=True, tag="handed_over"):
+    """The worker drains and gives the request back; another one is to go on where this one stopped."""
+
+    request: str
+    epoch: int
+    seq: int
+
+
+Event = Started | Frame | Embedded | Finished | Failed | HandedOver
 
 
 class StepReply(msgspec.Struct, frozen=True):
@@ -210,9 +220,19 @@ class Wake(msgspec.Struct, frozen=True, tag="wake"):
 Control = Cancel | Wake
 
 
+class Committed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the client has of one choice: its tokens, and why it ended where it has ended."""
+
+    token_ids: tuple[int, ...] = ()
+    reason: FinishReason | None = None
+
+
 class Claim(msgspec.Struct, frozen=True):
+    """`committed` has one entry for each choice of a generation that another worker began, and is empty for a fresh request."""
+
     request: Request
     epoch: int
+    committed: tuple[Committed, ...] = ()
 
 
 def new_id() -> str:

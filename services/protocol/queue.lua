@@ -5,7 +5,8 @@ Keys, all under one prefix (K below, KEYS[1] in the script; one Redis, not a Red
 
   K:queue:<version>      sorted set   waiting request ids by virtual start time (start-time fair queueing)
   K:waiting:<version>:<caller>  sorted set  the same, of one caller
-  K:request:<id>         hash         payload, version, gateway, caller, start, cost, epoch; once claimed: worker, claim
+  K:request:<id>         hash         payload, version, gateway, caller, start, cost, epoch; once claimed: worker, claim;
+                                             once requeued: resumption (what the client has)
   K:vtime:<version>      string       the version's virtual time: the start tag of the request claimed last
   K:finish:<version>     hash         caller -> virtual finish time of that caller's newest request
   K:idle:<version>       set          workers that found nothing to claim and wait for a Wake in their inbox
@@ -127,29 +128,30 @@ if command == "enqueue" then
 
 elseif command == "claim" then
   -- version, worker, capacity, ttl_ms, claim (names this call), repeated (1: its answer may have been lost, give it again)
-  -- -> up to `capacity` triples id, epoch, payload, flat.
+  -- -> up to `capacity` times id, epoch, payload, resumption or "", flat.
   -- A worker that gets fewer than it asked for is idle from now on and will be woken. One without a lease gets nothing:
   -- what it took could not be seen as lost.
   local version, worker, capacity, ttl_ms, claim, repeated = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
   local claims = K .. ":claims:" .. worker
   local claimed = {}
-  local function give(id, epoch, payload)
+  local function give(id, epoch, payload, resumption)
     claimed[#claimed + 1] = id
     claimed[#claimed + 1] = tonumber(epoch)
     claimed[#claimed + 1] = payload
+    claimed[#claimed + 1] = resumption or ""
   end
   if repeated == "1" then
     for _, id in ipairs(redis.call("SMEMBERS", claims)) do
-      local field = redis.call("HMGET", K .. ":request:" .. id, "epoch", "payload", "claim")
+      local field = redis.call("HMGET", K .. ":request:" .. id, "epoch", "payload", "claim", "resumption")
       if field[3] == claim then
-        give(id, field[1], field[2])
+        give(id, field[1], field[2], field[4])
       end
     end
   end
   if not has_lease(worker) then
     return claimed
   end
-  while #claimed < 3 * capacity do
+  while #claimed < 4 * capacity do
     local popped = redis.call("ZPOPMIN", K .. ":queue:" .. version)
     if #popped == 0 then
       redis.call("SADD", K .. ":idle:" .. version, worker)
@@ -158,7 +160,7 @@ elseif command == "claim" then
     end
     local id, start = popped[1], tonumber(popped[2])
     local request = K .. ":request:" .. id
-    local field = redis.call("HMGET", request, "payload", "caller")
+    local field = redis.call("HMGET", request, "payload", "caller", "resumption")
     if field[1] then -- the record may have expired while the request waited
       remove(id, version, field[2])
       redis.call("HSET", request, "worker", worker, "claim", claim)
@@ -166,7 +168,7 @@ elseif command == "claim" then
       redis.call("PEXPIRE", claims, ttl_ms)
       local virtual = number_or(redis.call("GET", K .. ":vtime:" .. version), 0)
       redis.call("SET", K .. ":vtime:" .. version, exact(math.max(virtual, start)), "PX", ttl_ms)
-      give(id, redis.call("HINCRBY", request, "epoch", 1), field[1])
+      give(id, redis.call("HINCRBY", request, "epoch", 1), field[1], field[3])
     end
   end
   redis.call("SREM", K .. ":idle:" .. version, worker)
@@ -207,9 +209,9 @@ elseif command == "cancel" then
   return "claimed"
 
 elseif command == "requeue" then
-  -- id, epoch, ttl_ms, wake message -> 1, or 0 where the claim of that epoch is no longer the current one.
+  -- id, epoch, ttl_ms, wake message, resumption or "" -> 1, or 0 where the claim of that epoch is no longer the current one.
   -- The request goes back to its old place, and its epoch rises so that the lost worker's late frames are dropped.
-  local id, epoch, ttl_ms, message = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+  local id, epoch, ttl_ms, message, resumption = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
   local request = K .. ":request:" .. id
   local field = redis.call("HMGET", request, "version", "start", "epoch", "worker", "caller")
   if field[3] ~= epoch or not field[4] then
@@ -217,6 +219,7 @@ elseif command == "requeue" then
   end
   redis.call("HINCRBY", request, "epoch", 1)
   redis.call("HDEL", request, "worker", "claim")
+  redis.call("HSET", request, "resumption", resumption)
   redis.call("SREM", K .. ":claims:" .. field[4], id)
   add(id, field[1], field[5], field[2], ttl_ms, message)
   return 1

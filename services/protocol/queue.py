@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from services.protocol.connection import BLOCK_S, redis_answers, wait_for_answer
 from services.protocol.errors import QueueFull
-from services.protocol.messages import Cancel, Claim, Control, Request, Wake
+from services.protocol.messages import Cancel, Claim, Committed, Control, Request, Wake
 from services.protocol.reports import WorkerReport, WorkerState
 from services.protocol.wire import Decoder, encode
 
@@ -32,11 +32,16 @@ class _RequestEnvelope(msgspec.Struct, frozen=True):
     request: Request
 
 
+class _Resumption(msgspec.Struct, frozen=True):
+    committed: tuple[Committed, ...]
+
+
 class _ControlEnvelope(msgspec.Struct, frozen=True):
     control: Control
 
 
 _decode_request = Decoder(_RequestEnvelope)
+_decode_resumption = Decoder(_Resumption)
 _decode_control = Decoder(_ControlEnvelope)
 _WAKE = encode(_ControlEnvelope(Wake()))
 
@@ -112,7 +117,10 @@ class Queue:
         claim = self._unanswered.setdefault(worker, secrets.token_hex(8))
         flat = await self._call("claim", version, worker, capacity, REQUEST_TTL_MS, claim, int(repeated))
         del self._unanswered[worker]
-        return [Claim(_decode_request(payload).request, epoch) for _, epoch, payload in _triples(flat)]
+        return [
+            Claim(_decode_request(payload).request, epoch, _decode_resumption(resumption).committed if resumption else ())
+            for _, epoch, payload, resumption in _rows(flat, 4)
+        ]
 
     async def settle(self, request: str, epoch: int, *, cost: float) -> bool:
         """Ends the request, charging what it really cost. False where that claim is no longer the current one."""
@@ -123,9 +131,11 @@ class Queue:
         outcome: bytes = await self._call("cancel", request, encode(_ControlEnvelope(Cancel(request))))
         return cast('Literal["waiting", "claimed", "gone"]', outcome.decode())
 
-    async def requeue(self, request: str, epoch: int) -> bool:
-        """Puts a lost request back in its old place, under the next epoch. False where the claim is no longer current."""
-        return bool(await self._call("requeue", request, epoch, REQUEST_TTL_MS, _WAKE))
+    async def requeue(self, request: str, epoch: int, committed: tuple[Committed, ...] = ()) -> bool:
+        """Puts a lost request back in its old place, under the next epoch; its next claim brings what was `committed`. False where
+        the claim is no longer current."""
+        resumption = encode(_Resumption(committed)) if committed else b""
+        return bool(await self._call("requeue", request, epoch, REQUEST_TTL_MS, _WAKE, resumption))
 
     async def report(self, report: WorkerReport, *, lease_ms: int) -> None:
         """Publishes the worker's state and extends its lease. One that has a free slot while requests wait is woken."""
@@ -138,7 +148,7 @@ class Queue:
 
     async def lost(self, gateway: str) -> list[LostRequest]:
         flat = await self._call("lost", gateway)
-        return [LostRequest(request.decode(), epoch, worker.decode()) for request, epoch, worker in _triples(flat)]
+        return [LostRequest(request.decode(), epoch, worker.decode()) for request, epoch, worker in _rows(flat, 3)]
 
     async def workers(self) -> list[WorkerReport]:
         reports = (_decode_report.known(report) for report in await self._call("workers"))
@@ -162,7 +172,7 @@ class Queue:
     async def refuse(self, version: str) -> list[RefusedRequest]:
         """Takes every waiting request out of the queue; the caller of this owes each of them a Failed frame."""
         flat = await self._call("refuse", version)
-        return [RefusedRequest(request.decode(), epoch, gateway.decode()) for request, epoch, gateway in _triples(flat)]
+        return [RefusedRequest(request.decode(), epoch, gateway.decode()) for request, epoch, gateway in _rows(flat, 3)]
 
     async def signal(self) -> None:
         """Wakes the registry's loop: something changed in its own rows."""
@@ -199,8 +209,8 @@ class Signals:
         return bool(message)
 
 
-def _triples(flat: list[Any]) -> Iterator[tuple[Any, Any, Any]]:
-    return zip(*[iter(flat)] * 3, strict=True)
+def _rows(flat: list[Any], width: int) -> Iterator[tuple[Any, ...]]:
+    return zip(*[iter(flat)] * width, strict=True)
 
 
 def _or_empty(value: int | None) -> str | int:

@@ -27,6 +27,12 @@ class Settings(EngineVariables):
         description="Where the prompt tokens of a batch are not fixed: seconds by which they may lengthen it while others decode. "
         "More starts answers sooner, less keeps running ones fluent.",
     )
+    exact_tokens: int = Field(
+        default=64,
+        ge=0,
+        description="Up to so many tokens of an answer that another worker began are computed one by one, which repeats its rounding; "
+        "more are computed with the prompt, which is faster.",
+    )
     drain_s: float = Field(default=30.0, ge=0, description="How long running requests may go on after SIGTERM.")
     lease_ms: int = Field(default=3000, ge=500, description="How long a silent worker counts as alive.")
     report_s: float = Field(default=1.0, gt=0, description="Time between two reports.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.protocol.errors import BadRequest, UnsupportedCapability
-from services.protocol.messages import GenerateRequest, Request
+from services.protocol.messages import Claim, GenerateRequest
 from services.worker.chat.template import ChatTemplate
 from services.worker.config import Settings
 from services.worker.engine.engine import Engine
@@ -34,16 +34,17 @@ class GeneratingMode:
             prefill_s=settings.prefill_s,
             prefill_tokens=settings.prefill_tokens,
         )
-        return EngineLoop(self._runner, engine, emit=emit)
+        return EngineLoop(self._runner, engine, exact_tokens=settings.exact_tokens, emit=emit)
 
-    def begin(self, request: Request, epoch: int) -> Begin:
+    def begin(self, claim: Claim) -> Begin:
+        request = claim.request
         if not isinstance(request, GenerateRequest):
             raise UnsupportedCapability("the model generates text; it makes no embeddings and ranks no documents")
         if any(not 0 <= token < self._runner.num_vocab for token, _ in request.sampling.logit_bias):
             raise BadRequest("logit_bias: holds token ids that the model does not have")
         prepared = self._prompts.prepare(request)
         grammar = self._grammars.compile(prepared.constraint) if prepared.constraint else None
-        return Begin(request, epoch, prepared, grammar)
+        return Begin(request, claim.epoch, claim.committed, prepared, grammar)
 
 
 def _template(runner: ModelRunner, source: str | None) -> ChatTemplate | None:

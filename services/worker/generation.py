@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable
 from services.protocol.errors import CorralError
 from services.protocol.messages import (
     ChosenLogprob,
+    Committed,
     Event,
     Failed,
     Finished,
     FinishReason,
     Frame,
     GenerateRequest,
+    HandedOver,
     Started,
     Timings,
     TokenLogprob,
@@ -39,6 +41,15 @@ class Choice:
     def failure(self) -> CorralError | None:
         """Why the answer cannot match what it has to."""
         return self._matcher.failure if self._matcher else None
+
+    def resume(self, committed: Committed, *, exactly: bool) -> None:
+        """Puts sequence and pipeline where another worker left them. What they release on the way, the client has."""
+        self.reason = committed.reason
+        self.sequence.resume(committed.token_ids, exactly=exactly and committed.reason is None)
+        if self.sequence.replay:
+            return
+        for token in committed.token_ids:
+            self.output.push(token)
 
     def push(self, token: int) -> Delta:
         delta = self.output.push(token)
@@ -88,7 +99,9 @@ class Generation:
         events: list[Event] = []
         if not result.ends_text:
             token = result.sampled.token
-            events.append(self._frame(choice, choice.push(token), (token,), self._logprobs(result.sampled)))
+            delta = choice.push(token)
+            if not result.replayed:
+                events.append(self._frame(choice, delta, (token,), self._logprobs(result.sampled)))
         if choice.reason is None and result.finish_reason is not None:
             tail = choice.output.flush()
             choice.end(result.finish_reason)
@@ -96,6 +109,8 @@ class Generation:
                 events.append(self._frame(choice, tail))
         if self.is_over:
             events.append(self.finished())
+        elif choice.reason is not None and not _tells_end(events):
+            events.append(self._frame(choice, Delta("")))
         return events
 
     def aborted(self) -> Finished:
@@ -118,6 +133,9 @@ class Generation:
             Timings(prefill_ns=first_token_ns - self._begun_ns, decode_ns=now - first_token_ns),
         )
 
+    def handed_over(self) -> HandedOver:
+        return HandedOver(self.request.id, self._epoch, self._next_seq())
+
     def failed(self, error: CorralError) -> Failed:
         return Failed(self.request.id, self._epoch, self._next_seq(), error.code, error.message)
 
@@ -134,6 +152,7 @@ class Generation:
             reasoning=delta.reasoning,
             tool_calls=delta.tool_calls,
             logprobs=tuple(logprobs),
+            reason=choice.reason,
         )
 
     def _logprobs(self, sampled: Sampled) -> list[ChosenLogprob]:
@@ -145,3 +164,7 @@ class Generation:
     def _next_seq(self) -> int:
         seq, self._seq = self._seq, self._seq + 1
         return seq
+
+
+def _tells_end(events: list[Event]) -> bool:
+    return bool(events) and isinstance(events[-1], Frame) and events[-1].reason is not None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from services.protocol.errors import WorkerLost
-from services.protocol.messages import Event, Failed, Finished, FinishReason, GenerateRequest
+from services.protocol.messages import Committed, Event, Failed, Finished, FinishReason, GenerateRequest, HandedOver
 from services.worker.engine.engine import Engine
 from services.worker.engine.grammar import Grammar
 from services.worker.engine.runner import EngineDead, ModelRunner
@@ -30,15 +30,16 @@ class Addressed:
 
     @property
     def is_terminal(self) -> bool:
-        return isinstance(self.event, Finished | Failed)
+        return isinstance(self.event, Finished | Failed | HandedOver)
 
 
 @dataclass(frozen=True)
 class Begin:
-    """`grammar` None: the answer is not constrained."""
+    """`grammar` None: the answer is not constrained. `committed`: what another worker has generated, if one began."""
 
     request: GenerateRequest
     epoch: int
+    committed: tuple[Committed, ...]
     prepared: Preparation
     grammar: Grammar | None
 
@@ -53,17 +54,26 @@ class Quit:
     """Ends the loop at once; what still runs is left without a terminal event."""
 
 
-Command = Begin | Abort | Quit
+@dataclass(frozen=True)
+class HandOver:
+    """Gives back everything that runs and whatever still comes, for another worker to go on with."""
+
+
+Command = Begin | Abort | HandOver | Quit
 
 
 class EngineLoop:
     """`put` may be called from any thread; `run` is the engine thread. `emit` is called from the engine thread with the
-    events of one step."""
+    events of one step. Up to `exact_tokens` of a resumed answer are computed one by one (see Sequence.resume)."""
 
-    def __init__(self, runner: ModelRunner, engine: Engine, *, emit: Callable[[list[Addressed]], None]) -> None:
+    def __init__(
+        self, runner: ModelRunner, engine: Engine, *, exact_tokens: int, emit: Callable[[list[Addressed]], None]
+    ) -> None:
         self._runner = runner
         self._engine = engine
+        self._exact_tokens = exact_tokens
         self._emit = emit
+        self._handing_over = False
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._generations: dict[str, Generation] = {}
         self._sequences: dict[Sequence, tuple[Generation, Choice]] = {}
@@ -71,7 +81,7 @@ class EngineLoop:
 
     def put(self, command: Command) -> None:
         self._commands.put(command)
-        if isinstance(command, Quit) or (isinstance(command, Abort) and command.request in self._computing):
+        if isinstance(command, Quit | HandOver) or (isinstance(command, Abort) and command.request in self._computing):
             self._runner.interrupt()
 
     def run(self) -> None:
@@ -95,6 +105,8 @@ class EngineLoop:
                     self._begin(command)
                 case Abort(request):
                     self._abort(request)
+                case HandOver():
+                    self._hand_over()
                 case Quit():
                     return False
         return True
@@ -104,13 +116,27 @@ class EngineLoop:
         self._abort(request.id)  # an earlier claim of it that was lost, by a lease that ended while its worker lived
         choices = [self._choice(begin, index) for index in range(request.n)]
         generation = Generation(request, begin.epoch, choices, token_text=self._runner.token_text)
-        if request.stopping.max_tokens == 0:
+        for choice, committed in zip(choices, begin.committed, strict=False):
+            choice.resume(committed, exactly=len(committed.token_ids) <= self._exact_tokens)
+        if self._handing_over:
+            self._emit_all([(generation, [generation.handed_over()])])
+        elif request.stopping.max_tokens == 0 or generation.is_over:
             self._emit_all([(generation, [*generation.started(), generation.finished()])])
-            return
-        self._generations[request.id] = generation
-        for choice in choices:
-            self._sequences[choice.sequence] = generation, choice
-            self._engine.add(choice.sequence)
+        else:
+            self._start(generation)
+
+    def _start(self, generation: Generation) -> None:
+        self._generations[generation.request.id] = generation
+        for choice in generation.choices:
+            if choice.reason is None:
+                self._sequences[choice.sequence] = generation, choice
+                self._engine.add(choice.sequence)
+
+    def _hand_over(self) -> None:
+        self._handing_over = True
+        for generation in list(self._generations.values()):
+            self._end(generation, FinishReason.ABORT)
+            self._emit_all([(generation, [generation.handed_over()])])
 
     def _choice(self, begin: Begin, index: int) -> Choice:
         request, prepared = begin.request, begin.prepared

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from services.protocol.messages import Request
+from services.protocol.messages import Claim
 from services.worker.loop import Addressed
 
 Emit = Callable[[list[Addressed]], None]
@@ -15,7 +15,7 @@ class Loop(Protocol):
     """Owns the model. `run` is the engine thread."""
 
     def put(self, command: Any) -> None:
-        """What the mode's `begin` returned, an Abort or a Quit; from any thread."""
+        """What the mode's `begin` returned, an Abort, a HandOver or a Quit; from any thread."""
 
     def run(self) -> None:
         """Returns on Quit. Raises EngineDead after it has told every request so."""
@@ -29,6 +29,6 @@ class Mode(Protocol):
     def loop(self, emit: Emit) -> Loop:
         """Made once. It calls `emit` from the engine thread with the events of one step."""
 
-    def begin(self, request: Request, epoch: int) -> object:
+    def begin(self, claim: Claim) -> object:
         """The command that begins the request. Only reads the vocabulary: from any thread. Raises CorralError for what the model
         cannot answer."""

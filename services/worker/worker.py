@@ -36,7 +36,7 @@ from services.protocol.reports import NodeReports, WorkerReport, WorkerState
 from services.worker.config import Settings
 from services.worker.engine.runner import LoadCancelled, OnProgress
 from services.worker.loading import Loaded
-from services.worker.loop import Abort, Addressed, Quit
+from services.worker.loop import Abort, Addressed, HandOver, Quit
 from services.worker.mode import Loop, Mode
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Worker:
         self._idle.set()
 
     def drain(self) -> None:
-        """Claim nothing new; `run` returns once what runs has ended, or after `drain_s`."""
+        """Claim nothing new and give back what runs; `run` returns once that is done, or after `drain_s`."""
         log.info("draining %d requests", len(self._in_flight))
         self._draining.set()
 
@@ -124,7 +124,7 @@ class Worker:
                     tasks.create_task(self._listen(engine)),
                     tasks.create_task(self._watch_node()),
                 ]
-                drained = tasks.create_task(self._drained())
+                drained = tasks.create_task(self._drained(engine))
                 await asyncio.wait([engine_run, drained], return_when=asyncio.FIRST_COMPLETED)
                 # Nothing new from here on; then the engine, so that its last events are out before the publisher stops; the
                 # lease goes last, because its end tells the gateways that whatever is unanswered is lost.
@@ -139,9 +139,10 @@ class Worker:
         finally:
             engine.put(Quit())  # whatever went wrong above, the thread must not keep the process alive
 
-    async def _drained(self) -> None:
+    async def _drained(self, engine: Loop) -> None:
         await self._draining.wait()
         self._enter(WorkerState.DRAINING)
+        engine.put(HandOver())
         try:
             async with asyncio.timeout(self._settings.drain_s):
                 await self._idle.wait()
@@ -189,7 +190,7 @@ class Worker:
         request = claim.request
         try:
             # Tokenizing a long prompt takes a while and only reads the vocabulary.
-            begin = await asyncio.to_thread(mode.begin, request, claim.epoch)
+            begin = await asyncio.to_thread(mode.begin, claim)
         except CorralError as error:
             self._answer(claim, Failed(request.id, claim.epoch, 0, error.code, error.message))
             return

@@ -18,6 +18,7 @@ from services.gateway.inflight import Inflight
 from services.protocol.connection import connect
 from services.protocol.errors import QueueFull, Unavailable, WorkerLost
 from services.protocol.messages import (
+    Committed,
     Event,
     Failed,
     Finished,
@@ -137,15 +138,49 @@ async def test_a_worker_lost_before_the_first_token(inflight: Inflight, worker: 
 
 
 async def test_a_worker_lost_after_it(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    """Another one goes on behind what the client has. What was cached is told as the first worker had it."""
     generation = await admit(inflight)
     answer = await worker.take()
-    await answer.started()
-    await answer.frame("a")
+    await answer.started(cached_tokens=1)
+    await answer.frame("a", 7, 8)
     await worker.die()
-    with pytest.raises(WorkerLost, match="model runner has unexpectedly stopped"):
-        await everything(generation)
+    async with working(redis, VERSION) as other:
+        onward = await other.take()
+        assert onward.committed == (Committed((7, 8)),)
+        await onward.started(cached_tokens=3)
+        await answer.frame("ghost")
+        await onward.frame("b", 9)
+        await onward.finished()
+        assert await text_of(generation) == "ab"
+    assert generation.committed == [[7, 8, 9]]
+
+
+async def test_a_request_that_two_workers_were_lost_with(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    generation = await admit(inflight)
+    await (await worker.take()).started()
+    await worker.die()
+    async with working(redis, VERSION) as other:
+        await (await other.take()).started()
+        await other.die()
+        with pytest.raises(WorkerLost, match="model runner has unexpectedly stopped"):
+            await everything(generation)
     assert not await redis.exists(f"corral:request:{generation.request.id}")
     assert len(inflight) == 0
+
+
+async def test_a_request_that_is_handed_over(inflight: Inflight, worker: Worker) -> None:
+    """As often as it takes: nobody died of it."""
+    generation = await admit(inflight)
+    for number in range(3):
+        answer = await worker.take()
+        assert answer.committed == ((Committed(tuple(range(number))),) if number else ())
+        await answer.started()
+        await answer.frame(f"{number} ", number)
+        await answer.handed_over()
+    last = await worker.take()
+    await last.started()
+    await last.finished()
+    assert await text_of(generation) == "0 1 2 "
 
 
 async def test_a_missing_event_before_the_first_token(inflight: Inflight, worker: Worker) -> None:
@@ -164,12 +199,16 @@ async def test_a_missing_event_after_it(inflight: Inflight, worker: Worker) -> N
     generation = await admit(inflight)
     answer = await worker.take()
     await answer.started()
-    await answer.frame("a")
+    await answer.frame("a", 7)
     answer.seq += 1
     await answer.frame("c")
-    with pytest.raises(WorkerLost):
-        await everything(generation)
-    await eventually(lambda: worker.cancelled == [generation.request.id])
+    onward = await worker.take()
+    assert worker.cancelled == [generation.request.id]
+    assert onward.committed == (Committed((7,)),)
+    await onward.started()
+    await onward.frame("b", 8)
+    await onward.finished()
+    assert await text_of(generation) == "ab"
 
 
 async def test_a_worker_that_aborts_on_its_own(inflight: Inflight, worker: Worker) -> None:

@@ -18,6 +18,7 @@ from services.protocol.messages import (
     Finished,
     FinishReason,
     Frame,
+    HandedOver,
     Started,
     StepReply,
     Timings,
@@ -39,6 +40,7 @@ class Answer:
     def __init__(self, worker: Worker, claim: Claim) -> None:
         self.request = claim.request
         self.epoch = claim.epoch
+        self.committed = claim.committed
         self.seq = 0
         self._worker = worker
         self._tokens = 0
@@ -61,6 +63,9 @@ class Answer:
 
     async def failed(self, code: str, message: str) -> None:
         await self._say(Failed(self.request.id, self.epoch, self._next(), code, message))
+
+    async def handed_over(self) -> None:
+        await self._say(HandedOver(self.request.id, self.epoch, self._next()))
 
     async def whole(self, *texts: str, reason: FinishReason = FinishReason.STOP) -> None:
         await self.started()

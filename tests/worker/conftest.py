@@ -12,7 +12,16 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from services.protocol.messages import Event, Failed, Finished, Frame, GenerateRequest, new_id
+from services.protocol.messages import (
+    ChosenLogprob,
+    Committed,
+    Event,
+    Failed,
+    Finished,
+    Frame,
+    GenerateRequest,
+    new_id,
+)
 from services.protocol.prompts import Prompt, TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyReader
@@ -91,8 +100,22 @@ class ScriptedGateway:
     def frames(self, request: str) -> list[Frame]:
         return [event for event in self.events[request] if isinstance(event, Frame)]
 
-    def text(self, request: str) -> str:
-        return "".join(frame.text for frame in self.frames(request))
+    def text(self, request: str, choice: int = 0) -> str:
+        return "".join(frame.text for frame in self.frames(request) if frame.choice == choice)
+
+    def logprobs(self, request: str, choice: int = 0) -> list[ChosenLogprob]:
+        return [one for frame in self.frames(request) if frame.choice == choice for one in frame.logprobs]
+
+    def committed(self, request: str) -> tuple[Committed, ...]:
+        """What a gateway would know of the request's choices."""
+        frames = self.frames(request)
+        return tuple(
+            Committed(
+                tuple(token for frame in frames if frame.choice == choice for token in frame.token_ids),
+                next((frame.reason for frame in frames if frame.choice == choice and frame.reason), None),
+            )
+            for choice in range(1 + max(frame.choice for frame in frames))
+        )
 
     async def worker(self, *states: WorkerState) -> WorkerReport:
         """The worker's report, once it is in one of the states."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from services.protocol.messages import Event, Failed, Finished, FinishReason, Started
+from services.protocol.messages import Event, Failed, Finished, FinishReason, HandedOver, Started
 from services.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
 from services.protocol.reports import WorkerState
 from services.protocol.sampling import Regex, SamplingParams
@@ -203,32 +203,49 @@ async def test_refused_prompts_fail_by_name_and_the_worker_lives_on(
     assert isinstance(await gateway.answer(await gateway.ask()), Finished)
 
 
-async def test_a_term_signal_lets_running_requests_end_and_claims_nothing_new(
+async def test_a_term_signal_hands_running_requests_over_and_claims_nothing_new(
     gateway: ScriptedGateway, start_worker: StartWorker
 ) -> None:
     process = await start_worker(slots=2, fake_step_s=SLOW)
-    running = await gateway.ask(max_tokens=30)
+    running = await gateway.ask(max_tokens=None)
     await gateway.until(lambda: bool(gateway.frames(running)))
     process.send_signal(signal.SIGTERM)
-    await gateway.worker(WorkerState.DRAINING)
+    await gateway.until(lambda: isinstance(gateway.events[running][-1], HandedOver))
     late = await gateway.ask()
-    end = await gateway.answer(running)
-    assert isinstance(end, Finished)
-    assert end.reasons == (FinishReason.LENGTH,)
     assert await process.wait() == 0
+    await gateway.read()
     assert gateway.events[late] == []
     assert await gateway.queue.workers() == []
 
 
-async def test_requests_that_outlast_the_drain_are_lost_at_once_not_after_the_lease(
-    gateway: ScriptedGateway, start_worker: StartWorker
+@pytest.mark.parametrize("exact_tokens", [0, 64], ids=["in one batch", "token by token"])
+@pytest.mark.parametrize("sampling", [SamplingParams(temperature=0), SamplingParams(temperature=4, seed=9)])
+async def test_another_worker_goes_on_where_one_stopped(
+    gateway: ScriptedGateway, start_worker: StartWorker, exact_tokens: int, sampling: SamplingParams
 ) -> None:
-    process = await start_worker(slots=1, fake_step_s=SLOW, drain_s=0.2, lease_ms=600_000)
-    request = await gateway.ask(max_tokens=None)
-    await gateway.until(lambda: bool(gateway.frames(request)))
-    process.send_signal(signal.SIGTERM)
-    assert await process.wait() == 0
-    assert [lost.request for lost in await gateway.queue.lost("gateway")] == [request]
+    async def ask() -> str:
+        return await gateway.ask(n=2, max_tokens=30, sampling=sampling, stop=("qz",), top_logprobs=1)
+
+    first = await start_worker(fake_step_s=SLOW)
+    request = await ask()
+    await gateway.until(lambda: len(gateway.frames(request)) > 8)
+    first.send_signal(signal.SIGTERM)
+    await first.wait()
+    await gateway.until(lambda: isinstance(gateway.events[request][-1], HandedOver))
+    before = gateway.frames(request)
+    assert await gateway.queue.requeue(request, 1, gateway.committed(request))
+
+    await start_worker(exact_tokens=exact_tokens)
+    end = await gateway.answer(request)
+    undisturbed = await ask()
+    expected = await gateway.answer(undisturbed)
+    assert isinstance(end, Finished)
+    assert isinstance(expected, Finished)
+    assert (end.reasons, end.usage.completion_tokens) == (expected.reasons, expected.usage.completion_tokens)
+    for choice in range(2):
+        assert gateway.text(request, choice) == gateway.text(undisturbed, choice)
+        assert gateway.logprobs(request, choice) == gateway.logprobs(undisturbed, choice)
+    assert len(gateway.frames(request)) > len(before)
 
 
 async def test_a_killed_worker_is_lost_when_its_lease_ends(gateway: ScriptedGateway, start_worker: StartWorker) -> None:

@@ -12,7 +12,7 @@ from services.worker.embedding.batches import Batches
 from services.worker.embedding.embedding import Embedding
 from services.worker.engine.embedder import Embedder
 from services.worker.engine.runner import EngineDead
-from services.worker.loop import Abort, Addressed, Quit
+from services.worker.loop import Abort, Addressed, HandOver, Quit
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class BeginEmbedding:
     inputs: list[list[int]]
 
 
-Command = BeginEmbedding | Abort | Quit
+Command = BeginEmbedding | Abort | HandOver | Quit
 
 
 class EmbeddingLoop:
@@ -62,6 +62,8 @@ class EmbeddingLoop:
                     self._begin(command)
                 case Abort(request):
                     self._abort(request)
+                case HandOver():  # what there is takes no longer than to begin it again elsewhere
+                    pass
                 case Quit():
                     return False
         return True

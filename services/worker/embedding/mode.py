@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.protocol.errors import UnsupportedCapability
-from services.protocol.messages import GenerateRequest, Request
+from services.protocol.messages import Claim, GenerateRequest
 from services.worker.embedding.inputs import InputBuilder
 from services.worker.embedding.loop import BeginEmbedding, EmbeddingLoop
 from services.worker.engine.embedder import Embedder
@@ -21,7 +21,8 @@ class EmbeddingMode:
     def loop(self, emit: Emit) -> EmbeddingLoop:
         return EmbeddingLoop(self._embedder, emit=emit)
 
-    def begin(self, request: Request, epoch: int) -> BeginEmbedding:
+    def begin(self, claim: Claim) -> BeginEmbedding:
+        request = claim.request
         if isinstance(request, GenerateRequest):
             raise UnsupportedCapability("the model makes embeddings and does not generate text")
-        return BeginEmbedding(request, epoch, self._inputs.build(request))
+        return BeginEmbedding(request, claim.epoch, self._inputs.build(request))

@@ -8,7 +8,7 @@ import os
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from llama_cpp import llama_cpp
 
@@ -187,16 +187,19 @@ class _Progress:
 class LogLines:
     """llama.cpp's log: errors and warnings are kept for messages of our own, the rest goes to the debug log.
 
-    The callback is process-wide; a process holds one model.
+    The callback is process-wide, and so is the newest of these, which takes the lines; a process holds one model.
     """
+
+    _newest: ClassVar[LogLines]
 
     _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}  # GGML_LOG_LEVEL_INFO, _WARN, _ERROR
 
     def __init__(self) -> None:
         self._errors: deque[str] = deque(maxlen=20)
-        # ctypes keeps no reference to a callback that C holds.
         self._callback = llama_cpp.llama_log_callback(self._take)
         llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
+        # C keeps the callback for as long as the process lives; ctypes does not know that.
+        LogLines._newest = self
 
     def _take(self, level: int, text: bytes, _data: Any) -> None:
         line = text.decode(errors="replace").strip()

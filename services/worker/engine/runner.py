@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from services.worker.engine.scheduler import Span
 
-
 #: Told how much of a model is loaded (0 to 1), from the thread that loads it; False ends the loading.
 OnProgress = Callable[[float], bool]
 

@@ -38,12 +38,14 @@ class ScheduledBatch:
 
 @dataclass(frozen=True)
 class SampledToken:
-    """What a step gave a sequence: where `ends_text`, the token ended the model's text and is no part of it."""
+    """What a step gave a sequence: where `ends_text`, the token ended the model's text and is no part of it. `replayed`: it was
+    generated elsewhere before."""
 
     sequence: Sequence
     sampled: Sampled
     ends_text: bool
     finish_reason: FinishReason | None
+    replayed: bool = False
 
 
 class Scheduler:
@@ -167,7 +169,10 @@ class Scheduler:
         return results
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> SampledToken:
-        if sampled.token in self._end_tokens:
+        replayed = bool(sequence.replay)
+        if replayed:
+            sampled = Sampled(sequence.replay.popleft())
+        elif sampled.token in self._end_tokens:
             self.finish(sequence, FinishReason.STOP)
             return SampledToken(sequence, sampled, True, FinishReason.STOP)
         sequence.append(sampled.token)
@@ -177,7 +182,7 @@ class Scheduler:
             assert sequence.slot is not None
             sequence.num_computed = sequence.shift()
             self._slots.cut(sequence.slot, sequence.num_computed)
-        return SampledToken(sequence, sampled, False, sequence.finish_reason)
+        return SampledToken(sequence, sampled, False, sequence.finish_reason, replayed)
 
     def _vacate(self, sequence: Sequence) -> None:
         assert sequence.slot is not None

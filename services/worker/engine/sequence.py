@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Sequence as TokenIds
 
 from services.protocol.messages import FinishReason
@@ -25,7 +26,7 @@ class Sequence:
 
     There is no prefill phase and no decode phase: in each step the computed tokens catch up with `tokens`, and where they
     reach the end, one more is sampled. `keep_tokens` None: a full context ends the text; a number: it is shifted, which drops
-    the older half of what lies behind so many tokens.
+    the older half of what lies behind so many tokens. Tokens in `replay` are taken, in order, instead of what is sampled.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Sequence:
         self.slot: int | None = None
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
+        self.replay: deque[int] = deque()
         self._context_tokens = context_tokens
         self._keep_tokens = keep_tokens
         longest = context_tokens - len(prompt) if keep_tokens is None else _SHIFTED_CONTEXTS * context_tokens
@@ -70,6 +72,17 @@ class Sequence:
     @property
     def fills_context(self) -> bool:
         return len(self.tokens) >= self._context_tokens
+
+    def resume(self, token_ids: TokenIds[int], *, exactly: bool) -> None:
+        """Goes on behind tokens that were generated elsewhere. Exactly: they are computed one by one, as they were there, which gives
+        the same rounding. Otherwise with the prompt, which is faster."""
+        if exactly:
+            self.replay.extend(token_ids)
+            return
+        for token in token_ids:
+            self.append(token)
+            if self.fills_context and self._keep_tokens is not None:
+                self.shift()
 
     def append(self, token: int) -> None:
         self.tokens.append(token)

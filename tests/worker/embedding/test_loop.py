@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from services.protocol.messages import Embedded, EmbedRequest, Event, Failed, Finished, FinishReason, RerankRequest, Started
+from services.protocol.messages import (
+    Claim,
+    Embedded,
+    EmbedRequest,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    RerankRequest,
+    Started,
+)
 from services.worker.embedding.loop import BeginEmbedding, EmbeddingLoop
 from services.worker.embedding.mode import EmbeddingMode
 from services.worker.engine.embedder import Pooling
@@ -54,7 +64,7 @@ class Running:
         self._thread.start()
 
     def begin(self, request: EmbedRequest | RerankRequest, epoch: int = 1) -> None:
-        self.loop.put(self.mode.begin(request, epoch))
+        self.loop.put(self.mode.begin(Claim(request, epoch)))
 
     def step(self) -> list[Event]:
         return [addressed.event for addressed in self.steps.get(timeout=10)]
@@ -211,7 +221,7 @@ def test_quit_leaves_what_still_waits() -> None:
 def test_begin_holds_what_the_loop_takes() -> None:
     mode = EmbeddingMode(FakeEmbedder())
     request = embed("r", "a")
-    begin = mode.begin(request, 5)
+    begin = mode.begin(Claim(request, 5))
     assert isinstance(begin, BeginEmbedding)
     assert (begin.request, begin.epoch, len(begin.inputs)) == (request, 5, 1)
     assert mode.context_tokens == 512
