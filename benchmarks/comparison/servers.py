@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,9 +51,9 @@ class DidNotStart(Exception):
 
 @contextlib.contextmanager
 def corral(load: Load, folder: Path) -> Iterator[Server]:
-    """The whole platform, as `corral up` starts it. `folder` keeps its home, so that the next start finds database and models."""
+    """The whole platform, as `corral up` starts it, with nothing that an earlier one knew."""
     port = free_port()
-    home = folder / "corral"
+    home = folder / f"corral-{port}"
     environment = {
         "CORRAL_HOME": str(home),
         "CORRAL_HOST": f"127.0.0.1:{port}",
@@ -63,7 +64,7 @@ def corral(load: Load, folder: Path) -> Iterator[Server]:
     }
     log = folder / "corral.log"
     up = [sys.executable, "-m", "services.cli", "up", "--no-demo"]
-    with child(up, log=log, environment=environment, stop=signal.SIGINT, grace_s=60) as process:
+    with _removed(home), child(up, log=log, environment=environment, stop=signal.SIGINT, grace_s=60) as process:
         _wait(process, log, lambda: "ready at" in log.read_text())
         _pull(load.model, {**os.environ, **environment})
         yield Server(CORRAL, process.pid, Client(port, load.model.name))
@@ -106,8 +107,17 @@ def packaged(load: Load, folder: Path) -> Iterator[Server]:
         yield Server(PACKAGED, process.pid, Client(port, load.model.name))
 
 
+@contextlib.contextmanager
+def _removed(folder: Path) -> Iterator[None]:
+    """At the end of the block."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _pull(model: Model, environment: Mapping[str, str]) -> None:
-    """From the file, in seconds; nothing happens where the platform has it already."""
+    """From the file, in seconds."""
     command = [sys.executable, "-m", "services.cli", "pull", str(model.path), "--as", model.name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
     if done.returncode:
