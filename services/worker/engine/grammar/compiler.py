@@ -42,8 +42,9 @@ _CACHED_GRAMMARS = 32
 #: Characters; llguidance may quote a whole expression.
 _LONGEST_REASON = 300
 
-#: llguidance's own, but for the lexer's states (each 1 to 2 kB, its 250,000 are half a gigabyte for one answer), and the Earley
-#: items of one mask, of which grammars without long terminals need many (20,000 are a millisecond), and of one row.
+#: llguidance's own, but for what it builds of the terminals (its 1,000,000 are paid for many times in a grammar that doubles), the
+#: lexer's states (each 1 to 2 kB, its 250,000 are half a gigabyte for one answer), and the Earley items of one mask and of one
+#: row, of which grammars without long terminals need many (20,000 are a millisecond).
 _LIMITS = LLParserLimits(max_lexer_states=25_000, max_items_in_row=10_000, step_max_items=3_000_000, verbose_errors=False)
 
 #: Tokens that a grammar forces are the model's choice among all that spell the same, as llama.cpp has it.
@@ -104,11 +105,9 @@ class GrammarCompiler:
                 return self._gbnf(_within(text, "GBNF grammar"))
             case Lark(text):
                 # The options stand last, so that an error's line is the caller's.
-                return self._grammar(f"{_within(text, 'Lark grammar')}\n{_OPTIONS}\n", "the Lark grammar cannot be compiled")
+                return self._lark(f"{_within(text, 'Lark grammar')}\n{_OPTIONS}\n")
             case Regex(pattern):
-                return self._grammar(
-                    _regex(_within(pattern, "regular expression")), "the regular expression cannot be compiled"
-                )
+                return self._regex(_within(pattern, "regular expression"))
 
     def _schema(self, schema: dict[str, Any] | bool) -> Grammar:
         try:
@@ -137,19 +136,25 @@ class GrammarCompiler:
                 return Grammar(prototype, self._tokens())
         raise BadRequest(f"the GBNF grammar cannot be compiled: {_reason(error)}")
 
-    def _grammar(self, text: str, refusal: str) -> Grammar:
+    def _lark(self, text: str) -> Grammar:
         prototype = self._compiled(text)
         if error := _problem(prototype):
-            raise BadRequest(f"{refusal}{_place(error)}: {_reason(error)}")
+            raise BadRequest(f"the Lark grammar cannot be compiled{_place(error)}: {_reason(error)}")
+        return Grammar(prototype, self._tokens())
+
+    def _regex(self, pattern: str) -> Grammar:
+        prototype = self._compiled(f"{_OPTIONS}\nstart: /{regex_to_lark(_without_anchors(pattern))}/\n")
+        if error := _problem(prototype):
+            raise BadRequest(f"the regular expression cannot be compiled: {_reason(error)}")
         return Grammar(prototype, self._tokens())
 
     def _compiled(self, text: str) -> LLMatcher:
         table = self._tokens()
-        begun = time.monotonic()
+        deadline = time.monotonic() + _SLOWEST_COMPILE_S
         prototype = LLMatcher(table.tokenizer, text, log_level=0, limits=_LIMITS)
-        if not prototype.is_error():
+        if not prototype.is_error() and time.monotonic() < deadline:
             prototype.compute_bitmask()  # finds out whether anything matches, and warms the lexer for every matcher
-        if time.monotonic() - begun > _SLOWEST_COMPILE_S:
+        if time.monotonic() > deadline:
             raise BadRequest("the grammar is too complex: it takes too long to compile")
         return prototype
 
@@ -177,12 +182,10 @@ def _json(schema: Any) -> str:
     return f"{_OPTIONS}\nstart: %json {json.dumps(guided)}\n"
 
 
-def _regex(pattern: str) -> str:
+def _without_anchors(pattern: str) -> str:
     """The whole answer matches, so anchors at its ends say nothing new."""
     pattern = pattern.removeprefix("^")
-    if re.search(r"(?<!\\)(\\\\)*\$$", pattern):
-        pattern = pattern[:-1]
-    return f"{_OPTIONS}\nstart: /{regex_to_lark(pattern)}/\n"
+    return pattern[:-1] if re.search(r"(?<!\\)(\\\\)*\$$", pattern) else pattern
 
 
 def _problem(matcher: LLMatcher) -> str:

@@ -3,6 +3,9 @@ one. A grammar of such a thing leads into a place from which there is no way out
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from services.worker.engine.grammar.pointer import Pointer
@@ -10,25 +13,26 @@ from services.worker.engine.grammar.pointer import Pointer
 
 def endless(schemas: list[dict[str, Any]], root: dict[str, Any]) -> set[int]:
     """The `id` of each of `schemas` that is so; they are all those within `root`. What is false is not endless."""
-    found = {id(schema) for schema in schemas}
-    while finite := {id(schema) for schema in schemas if id(schema) in found and not _needs(schema, found, root)}:
-        found -= finite
-    return found
+    needs = {id(schema): [set(map(id, group)) for group in _needed(schema, root)] for schema in schemas}
+    dependents: defaultdict[int, list[int]] = defaultdict(list)
+    for one, groups in needs.items():
+        for other in chain.from_iterable(groups):
+            dependents[other].append(one)
+    unproven = set(needs)
+    waiting = list(needs)
+    while waiting:
+        one = waiting.pop()
+        if one in unproven and not any(group <= unproven for group in needs[one]):
+            unproven.discard(one)
+            waiting += dependents[one]
+    return unproven
 
 
-def _needs(schema: dict[str, Any], unproven: set[int], root: dict[str, Any]) -> bool:
-    """Whether every value of the schema holds one of a schema that is not proven finite yet."""
-
-    def open_(part: Any) -> bool:
-        return isinstance(part, dict) and id(part) in unproven
-
-    if "$ref" in schema and open_(_target(schema["$ref"], root)):
-        return True
-    if any(map(open_, schema.get("allOf", ()))):
-        return True
-    if any(schema.get(choice) and all(map(open_, schema[choice])) for choice in ("anyOf", "oneOf")):
-        return True
-    return any(map(open_, _held(schema)))
+def _needed(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[list[Any]]:
+    """Groups of schemas: every value of the schema is, or holds, a value of one of each group."""
+    groups = [[part] for part in (_target(schema.get("$ref"), root), *schema.get("allOf", ()), *_held(schema))]
+    groups += [schema[choice] for choice in ("anyOf", "oneOf") if schema.get(choice)]
+    return (group for group in groups if all(isinstance(part, dict) for part in group))
 
 
 def _held(schema: dict[str, Any]) -> list[Any]:

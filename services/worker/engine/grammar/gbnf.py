@@ -1,4 +1,4 @@
-"""GBNF, llama.cpp's notation for grammars: the parser, and what a grammar is made of.
+"""GBNF, llama.cpp's notation for grammars.
 
 The language is that of llama.cpp's `llama_grammar_parser` (src/llama-grammar.cpp) and grammars/README.md, in which a rule stands
 for all strings of characters that it can produce; nothing is tokenized on the way. Left recursion, which llama.cpp refuses,
@@ -8,63 +8,29 @@ is understood. Tokens (`<[1234]>`, `<think>`) are not.
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
 
 from services.protocol.errors import BadRequest
+from services.worker.engine.grammar.rules import (
+    LAST_CODE_POINT,
+    Chars,
+    Choice,
+    Node,
+    Reference,
+    Repeat,
+    Rules,
+    Sequence,
+    chars,
+    ending,
+    reachable,
+)
 
 #: Repetitions of one item, and groups within groups.
 MAX_REPEAT = 10_000
 MAX_DEPTH = 60
 
-_LAST = 0x10FFFF
-_SURROGATES = (0xD800, 0xDFFF)
 _WORD = frozenset(string.ascii_letters + string.digits + "-_")
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]": "]"}
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
-
-
-@dataclass(frozen=True)
-class Chars:
-    """One character out of inclusive ranges of code points, which ascend and do not touch."""
-
-    ranges: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Sequence:
-    items: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Choice:
-    options: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """`high` None: without end."""
-
-    item: Node
-    low: int
-    high: int | None
-
-
-@dataclass(frozen=True)
-class Reference:
-    rule: str
-
-
-@dataclass(frozen=True, eq=False)
-class Terminal:
-    """A part without recursion that is matched as a whole. Not equal to another of the same kind in another place."""
-
-    node: Node
-
-
-Node = Chars | Sequence | Choice | Repeat | Reference | Terminal
-Rules = dict[str, Node]
 
 
 def parse(text: str) -> Rules:
@@ -72,60 +38,21 @@ def parse(text: str) -> Rules:
     return _Parser(text).grammar()
 
 
-def children(node: Node) -> tuple[Node, ...]:
-    match node:
-        case Sequence(items):
-            return items
-        case Choice(options):
-            return options
-        case Repeat(item):
-            return (item,)
-        case _:
-            return ()
-
-
-def references(node: Node) -> Iterator[str]:
-    if isinstance(node, Reference):
-        yield node.rule
-    for child in children(node):
-        yield from references(child)
-
-
-def chars(ranges: list[tuple[int, int]], *, negated: bool = False) -> Chars:
-    merged: list[tuple[int, int]] = []
-    for low, high in sorted(ranges):
-        if merged and low <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
-        else:
-            merged.append((low, high))
-    return Chars(tuple(_without(merged if not negated else _gaps(merged), _SURROGATES)))
-
-
-def _gaps(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    edges = [(-1, -1), *ranges, (_LAST + 1, _LAST + 1)]
-    return [(left[1] + 1, right[0] - 1) for left, right in pairwise(edges) if left[1] + 1 < right[0]]
-
-
-def _without(ranges: list[tuple[int, int]], hole: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    for low, high in ranges:
-        if low < hole[0]:
-            yield low, min(high, hole[0] - 1)
-        if high > hole[1]:
-            yield max(low, hole[1] + 1), high
-
-
 class _Parser:
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
         self._depth = 0
-        self._lines: dict[str, int] = {}
+        self._called: dict[str, int] = {}
+        self._defined: dict[str, int] = {}
 
     def grammar(self) -> Rules:
         rules: Rules = {}
         self._skip(newlines=True)
         while self._next:
+            line = self._line
             name = self._name("a rule's name")
+            self._defined[name] = line
             self._skip()
             self._expect("::=")
             self._skip(newlines=True)
@@ -135,9 +62,11 @@ class _Parser:
             self._skip(newlines=True)
         if "root" not in rules:
             raise self._error("there is no rule 'root'")
-        for name, line in self._lines.items():
+        for name, line in self._called.items():
             if name not in rules:
                 raise _refusal(line, f"there is no rule '{name}'")
+        for name in sorted(reachable(rules) - ending(rules), key=self._defined.__getitem__):
+            raise _refusal(self._defined[name], f"nothing that the rule '{name}' produces comes to an end")
         return rules
 
     @property
@@ -211,7 +140,7 @@ class _Parser:
             case char if char in _WORD and char:
                 line = self._line
                 name = self._name("a rule's name")
-                self._lines.setdefault(name, line)
+                self._called.setdefault(name, line)
                 return Reference(name)
             case _:
                 return None
@@ -240,7 +169,7 @@ class _Parser:
         return self._chars(ranges, negated=negated)
 
     def _chars(self, ranges: list[tuple[int, int]], *, negated: bool) -> Chars:
-        if any(low > high or high > _LAST for low, high in ranges):
+        if any(low > high or high > LAST_CODE_POINT for low, high in ranges):
             raise self._error("a range of characters is out of order, or beyond Unicode")
         found = chars(ranges, negated=negated)
         if not found.ranges:

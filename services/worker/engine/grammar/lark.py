@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from services.worker.engine.grammar.gbnf import Chars, Choice, Node, Reference, Repeat, Rules, Sequence, Terminal, references
+from services.worker.engine.grammar.rules import Chars, Choice, Node, Reference, Repeat, Rules, Sequence, Terminal, references
 
 
 def written(structure: Rules, rules: Rules) -> str:

@@ -11,24 +11,40 @@ The test errs on the safe side: it forgets from where a rule was called, as the 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import reduce
 from itertools import product
 from operator import or_
 
-from services.worker.engine.grammar.gbnf import Chars, Choice, Node, Repeat, Rules, Sequence, Terminal, children, references
 from services.worker.engine.grammar.places import Order, Places, TooComplex, first_bytes, of_rules, overlap
+from services.worker.engine.grammar.rules import (
+    Chars,
+    Choice,
+    Node,
+    Reference,
+    Repeat,
+    Rules,
+    Sequence,
+    Terminal,
+    callers,
+    children,
+    references,
+)
 
 #: Pairs of places that one test may look at, and rules; beyond, everything is broken up. Some tenths of a second.
 _MAX_PAIRS = 200_000
 _MAX_RULES = 500
+
+#: Characters in a terminal that is the whole grammar.
+_MAX_LENGTH = 40_000
 
 
 def lexed(rules: Rules) -> Rules:
     """The same grammar over terminals as large as they may be."""
     order = _without_recursion(rules)
     plain = frozenset(order)
+    if "root" in plain:
+        return {"root": Terminal(rules["root"])} if _length(rules, order) <= _MAX_LENGTH else by_character(rules)
     places = of_rules(rules, order)
     whole = {name: _terminals(node, plain) for name, node in rules.items()}
     structure = _reachable(rules, whole)
@@ -47,19 +63,32 @@ def by_character(rules: Rules) -> Rules:
 
 def _without_recursion(rules: Rules) -> list[str]:
     """The rules from which no rule is reached that reaches itself; each behind those that it refers to."""
-    called = {name: set(references(node)) for name, node in rules.items()}
-    callers: defaultdict[str, list[str]] = defaultdict(list)
-    for name, others in called.items():
-        for other in others:
-            callers[other].append(name)
-    waiting = {name: len(others) for name, others in called.items()}
+    calling = callers(rules)
+    waiting = {name: len(set(references(node))) for name, node in rules.items()}
     order = [name for name, count in waiting.items() if count == 0]
     for name in order:
-        for caller in callers[name]:
+        for caller in calling[name]:
             waiting[caller] -= 1
             if waiting[caller] == 0:
                 order.append(caller)
     return order
+
+
+def _length(rules: Rules, order: list[str]) -> int:
+    """Characters that the root is written in when each call is replaced by what it calls."""
+
+    def length(node: Node) -> int:
+        match node:
+            case Chars():
+                return 1
+            case Reference(rule):
+                return found[rule]
+        return sum(map(length, children(node)))
+
+    found: dict[str, int] = {}
+    for name in order:
+        found[name] = min(length(rules[name]), _MAX_LENGTH + 1)
+    return found["root"]
 
 
 def _reachable(rules: Rules, structure: Rules) -> Rules:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from services.worker.engine.grammar.gbnf import Choice, Node, Reference, Repeat, Rules, Sequence, references
+from services.worker.engine.grammar.rules import Choice, Node, Reference, Repeat, Rules, Sequence, references
 
 Items = tuple[Node, ...]
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Generic, TypeVar
 
-from services.worker.engine.grammar.gbnf import Chars, Choice, Node, Reference, Repeat, Rules, Sequence, Terminal, references
+from services.worker.engine.grammar.rules import Chars, Choice, Node, Reference, Repeat, Rules, Sequence, Terminal, callers
 
 Leaf = TypeVar("Leaf", bound=Hashable)
 
-#: Characters written in one terminal.
+#: Characters written in one terminal, and pairs of them that may be neighbours; pairs in all rules together.
 _MAX_PLACES = 2_000
+_MAX_LINKS = 20_000
+_MAX_LINKS_OF_RULES = 300_000
 
 
 class TooComplex(Exception):
@@ -39,6 +42,7 @@ class _Automaton(ABC, Generic[Leaf]):
 
     def __init__(self) -> None:
         self.follow: defaultdict[Leaf, set[Leaf]] = defaultdict(set)
+        self.num_links = 0
 
     @abstractmethod
     def _leaf(self, node: Node) -> Ends[Leaf]: ...
@@ -67,9 +71,15 @@ class _Automaton(ABC, Generic[Leaf]):
             self._link(item.last, item.first)
         return Ends(item.first, item.last, item.nullable or low == 0)
 
-    def _link(self, before: Iterable[Leaf], after: frozenset[Leaf]) -> None:
+    def _link(self, before: frozenset[Leaf], after: frozenset[Leaf]) -> None:
+        self._count_links(len(before) * len(after))
         for leaf in before:
             self.follow[leaf] |= after
+
+    def _count_links(self, count: int) -> None:
+        self.num_links += count
+        if self.num_links > _MAX_LINKS:
+            raise TooComplex
 
 
 def _either(a: Ends[Leaf], b: Ends[Leaf]) -> Ends[Leaf]:
@@ -98,6 +108,7 @@ class Places(_Automaton[int]):
 
     def _copy(self, other: Places) -> Ends[int]:
         self._make_room(len(other.labels))
+        self._count_links(other.num_links)
         base = len(self.labels)
 
         def moved(places: Iterable[int]) -> frozenset[int]:
@@ -113,13 +124,15 @@ class Places(_Automaton[int]):
 
 
 def of_rules(rules: Rules, order: Iterable[str]) -> dict[str, Places]:
-    """Of the rules in `order`, in which each comes behind those that it refers to; without those that are too long."""
+    """Of the rules in `order`, in which each comes behind those that it refers to; without those that are too complex."""
     found: dict[str, Places] = {}
+    num_links = 0
     for name in order:
-        try:
+        with suppress(TooComplex):
             found[name] = Places(rules[name], found)
-        except TooComplex:
-            continue
+            num_links += found[name].num_links
+        if num_links > _MAX_LINKS_OF_RULES:
+            break
     return found
 
 
@@ -130,17 +143,14 @@ class Order(_Automaton[Terminal]):
         super().__init__()
         self._nullable = nullable
         self._rules: dict[str, Ends[Terminal]] = {name: Ends(nullable=False) for name in rules}
-        callers: defaultdict[str, set[str]] = defaultdict(set)
-        for name, node in rules.items():
-            for called in references(node):
-                callers[called].add(name)
+        calling = callers(rules)
         stale = dict.fromkeys(rules)
         while stale:
             name, _ = stale.popitem()
             ends = self._ends(rules[name])
             if ends != self._rules[name]:
                 self._rules[name] = ends
-                stale |= dict.fromkeys(callers[name] | {name})
+                stale |= dict.fromkeys(calling[name] | {name})
 
     @property
     def first(self) -> frozenset[Terminal]:
