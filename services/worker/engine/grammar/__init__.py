@@ -1,4 +1,4 @@
-"""What an answer must match, as a mask over the vocabulary at each place. Built on llguidance (docs/decisions/0007-llguidance.md)."""
+"""What an answer must match, as a mask over the vocabulary at each place. Built on llguidance (docs/decisions/0008-llguidance.md)."""
 
 from services.worker.engine.grammar.compiler import Grammar, GrammarCompiler
 from services.worker.engine.grammar.matcher import Matcher

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 from llguidance import LLMatcher, LLParserLimits, regex_to_lark
@@ -21,13 +21,14 @@ from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 from services.protocol.errors import BadRequest
 from services.protocol.sampling import Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
 from services.worker.engine.grammar import gbnf, json_schema, lark, lexing, pointer
+from services.worker.engine.grammar.embedded import embedded_schemas
 from services.worker.engine.grammar.fault import smallest_failing
 from services.worker.engine.grammar.gate import Marker
 from services.worker.engine.grammar.loops import without_tail_calls
 from services.worker.engine.grammar.matcher import Matcher, exceeds_limits
 from services.worker.engine.grammar.vocabulary import TokenTable, Vocabulary
 
-#: Bytes of a schema as JSON, and of any other constraint.
+#: Bytes of schemas as JSON, and of any other constraint, schemas within it not counted.
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_GRAMMAR_BYTES = 32 * 1024
 
@@ -102,32 +103,33 @@ class GrammarCompiler:
             case JsonSchema(schema):
                 return self._schema(schema)
             case Gbnf(text):
-                return self._gbnf(_within(text, "GBNF grammar"))
+                return self._gbnf(text)
             case Lark(text):
-                # The options stand last, so that an error's line is the caller's.
-                return self._lark(f"{_within(text, 'Lark grammar')}\n{_OPTIONS}\n")
+                return self._lark(text)
             case Regex(pattern):
-                return self._regex(_within(pattern, "regular expression"))
+                return self._regex(pattern)
 
     def _schema(self, schema: dict[str, Any] | bool) -> Grammar:
         try:
             normalized = json_schema.normalized(schema)
-            size = len(json.dumps(normalized))
+            text = _json(normalized)
         except RecursionError as depth:
             raise pointer.refusal(pointer.Pointer(), "it is nested too deeply") from depth
-        if size > MAX_SCHEMA_BYTES:
-            raise BadRequest(f"the JSON schema has more than {MAX_SCHEMA_BYTES // 1024} KiB")
-        prototype = self._compiled(_json(normalized))
+        _check_size(text, MAX_SCHEMA_BYTES, "JSON schema")
+        prototype = self._compiled(text)
         if error := _problem(prototype):
-            place, reason = smallest_failing(normalized, _reason(error), self._failing)
-            raise pointer.refusal(place, reason)
+            self._refuse_schema(normalized, _reason(error))
         return Grammar(prototype, self._tokens())
+
+    def _refuse_schema(self, schema: dict[str, Any], reason: str) -> NoReturn:
+        raise pointer.refusal(*smallest_failing(schema, reason, self._failing))
 
     def _failing(self, schema: Any) -> str | None:
         is_error, messages = LLMatcher.validate_grammar_with_warnings(_json(schema), limits=_LIMITS)
         return _reason(messages[0]) if is_error else None
 
     def _gbnf(self, text: str) -> Grammar:
+        _check_size(text, MAX_GRAMMAR_BYTES, "GBNF grammar")
         rules = without_tail_calls(gbnf.parse(text))
         for translated in (lexing.lexed, lexing.by_character):
             prototype = self._compiled(f"{lark.written(translated(rules), rules)}{_OPTIONS}\n")
@@ -137,12 +139,20 @@ class GrammarCompiler:
         raise BadRequest(f"the GBNF grammar cannot be compiled: {_reason(error)}")
 
     def _lark(self, text: str) -> Grammar:
-        prototype = self._compiled(text)
+        schemas = list(embedded_schemas(text))
+        _check_size(text, MAX_GRAMMAR_BYTES + sum(len(json.dumps(schema)) for schema in schemas), "Lark grammar")
+        _check_size(text, MAX_SCHEMA_BYTES, "Lark grammar")
+        # The options stand last, so that an error's line is the caller's.
+        prototype = self._compiled(f"{text}\n{_OPTIONS}\n")
         if error := _problem(prototype):
+            for schema in schemas:
+                if isinstance(schema, dict) and (reason := self._failing(schema)):
+                    self._refuse_schema(schema, reason)
             raise BadRequest(f"the Lark grammar cannot be compiled{_place(error)}: {_reason(error)}")
         return Grammar(prototype, self._tokens())
 
     def _regex(self, pattern: str) -> Grammar:
+        _check_size(pattern, MAX_GRAMMAR_BYTES, "regular expression")
         prototype = self._compiled(f"{_OPTIONS}\nstart: /{regex_to_lark(_without_anchors(pattern))}/\n")
         if error := _problem(prototype):
             raise BadRequest(f"the regular expression cannot be compiled: {_reason(error)}")
@@ -170,10 +180,9 @@ def _deep_thread() -> ThreadPoolExecutor:
     return executor
 
 
-def _within(text: str, what: str) -> str:
-    if len(text.encode()) > MAX_GRAMMAR_BYTES:
-        raise BadRequest(f"the {what} has more than {MAX_GRAMMAR_BYTES // 1024} KiB")
-    return text
+def _check_size(text: str, most: int, what: str) -> None:
+    if len(text.encode()) > most:
+        raise BadRequest(f"the {what} has more than {most // 1024} KiB")
 
 
 def _json(schema: Any) -> str:

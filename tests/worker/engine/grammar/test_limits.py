@@ -133,6 +133,14 @@ def test_refusals_say_where_and_why(byte_grammars: GrammarCompiler, constraint: 
     assert "\n" not in refused.value.message
 
 
+def test_schemas_within_a_grammar_may_be_as_large_as_others(byte_grammars: GrammarCompiler) -> None:
+    schema = json.dumps({"enum": [f"value number {number}" for number in range(5000)]})
+    assert len(schema) > 2 * MAX_GRAMMAR_BYTES
+    byte_grammars.compile(Lark(f'start: "<answer>" json\njson: %json {schema}\n'))
+    with pytest.raises(BadRequest, match="the Lark grammar has more than"):
+        byte_grammars.compile(Lark("# " + schema + '\nstart: "a"'))
+
+
 def test_a_regex_may_be_anchored(byte_grammars: GrammarCompiler) -> None:
     for pattern in ("^ab$", "ab", "^ab", "ab$"):
         mask = allowed(byte_grammars.compile(Regex(pattern)).matcher())
