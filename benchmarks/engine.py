@@ -9,9 +9,8 @@ one in the wheel xllamacpp, with a slot for every client and its defaults otherw
 them at a time is asked the same, round by round, in alternating order; llama_cpp.server, which answers one request after the
 other, is there for scale. What each workload asks is in comparison/catalog.py; ratios are taken within a round.
 
-All of it takes about three quarters of an hour on two cores, --quick six minutes; nothing new begins after --minutes. On a
-machine that does other things the numbers are worth nothing: the report says how much those took. Needs the dependency
-group `bench` (`make bench` installs it).
+All of it takes most of an hour on two cores, --quick about seven minutes, and up to twice that where the machine does other things
+meanwhile; nothing new begins after --minutes. Needs the dependency group `bench` (`make bench` installs it).
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from comparison.catalog import ARRIVAL, GOALS, INDEPENDENT, MEASURE_NAMES
+from comparison.costs import QUIET_SHARE
 from comparison.models import MODELS
 from comparison.servers import CORRAL, LLAMA_SERVER
-from comparison.steps import Report
-from comparison.table import Outcome, Row, gains, outcomes, tabulate
+from comparison.steps import Report, Step
+from comparison.table import Outcome, Row, gains, outcomes, tabulate, undisturbed
 
 BEGIN, END = "<!-- engine.py: begin -->", "<!-- engine.py: end -->"
 
@@ -20,12 +21,13 @@ class NoMarkers(Exception):
 
 
 def render(report: Report) -> str:
-    rows = tabulate(report.steps, ours=CORRAL, theirs=LLAMA_SERVER)
-    parts = [_preface(report), _goals(outcomes(rows, GOALS))]
+    steps = undisturbed(report.steps)
+    rows = tabulate(steps, ours=CORRAL, theirs=LLAMA_SERVER)
+    parts = [_preface(report, steps), _goals(outcomes(rows, GOALS))]
     for model in dict.fromkeys(row.place.model for row in rows):
         parts.append(f"**{MODELS[model].title}**, medians over the rounds; memory is the most of any round")
         parts.append(_medians([row for row in rows if row.place.model == model]))
-    parts += [*_together(report), *_remarks(report, rows)]
+    parts += [*_together(rows), *_remarks(report, rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -38,15 +40,17 @@ def replace(page: Path, text: str) -> None:
     page.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
 
 
-def _preface(report: Report) -> str:
-    costs = [step.cost for step in report.steps if step.cost]
+def _preface(report: Report, steps: Sequence[Step]) -> str:
+    costs = [step.cost for step in steps if step.cost]
     if not costs:
         return str(report.machine)
     shares = [cost.others_share for cost in costs]
     generator = sum(cost.generator_cpu_s for cost in costs) / sum(sum(cost.cpu_s.values()) for cost in costs)
+    left_out = len({(step.place, step.round) for step in report.steps} - {(step.place, step.round) for step in steps})
     return (
-        f"{report.machine}\n{report.rounds} rounds in {report.minutes:.0f} minutes. The load generator took {generator:.1%} of what "
-        f"the servers took; everything else on the machine had {statistics.median(shares):.0%} of its cores, at most {max(shares):.0%}."
+        f"{report.machine}\n{report.rounds} rounds, {report.minutes:.0f} minutes. The load generator took {generator:.1%} of what "
+        f"the servers took, everything else on the machine {statistics.median(shares):.0%} of its cores, at most {max(shares):.0%}; "
+        f"{left_out} rounds in which that was more than {QUIET_SHARE:.0%} are left out."
     )
 
 
@@ -96,10 +100,10 @@ def _memory(row: Row, server: str) -> str:
     return f"{row.memory_bytes[server] / 2**20:.0f}{worker}"
 
 
-def _together(report: Report) -> list[str]:
+def _together(rows: Sequence[Row]) -> list[str]:
     """How much eight at once gain over one at a time."""
-    found = gains(report.steps, part=INDEPENDENT, alone=1, together=8)
-    lines = [(model, server, str(value)) for (model, server), value in found.items()]
+    found = gains(rows, part=INDEPENDENT, alone=1, together=8)
+    lines = [(model, server, f"{value:.2f}") for (model, server), value in found.items()]
     header = ("model", "server", "time for each token with 8 clients, as a part of that with 1")
     return [_table(header, lines)] if lines else []
 

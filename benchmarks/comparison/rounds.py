@@ -1,6 +1,7 @@
 """One run: servers are started for each load, and asked in turn, round by round.
 
-Both stay resident while only one of them computes. Whatever was started ends with its block.
+All stay resident while only one of them computes. A round during which the machine was busy with something else is followed by
+one more. Whatever was started ends with its block.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ from comparison.workloads import Independent, Workload
 #: The packaged server answers one request after the other: beyond a few clients it says nothing new.
 PACKAGED_CLIENTS = (1, 4)
 
+#: As a multiple of those that were asked for, where some were disturbed.
+MOST_ROUNDS = 2
+
 #: What a server that is being measured may do to us.
 _FAILURES = (Refused, MalformedAnswer, TimeoutError, OSError)
 
 
 @dataclass
 class Run:
-    """What is measured goes to `steps`. `deadline` in the monotonic clock's seconds: what has not begun by then is left out."""
+    """What is measured goes to `steps`. `rounds` are to be quiet ones. `deadline` in the monotonic clock's seconds: what has not begun
+    by then is left out."""
 
     folder: Path
     rounds: int
@@ -49,12 +54,17 @@ class Run:
         load = Load(model, workload.clients, workload.context_tokens, self.threads)
         try:
             with self._servers(load, workload) as servers:
-                for number in range(self.rounds):
-                    self._round(place, workload, number, servers if number % 2 == 0 else servers[::-1])
+                missing = self.rounds
+                for number in range(self.rounds * MOST_ROUNDS):
+                    missing -= self._round(place, workload, number, servers if number % 2 == 0 else servers[::-1])
+                    if missing == 0 or time.monotonic() > self.deadline:
+                        break
         except (DidNotStart, *_FAILURES) as error:
             self._note(Step(place, 0, "start", error=str(error)))
 
-    def _round(self, place: Place, workload: Workload, number: int, servers: Sequence[Server]) -> None:
+    def _round(self, place: Place, workload: Workload, number: int, servers: Sequence[Server]) -> bool:
+        """False where it was disturbed."""
+        quiet = True
         for server in servers:
             meter = Meter(server, [other for other in servers if other is not server])
             try:
@@ -63,8 +73,10 @@ class Run:
                 self._note(Step(place, number, server.name, error=f"{type(error).__name__}: {error}"))
                 continue
             cost = meter.cost()
+            quiet = quiet and cost.was_quiet
             for part, measures in parts.items():
                 self._note(Step(replace(place, part=part), number, server.name, measures, cost))
+        return quiet
 
     async def _timed(self, workload: Workload, server: Server, number: int) -> dict[str, Measures]:
         async with asyncio.timeout(self.step_timeout_s):

@@ -61,15 +61,26 @@ def outcomes(rows: Iterable[Row], goals: Sequence[Goal]) -> list[Outcome]:
     ]
 
 
-def gains(steps: Sequence[Step], *, part: str, alone: int, together: int) -> dict[tuple[str, str], Ratio]:
-    """By model and server: the time for each token with `together` clients, as a part of that with `alone`."""
-    found = {}
-    for model, server in dict.fromkeys((step.place.model, step.server) for step in steps if step.place.part == part):
-        one = _by_round(steps, Place(model, part, alone), server, "output_tokens_per_s")
-        many = _by_round(steps, Place(model, part, together), server, "output_tokens_per_s")
-        if gain := ratio(one, many):
-            found[model, server] = gain
-    return found
+def undisturbed(steps: Sequence[Step]) -> list[Step]:
+    """Without the rounds during which something else kept the machine busy; where no other round is left, with them."""
+    disturbed = {(step.place, step.round) for step in steps if step.cost and not step.cost.was_quiet}
+    places = {step.place for step in steps if step.measures and (step.place, step.round) not in disturbed}
+    return [step for step in steps if step.place not in places or (step.place, step.round) not in disturbed]
+
+
+def gains(rows: Sequence[Row], *, part: str, alone: int, together: int) -> dict[tuple[str, str], float]:
+    """By model and server: the median time for each token with `together` clients, as a part of that with `alone`."""
+    rates = {
+        (row.place.model, server, row.place.clients): measures.output_tokens_per_s
+        for row in rows
+        if row.place.part == part
+        for server, measures in row.medians.items()
+    }
+    return {
+        (model, server): rates[model, server, alone] / rate
+        for (model, server, clients), rate in rates.items()
+        if clients == together and (model, server, alone) in rates
+    }
 
 
 def _row(place: Place, steps: Sequence[Step], ours: str, theirs: str) -> Row:
@@ -79,7 +90,7 @@ def _row(place: Place, steps: Sequence[Step], ours: str, theirs: str) -> Row:
         if step.measures and step.cost:
             by_server.setdefault(step.server, []).append(step.measures)
             memory[step.server] = max(memory.get(step.server, 0), step.cost.memory_bytes)
-    ratios = {name: ratio(_by_round(steps, place, ours, name), _by_round(steps, place, theirs, name)) for name in COMPARED}
+    ratios = {name: ratio(_by_round(steps, ours, name), _by_round(steps, theirs, name)) for name in COMPARED}
     return Row(
         place,
         {server: _median(measures) for server, measures in by_server.items()},
@@ -89,12 +100,8 @@ def _row(place: Place, steps: Sequence[Step], ours: str, theirs: str) -> Row:
     )
 
 
-def _by_round(steps: Iterable[Step], place: Place, server: str, measure: str) -> dict[int, float]:
-    return {
-        step.round: getattr(step.measures, measure)
-        for step in steps
-        if step.measures and step.place == place and step.server == server
-    }
+def _by_round(steps: Iterable[Step], server: str, measure: str) -> dict[int, float]:
+    return {step.round: getattr(step.measures, measure) for step in steps if step.measures and step.server == server}
 
 
 def _median(measures: Sequence[Measures]) -> Measures:

@@ -16,7 +16,7 @@ from comparison.measures import Measures
 from comparison.ratios import MET, MISSED, Ratio
 from comparison.servers import CORRAL, LLAMA_SERVER, PACKAGED
 from comparison.steps import Place, Report, Step
-from comparison.table import gains, outcomes, tabulate
+from comparison.table import gains, outcomes, tabulate, undisturbed
 
 MODEL = "smollm2-135m"
 MEASURES = Measures(8, 800, 0, 512, 100.0, 300.0, 1.0, 2.0, 0.04, 0.08, 0.1, 5.0)
@@ -72,9 +72,25 @@ def test_a_goal_whose_server_failed_is_not_met() -> None:
 
 
 def test_what_eight_at_once_gain() -> None:
-    steps = [*STEPS, step(CORRAL, 0, 60.0, clients=1), step(CORRAL, 1, 44.0, clients=1), step(PACKAGED, 0, 40.0, clients=1)]
-    found = gains(steps, part=INDEPENDENT, alone=1, together=8)
-    assert found == {(MODEL, CORRAL): Ratio(pytest.approx(0.65), 0.5, pytest.approx(0.8))}
+    steps = [*STEPS, step(CORRAL, 0, 60.0, clients=1), step(CORRAL, 1, 40.0, clients=1), step(PACKAGED, 0, 40.0, clients=1)]
+    rows = tabulate(steps, ours=CORRAL, theirs=LLAMA_SERVER)
+    assert gains(rows, part=INDEPENDENT, alone=1, together=8) == {(MODEL, CORRAL): pytest.approx(50.0 / 87.5)}
+
+
+def busy(disturbed: Step) -> Step:
+    return replace(disturbed, cost=replace(COST, others_share=0.3))
+
+
+def test_a_round_in_which_either_server_was_disturbed_does_not_count() -> None:
+    assert undisturbed([STEPS[0], STEPS[1], busy(STEPS[2]), STEPS[3]]) == STEPS[:2]
+    text = reports.render(Report(MACHINE, 1, 3.0, [STEPS[0], STEPS[1], busy(STEPS[2]), STEPS[3]]))
+    assert "| 1.20 (1.20 to 1.20) |" in text
+    assert "1 rounds in which that was more than 10% are left out" in text
+
+
+def test_where_every_round_was_disturbed_all_of_them_count() -> None:
+    steps = [STEPS[0], busy(STEPS[1]), busy(STEPS[2]), STEPS[3]]
+    assert undisturbed(steps) == steps
 
 
 def test_the_json_holds_everything_that_the_tables_need() -> None:
@@ -82,7 +98,7 @@ def test_the_json_holds_everything_that_the_tables_need() -> None:
     again = msgspec.json.decode(msgspec.json.encode(report), type=Report)
     assert again == report
     text = reports.render(again)
-    assert "took 0.5% of what the servers took; everything else on the machine had 2% of its cores, at most 2%." in text
+    assert "took 0.5% of what the servers took, everything else on the machine 2% of its cores, at most 2%; 0 rounds" in text
     assert "| smollm2-135m | independent prompts | 8 | tokens/s out | 1.15 (1.10 to 1.20) | ≥ 1.00 | met |" in text
     assert "| independent prompts | 8 | corral | 87.5 | 300 | 1.00 | 2.00 | 40 | 80 | 100 | 0% | 720 (worker 250) |" in text
 
