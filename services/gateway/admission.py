@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 
 import msgspec
 
 from services.gateway.generation import Generation
 from services.gateway.inflight import Inflight
+from services.gateway.limits import Limits
 from services.gateway.ticket import Target, Ticket
 from services.protocol.messages import EmbedRequest, GenerateRequest, Request, RerankRequest, new_id
 from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt
 from services.protocol.routes import Caller
+from services.protocol.waiting import Priority
 
 #: Of a request that does not say how many tokens it wants at most. Settled on what it really took.
 EXPECTED_TOKENS = 256
@@ -19,16 +22,23 @@ CHARACTERS_PER_TOKEN = 4
 
 
 class Admission:
-    def __init__(self, inflight: Inflight) -> None:
+    """Of one caller's HTTP request, on the terms that its headers ask for and its key allows."""
+
+    def __init__(self, inflight: Inflight, limits: Limits, caller: Caller, headers: Mapping[str, str]) -> None:
         self._inflight = inflight
+        self._limits = limits
+        self._caller = caller
+        self._headers = headers
 
-    def ticket(self, caller: Caller, target: Target) -> Ticket:
-        return Ticket(new_id(), self._inflight.gateway, caller.id, target)
+    def ticket(self, target: Target) -> Ticket:
+        return Ticket(new_id(), self._inflight.gateway, self._caller.id, target)
 
-    async def admit(self, request: Request, *, keep_alive_ms: int | None) -> Generation:
-        """Raises QueueFull, and Unavailable while Redis does not answer."""
+    async def admit(self, request: Request, *, keep_alive_ms: int | None, priority: Priority | None = None) -> Generation:
+        """`priority` is what the body asks for. Raises QueueFull, CallerLimited, BadRequest for a header that cannot be read, and
+        Unavailable while Redis does not answer."""
+        terms = self._limits.terms(self._caller, self._headers, asked=priority)
         request = _seeded(request)
-        return await self._inflight.admit(request, cost=estimated_cost(request), keep_alive_ms=keep_alive_ms)
+        return await self._inflight.admit(request, cost=estimated_cost(request), terms=terms, keep_alive_ms=keep_alive_ms)
 
     def abandon(self, generation: Generation) -> None:
         """Nobody waits for it any more. Does nothing to one that has ended."""

@@ -13,13 +13,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from services.gateway import errors
-from services.gateway.admission import Admission
 from services.gateway.config import Settings
 from services.gateway.dependencies import State
+from services.gateway.direct_routes import add_directly
 from services.gateway.inflight import Inflight
 from services.gateway.origins import OriginMiddleware, OriginPolicy
 from services.gateway.registry import RegistryClient
-from services.gateway.routes import chat, completions, embeddings, health, management, models
+from services.gateway.routes import chat, completions, embeddings, health, management, models, queue
 from services.gateway.snapshot import RoutesView
 from services.gateway.tasks import end
 from services.protocol.connection import connect
@@ -45,7 +45,9 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         max_body_size=settings.max_body_bytes,
     )
-    for router in (chat.router, completions.router, embeddings.router, models.router, health.router, management.router):
+    for router in (chat.router, completions.router, embeddings.router):
+        add_directly(app, router)
+    for router in (models.router, queue.router, health.router, management.router):
         app.include_router(router)
     app.add_middleware(OriginMiddleware, policy=OriginPolicy(settings.origins.split(",")), check_host=settings.bind.loopback)
     app.add_exception_handler(CorralError, errors.corral_error)
@@ -60,9 +62,9 @@ async def running(settings: Settings) -> AsyncIterator[State]:
     """The parts behind the routes. They end in the order in which they depend on each other: what is still in flight is taken
     back while the connections stand, and the connections go last."""
     redis = connect(settings.redis_url)
-    queue = Queue(redis)
+    requests = Queue(redis)
     gateway = f"gateway-{new_id()}"
-    inflight = Inflight(queue, ReplyReader(redis, gateway), gateway=gateway, max_queue=settings.max_queue)
+    inflight = Inflight(requests, ReplyReader(redis, gateway), gateway=gateway, max_queue=settings.max_queue)
     routes = RoutesView(Routes(redis))
     registry = RegistryClient(settings.registry_url, settings.registry_token)
     inflight.start()
@@ -70,9 +72,9 @@ async def running(settings: Settings) -> AsyncIterator[State]:
     try:
         yield State(
             routes=routes,
-            queue=queue,
+            queue=requests,
             inflight=inflight,
-            admission=Admission(inflight),
+            limits=settings.limits,
             registry=registry,
             anonymous=None if settings.key_required else LOCAL_CALLER,
         )

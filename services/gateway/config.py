@@ -10,6 +10,8 @@ import msgspec
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.gateway.limits import Limits
+
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11434
 
@@ -82,6 +84,19 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("CORRAL_MAX_QUEUE", "OLLAMA_MAX_QUEUE"),
         description="Requests that may wait for one model version; more are refused with 503. OLLAMA_MAX_QUEUE counts too.",
     )
+    max_queue_share: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Part of those that may be one key's; more are refused with 429. A key may have a limit of its own instead.",
+    )
+    request_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        le=12 * 3600,
+        description="A request that no worker has begun with after so long is answered with 504, unless its X-Request-Timeout says "
+        "otherwise.",
+    )
     max_body_bytes: int = Field(default=64 * 1024**2, ge=1, description="A larger request body is refused with 413.")
     shutdown_s: int = Field(
         default=30, ge=0, description="How long answers that are under way may go on after the gateway was told to stop."
@@ -98,6 +113,10 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, auth: object) -> object:
         return auth or None
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(queue=self.max_queue, caller_share=self.max_queue_share, timeout_s=self.request_timeout_s)
 
     @property
     def bind(self) -> BindAddress:

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from services.gateway.admission import Admission
 from services.gateway.auth import identify, require_admin, sent_key
 from services.gateway.inflight import Inflight
+from services.gateway.limits import Limits
 from services.gateway.registry import RegistryClient
 from services.gateway.snapshot import RoutesView
 from services.gateway.stopwatch import Stopwatch
@@ -22,7 +23,7 @@ class State(TypedDict):
     routes: RoutesView
     queue: Queue
     inflight: Inflight
-    admission: Admission
+    limits: Limits
     registry: RegistryClient
     anonymous: Caller | None
 
@@ -58,10 +59,6 @@ async def _inflight(request: Request) -> Inflight:
     return state_of(request)["inflight"]
 
 
-async def _admission(request: Request) -> Admission:
-    return state_of(request)["admission"]
-
-
 async def _registry(request: Request) -> RegistryClient:
     return state_of(request)["registry"]
 
@@ -69,6 +66,13 @@ async def _registry(request: Request) -> RegistryClient:
 StopwatchDep = Annotated[Stopwatch, Depends(_stopwatch)]
 BodyDep = Annotated[bytes, Depends(_body)]
 CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+async def _admission(request: Request, caller: CallerDep) -> Admission:
+    state = state_of(request)
+    return Admission(state["inflight"], state["limits"], caller, request.headers)
+
+
 RoutesDep = Annotated[RoutesView, Depends(_routes)]
 QueueDep = Annotated[Queue, Depends(_queue)]
 InflightDep = Annotated[Inflight, Depends(_inflight)]

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from services.gateway.dialects import ollama, openai
-from services.protocol.errors import CorralError, Unauthenticated, Unavailable
+from services.protocol.errors import CorralError, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ async def corral_error(request: Request, error: Exception) -> Response:
     if error.status >= 500:
         logger.info("%s %s: %d %s", request.method, request.url.path, error.status, error.message)
     headers = {}
-    if isinstance(error, Unavailable):
-        headers["Retry-After"] = "1"
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     return _rendered(request, error, headers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 
 import msgspec
 
@@ -24,6 +25,7 @@ from services.protocol.messages import (
     Request,
     Started,
 )
+from services.protocol.waiting import Place
 
 WORKER_LOST = "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error"
 
@@ -44,13 +46,16 @@ class ClientGone(Exception):
 
 class Generation:
     """`committed` has the token ids of each choice. `abandoned`: nobody waits for it any more. `withdrawn`: whoever holds it has
-    been told so. `lost_workers` are those that died or went silent with it."""
+    been told so. `lost_workers` are those that died or went silent with it. `place` is where it stood in the queue when it was let
+    in, `expires_at` (time.monotonic) when it leaves the queue if no worker has begun with it."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.epoch = 0
         self.committed: list[list[int]] = [[] for _ in range(request.n if isinstance(request, GenerateRequest) else 1)]
         self.lost_workers: set[str] = set()
+        self.place: Place | None = None
+        self.expires_at = math.inf
         self.abandoned = False
         self.withdrawn = False
         self._reasons: list[FinishReason | None] = [None] * len(self.committed)

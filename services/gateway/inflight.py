@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Coroutine
 from typing import Any
 
 from services.gateway.backoff import Backoff
 from services.gateway.generation import WORKER_LOST, ClientGone, Generation, Verdict
 from services.gateway.tasks import end
-from services.protocol.errors import Unavailable, WorkerLost
+from services.protocol.errors import DeadlineExceeded, Unavailable, WorkerLost
 from services.protocol.messages import Event, Failed, Finished, HandedOver, Request, Usage
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyReader
+from services.protocol.waiting import Terms
 
 logger = logging.getLogger(__name__)
 
@@ -52,18 +55,22 @@ class Inflight:
     def __len__(self) -> int:
         return len(self._open)
 
-    async def admit(self, request: Request, *, cost: float, keep_alive_ms: int | None) -> Generation:
-        """Raises QueueFull, and Unavailable while Redis does not answer."""
+    async def admit(self, request: Request, *, cost: float, terms: Terms, keep_alive_ms: int | None) -> Generation:
+        """Raises QueueFull, CallerLimited, and Unavailable while Redis does not answer."""
         if not self.connected:
             raise Unavailable("Redis does not answer")
         generation = Generation(request)
         self._open[request.id] = generation
         try:
             async with self._commands:
-                await self._queue.enqueue(request, cost=cost, limit=self._max_queue, keep_alive_ms=keep_alive_ms)
+                generation.place = await self._queue.enqueue(
+                    request, cost=cost, limit=self._max_queue, terms=terms, keep_alive_ms=keep_alive_ms
+                )
         except BaseException:  # should it have been admitted all the same, its events are strays
             del self._open[request.id]
             raise
+        if terms.timeout_ms is not None:
+            generation.expires_at = time.monotonic() + terms.timeout_ms / 1000
         return generation
 
     async def touch(self, version: str, *, keep_alive_ms: int) -> None:
@@ -125,6 +132,7 @@ class Inflight:
             try:
                 await self._recover_lost()
                 await self._withdraw_abandoned()
+                await self._expire_overdue()
             except Unavailable as error:
                 logger.warning("claims not checked: %s", error.message)
 
@@ -209,6 +217,16 @@ class Inflight:
         for generation in [generation for generation in self._open.values() if generation.abandoned]:
             if not generation.withdrawn:
                 await self._withdraw(generation)
+
+    async def _expire_overdue(self) -> None:
+        """Those that no worker has begun with in time. No worker is given one either: the queue drops it, and it is found gone here."""
+        now = time.monotonic()
+        for generation in [generation for generation in self._open.values() if generation.expires_at <= now]:
+            overdue = generation.epoch == 0 and not generation.abandoned
+            if overdue and await self._queue.expire(generation.request.id):
+                self._open.pop(generation.request.id, None)
+                generation.fail(DeadlineExceeded("the request could not be started in the time that it was given"))
+            generation.expires_at = math.inf
 
     async def _withdraw(self, generation: Generation) -> None:
         """A waiting request is gone after this; a claimed one ends with the worker's terminal event."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -17,6 +17,7 @@ from services.gateway.dialects.reply import Reply
 from services.gateway.generation import ClientGone, Generation
 from services.protocol.errors import CorralError
 from services.protocol.messages import Finished
+from services.protocol.waiting import Place
 
 logger = logging.getLogger(__name__)
 
@@ -52,35 +53,43 @@ class GenerationResponse(Response):
         self._abandon(self._generation)
 
     async def _send_whole(self, send: Send) -> None:
-        body = b"".join([part async for part in self._parts()])
+        body, ended = b"", False
+        while not ended:
+            part, ended = await self._next_part()
+            body += part
         await self._start(send, (b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.body", "body": body})
 
     async def _send_stream(self, send: Send) -> None:
-        started = False
+        started = ended = False
         try:
-            async for part in self._parts():
-                if not started:
+            while not ended:
+                part, ended = await self._next_part()
+                if part and not started:
                     await self._start(send, *_STREAM_HEADERS)
                     started = True
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+                if part:  # the end goes with the last part: a write of its own would cost as much as the part's
+                    await send({"type": "http.response.body", "body": part, "more_body": not ended})
         except CorralError as error:
             if not started:
                 raise
             logger.info("request %s failed after it began: %s", self._generation.request.id, error.message)
-            await send({"type": "http.response.body", "body": self._reply.render_error(error), "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+            await send({"type": "http.response.body", "body": self._reply.render_error(error)})
 
-    async def _parts(self) -> AsyncIterator[bytes]:
-        """Each holds all that had arrived; those that have nothing to say are left out."""
-        while True:
-            events = await self._generation.events()
-            part = b"".join([self._reply.render(event) for event in events])
-            if part:
-                yield part
-            if isinstance(events[-1], Finished):
-                return
+    async def _next_part(self) -> tuple[bytes, bool]:
+        """All that had arrived, which may have nothing to say, and whether it is the end. A stream's end has something to say."""
+        events = await self._generation.events()
+        return b"".join([self._reply.render(event) for event in events]), isinstance(events[-1], Finished)
 
     async def _start(self, send: Send, *headers: tuple[bytes, bytes]) -> None:
         content_type = (b"content-type", self._reply.content_type.encode())
-        await send({"type": "http.response.start", "status": self.status_code, "headers": [content_type, *headers]})
+        every = [content_type, *_place_headers(self._generation.place), *headers]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": every})
+
+
+def _place_headers(place: Place | None) -> list[tuple[bytes, bytes]]:
+    """Where the request stood when it came in; the wait in seconds where it could be estimated."""
+    if place is None:
+        return []
+    position = (b"x-queue-position", b"%d" % place.position)
+    return [position] if place.wait_s is None else [position, (b"x-queue-estimated-wait", b"%.1f" % place.wait_s)]

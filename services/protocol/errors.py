@@ -9,12 +9,14 @@ CorralError                       500  internal_error
 ├── NotFound                      404  not_found
 │   └── ModelNotFound             404  model_not_found
 ├── Conflict                      409  conflict
+├── CallerLimited                 429  rate_limited
 ├── Unavailable                   503  unavailable
 │   └── QueueFull                 503  queue_full
 ├── InvalidModelFile              500  invalid_model_file
 ├── ModelLoadFailed               500  model_load_failed
 │   ├── ModelRefused              500  model_refused
 │   └── InsufficientMemory        500  insufficient_memory
+├── DeadlineExceeded              504  deadline_exceeded
 ├── WorkerLost                    500  worker_lost
 └── ProtocolMismatch              500  protocol_mismatch
 
@@ -28,14 +30,18 @@ from typing import ClassVar
 
 
 class CorralError(Exception):
-    """A failure with a code and an HTTP status; `message` is written for the caller and holds no secret."""
+    """A failure with a code and an HTTP status; `message` is written for the caller and holds no secret. `retry_after_s`: when the
+    same may be worth another try, None where it is not."""
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
+    retry_after_s: int | None = None
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.message = message
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class BadRequest(CorralError):
@@ -91,11 +97,20 @@ class Conflict(CorralError):
     status = 409
 
 
+class CallerLimited(CorralError):
+    """The caller has as many requests waiting as it may; others may still send theirs."""
+
+    code = "rate_limited"
+    status = 429
+    retry_after_s = 1
+
+
 class Unavailable(CorralError):
     """A part of the platform that this needs does not answer."""
 
     code = "unavailable"
     status = 503
+    retry_after_s = 1
 
 
 class QueueFull(Unavailable):
@@ -126,6 +141,13 @@ class InsufficientMemory(ModelLoadFailed):
     """The replica needs more memory than there is."""
 
     code = "insufficient_memory"
+
+
+class DeadlineExceeded(CorralError):
+    """The request could not be begun in the time that it was given."""
+
+    code = "deadline_exceeded"
+    status = 504
 
 
 class WorkerLost(CorralError):

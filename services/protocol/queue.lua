@@ -1,14 +1,21 @@
 --[[
 The queue of requests: every change to it is one call of this script, so each is atomic.
 
-Keys, all under one prefix (K below, KEYS[1] in the script; one Redis, not a Redis Cluster):
+Keys, all under one prefix (K below, KEYS[1] in the script; one Redis, not a Redis Cluster). A band is 0 (interactive), 1 (normal) or
+2 (batch):
 
-  K:queue:<version>      sorted set   waiting request ids by virtual start time (start-time fair queueing)
-  K:waiting:<version>:<caller>  sorted set  the same, of one caller
-  K:request:<id>         hash         payload, version, gateway, caller, start, cost, epoch; once claimed: worker, claim;
-                                             once requeued: resumption (what the client has)
-  K:vtime:<version>      string       the version's virtual time: the start tag of the request claimed last
-  K:finish:<version>     hash         caller -> virtual finish time of that caller's newest request
+  K:queue:<version>:<band>  sorted set  waiting request ids by virtual start time (start-time fair queueing)
+  K:waiting:<version>:<band>:<caller>  sorted set  the same, of one caller
+  K:arrived:<version>    sorted set   all waiting request ids of the version by the time (ms) of their arrival
+  K:callers:<version>    sorted set   callers with waiting requests by how many they are
+  K:request:<id>         hash         payload, version, gateway, caller, band, weight, start, cost, at (ms of its arrival),
+                                             epoch; until it is claimed for the first time: deadline (ms) where it has one;
+                                             while claimed: worker, claim; once requeued: resumption (what the client has)
+  K:vtime:<version>      hash         band -> its virtual time: the start tag of the request claimed last
+  K:finish:<version>:<band>  hash     caller -> virtual finish time of that caller's newest request
+  K:passed:<version>     hash         band -> claims that more urgent bands got since it was served last, while it waited
+  K:drain:<version>      hash         left, busy_ms: how many requests left the queue for a worker after they had to wait, and the
+                                             time during which requests waited, both decaying; at (ms): counted up to then
   K:idle:<version>       set          workers that found nothing to claim and wait for a Wake in their inbox
   K:inbox:<worker>       list         Cancel and Wake messages for one worker; it expires INBOX_MS after the newest
   K:claims:<worker>      set          ids of the requests that the worker has claimed
@@ -18,10 +25,13 @@ Keys, all under one prefix (K below, KEYS[1] in the script; one Redis, not a Red
   K:demand:<version>     hash         used_at (ms), keep_alive_ms (negative: for ever; absent: the platform's default)
   K:signal               channel      "demand": the registry may have to load something; "registry": its rows changed
 
-Times are Redis's own, in milliseconds. Virtual times count tokens: a request's start tag is the later of the version's
-virtual time and its caller's last finish tag, and its finish tag lies `cost` tokens after that, so that callers with
-waiting requests advance evenly whatever their number of requests (Goyal, Vin, Cheng: Start-Time Fair Queueing, 1996).
-A caller that gets tokens back (settle, cancel) does not overtake its own waiting requests with them.
+Times are Redis's own, in milliseconds. Virtual times count tokens divided by the caller's weight: a request's start tag is the
+later of its band's virtual time and its caller's last finish tag there, and its finish tag lies `cost` after that, so that callers
+with waiting requests advance by their weights whatever their number of requests (Goyal, Vin, Cheng: Start-Time Fair Queueing,
+1996). A caller that gets tokens back (settle, cancel) does not overtake its own waiting requests with them.
+
+More urgent bands go first. A band whose head has waited for the aging time gets a claim after every PASSES that went to more urgent
+ones: it never starves, and however much of it has aged it does not hold the urgent ones up.
 
 Whatever a crash could leave behind expires: K:demand alone does not, which `forget` clears, and K:workers, which `lost` does.
 ]]
@@ -30,6 +40,17 @@ local K = KEYS[1]
 local command = ARGV[1]
 
 local INBOX_MS = 60000
+local BANDS = 3
+local PASSES = 4
+
+-- The drain rate is that of about the last WINDOW_MS in which requests waited, and unknown before MEASURED_MS of that. A request
+-- that was claimed within STRAIGHT_MS met a free slot: it says nothing of how fast a queue drains.
+local WINDOW_MS = 30000
+local MEASURED_MS = 500
+local STRAIGHT_MS = 20
+
+-- How many callers `depths` lists for each version, those with the most waiting requests.
+local LISTED_CALLERS = 100
 
 local function now_ms()
   local t = redis.call("TIME")
@@ -74,65 +95,185 @@ local function touch(version, keep_alive_ms)
   end
 end
 
-local function add(id, version, caller, start, ttl_ms, message)
-  for _, key in ipairs({ K .. ":queue:" .. version, K .. ":waiting:" .. version .. ":" .. caller }) do
+local function queue_of(version, band)
+  return K .. ":queue:" .. version .. ":" .. band
+end
+
+local function waiting_of(version, band, caller)
+  return K .. ":waiting:" .. version .. ":" .. band .. ":" .. caller
+end
+
+local function depth_of(version)
+  return redis.call("ZCARD", K .. ":arrived:" .. version)
+end
+
+-- Requests that left for a worker and the milliseconds in which requests waited, both as they weigh now.
+local function drained(version, now)
+  local field = redis.call("HMGET", K .. ":drain:" .. version, "left", "busy_ms", "at")
+  local elapsed = depth_of(version) > 0 and math.max(0, now - number_or(field[3], now)) or 0
+  local decay = math.exp(-elapsed / WINDOW_MS)
+  return number_or(field[1], 0) * decay, number_or(field[2], 0) * decay + elapsed
+end
+
+local function count_drained(version, now, ttl_ms)
+  local left, busy_ms = drained(version, now)
+  redis.call("HSET", K .. ":drain:" .. version, "left", exact(left + 1), "busy_ms", exact(busy_ms), "at", now)
+  redis.call("PEXPIRE", K .. ":drain:" .. version, ttl_ms)
+end
+
+-- Requests per second that leave the queue, as text; "" where that is not known.
+local function drain_rate(version)
+  local left, busy_ms = drained(version, now_ms())
+  return busy_ms >= MEASURED_MS and left > 0 and exact(left / busy_ms * 1000) or ""
+end
+
+-- -> whether an idle worker was woken
+local function add(id, version, band, caller, start, at, ttl_ms, message)
+  local arrived, callers, drain = K .. ":arrived:" .. version, K .. ":callers:" .. version, K .. ":drain:" .. version
+  if depth_of(version) == 0 then
+    redis.call("HSET", drain, "at", now_ms())
+    redis.call("PEXPIRE", drain, ttl_ms)
+  end
+  redis.call("ZADD", arrived, at, id)
+  redis.call("PEXPIRE", arrived, ttl_ms)
+  redis.call("ZINCRBY", callers, 1, caller)
+  redis.call("PEXPIRE", callers, ttl_ms)
+  for _, key in ipairs({ queue_of(version, band), waiting_of(version, band, caller) }) do
     redis.call("ZADD", key, start, id)
     redis.call("PEXPIRE", key, ttl_ms)
   end
-  if not wake(version, message) then
+  local woken = wake(version, message)
+  if not woken then
     redis.call("PUBLISH", K .. ":signal", "demand")
   end
+  return woken
 end
 
-local function remove(id, version, caller)
-  redis.call("ZREM", K .. ":waiting:" .. version .. ":" .. caller, id)
-  return redis.call("ZREM", K .. ":queue:" .. version, id) == 1
-end
-
-local function charge(version, caller, tokens)
-  local finish = redis.call("HGET", K .. ":finish:" .. version, caller)
-  if finish then
-    redis.call("HSET", K .. ":finish:" .. version, caller, exact(tonumber(finish) + tokens))
+-- -> whether it waited
+local function remove(id, version, band, caller)
+  if redis.call("ZREM", K .. ":arrived:" .. version, id) == 0 then
+    return false
   end
+  redis.call("ZREM", queue_of(version, band), id)
+  redis.call("ZREM", waiting_of(version, band, caller), id)
+  if tonumber(redis.call("ZINCRBY", K .. ":callers:" .. version, -1, caller)) <= 0 then
+    redis.call("ZREM", K .. ":callers:" .. version, caller)
+  end
+  return true
+end
+
+local function charge(version, band, caller, amount)
+  local key = K .. ":finish:" .. version .. ":" .. band
+  local finish = redis.call("HGET", key, caller)
+  if finish then
+    redis.call("HSET", key, caller, exact(tonumber(finish) + amount))
+  end
+end
+
+-- Takes a waiting request out unserved: its caller gets the tokens back. -> whether it waited
+local function withdraw(id)
+  local request = K .. ":request:" .. id
+  local field = redis.call("HMGET", request, "version", "band", "caller", "cost")
+  if not field[1] or not remove(id, field[1], field[2], field[3]) then
+    return false
+  end
+  charge(field[1], field[2], field[3], -tonumber(field[4]))
+  redis.call("DEL", request)
+  return true
 end
 
 -- The start tag behind which a caller's next request has to stay: one float after its last waiting one.
-local function behind_own(version, caller)
-  local last = redis.call("ZREVRANGE", K .. ":waiting:" .. version .. ":" .. caller, 0, 0, "WITHSCORES")
+local function behind_own(version, band, caller)
+  local last = redis.call("ZREVRANGE", waiting_of(version, band, caller), 0, 0, "WITHSCORES")
   local start = number_or(last[2], -1)
   return start + math.max(start, 1) * 2 ^ -52
 end
 
+-- How many go before it as things stand; nil where it does not wait.
+local function ahead_of(id, version, band)
+  local ahead = redis.call("ZRANK", queue_of(version, band), id)
+  if not ahead then
+    return nil
+  end
+  for urgent = 0, band - 1 do
+    ahead = ahead + redis.call("ZCARD", queue_of(version, urgent))
+  end
+  return ahead
+end
+
+-- How many go before the last waiting request of a caller in the band, that one included; `depth` where it has none there.
+local function ahead_of_next(version, band, caller, depth)
+  local last = redis.call("ZREVRANGE", waiting_of(version, band, caller), 0, 0)
+  return last[1] and ahead_of(last[1], version, band) + 1 or depth
+end
+
+-- The band that the next claim goes to; nil where nothing waits.
+local function next_band(version, now, aging_ms)
+  local first = nil
+  for band = 0, BANDS - 1 do
+    local head = redis.call("ZRANGE", queue_of(version, band), 0, 0)
+    if head[1] and not first then
+      first = band
+    elseif head[1] and number_or(redis.call("HGET", K .. ":passed:" .. version, band), 0) >= PASSES
+      and now - number_or(redis.call("HGET", K .. ":request:" .. head[1], "at"), now) >= aging_ms then
+      return band
+    end
+  end
+  return first
+end
+
+local function note_passed(version, served, ttl_ms)
+  local passed = K .. ":passed:" .. version
+  redis.call("HDEL", passed, served)
+  for band = served + 1, BANDS - 1 do
+    if redis.call("EXISTS", queue_of(version, band)) == 1 then
+      redis.call("HINCRBY", passed, band, 1)
+      redis.call("PEXPIRE", passed, ttl_ms)
+    end
+  end
+end
+
 if command == "enqueue" then
-  -- id, version, gateway, caller, payload, cost, limit, keep_alive_ms or "", ttl_ms, wake message
-  -- -> {1, requests now waiting}, or {0, requests waiting} where the queue is full
+  -- id, version, gateway, caller, payload, cost, weight, band, limit, caller_limit, timeout_ms or "", keep_alive_ms or "", ttl_ms,
+  -- wake message
+  -- -> {1, requests now waiting, its place in the order (0: an idle worker was woken for it), drain rate or ""},
+  -- or {0 where the queue is full, -1 where the caller has its share of it, requests waiting, those before it, drain rate or ""}
   local id, version, gateway, caller, payload = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-  local cost, limit, keep_alive_ms, ttl_ms, message = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], ARGV[10], ARGV[11]
-  local finish = K .. ":finish:" .. version
-  local depth = redis.call("ZCARD", K .. ":queue:" .. version)
-  if depth >= limit then
-    return { 0, depth }
+  local cost, weight, band, limit, caller_limit = tonumber(ARGV[7]), ARGV[8], ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
+  local timeout_ms, keep_alive_ms, ttl_ms, message = ARGV[12], ARGV[13], ARGV[14], ARGV[15]
+  local depth = depth_of(version)
+  if number_or(redis.call("ZSCORE", K .. ":callers:" .. version, caller), 0) >= caller_limit then
+    return { -1, depth, ahead_of_next(version, band, caller, depth), drain_rate(version) }
+  elseif depth >= limit then
+    return { 0, depth, depth, drain_rate(version) }
   end
   touch(version, keep_alive_ms)
-  local virtual = number_or(redis.call("GET", K .. ":vtime:" .. version), 0)
+  cost = cost / tonumber(weight)
+  local finish, now = K .. ":finish:" .. version .. ":" .. band, now_ms()
+  local virtual = number_or(redis.call("HGET", K .. ":vtime:" .. version, band), 0)
   local earliest = math.max(virtual, number_or(redis.call("HGET", finish, caller), 0))
-  local start = math.max(earliest, behind_own(version, caller))
+  local start = math.max(earliest, behind_own(version, band, caller))
   redis.call("HSET", finish, caller, exact(earliest + cost))
   redis.call("PEXPIRE", finish, ttl_ms)
   redis.call("PEXPIRE", K .. ":vtime:" .. version, ttl_ms)
-  redis.call("HSET", K .. ":request:" .. id, "payload", payload, "version", version, "gateway", gateway,
-    "caller", caller, "start", exact(start), "cost", exact(cost), "epoch", 0)
-  redis.call("PEXPIRE", K .. ":request:" .. id, ttl_ms)
-  add(id, version, caller, exact(start), ttl_ms, message)
-  return { 1, depth + 1 }
+  local request = K .. ":request:" .. id
+  redis.call("HSET", request, "payload", payload, "version", version, "gateway", gateway, "caller", caller, "band", band,
+    "weight", weight, "start", exact(start), "cost", exact(cost), "at", now, "epoch", 0)
+  if timeout_ms ~= "" then
+    redis.call("HSET", request, "deadline", now + tonumber(timeout_ms))
+  end
+  redis.call("PEXPIRE", request, ttl_ms)
+  local woken = add(id, version, band, caller, exact(start), now, ttl_ms, message)
+  return { 1, depth + 1, woken and 0 or ahead_of(id, version, band) + 1, drain_rate(version) }
 
 elseif command == "claim" then
-  -- version, worker, capacity, ttl_ms, claim (names this call), repeated (1: its answer may have been lost, give it again)
+  -- version, worker, capacity, ttl_ms, claim (names this call), repeated (1: its answer may have been lost, give it again), aging_ms
   -- -> up to `capacity` times id, epoch, payload, resumption or "", flat.
   -- A worker that gets fewer than it asked for is idle from now on and will be woken. One without a lease gets nothing:
-  -- what it took could not be seen as lost.
+  -- what it took could not be seen as lost. A request whose deadline is over leaves the queue on the way: its gateway finds it gone.
   local version, worker, capacity, ttl_ms, claim, repeated = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
-  local claims = K .. ":claims:" .. worker
+  local aging_ms = tonumber(ARGV[8])
+  local claims, now = K .. ":claims:" .. worker, now_ms()
   local claimed = {}
   local function give(id, epoch, payload, resumption)
     claimed[#claimed + 1] = id
@@ -152,22 +293,34 @@ elseif command == "claim" then
     return claimed
   end
   while #claimed < 4 * capacity do
-    local popped = redis.call("ZPOPMIN", K .. ":queue:" .. version)
-    if #popped == 0 then
+    local band = next_band(version, now, aging_ms)
+    if not band then
       redis.call("SADD", K .. ":idle:" .. version, worker)
       redis.call("PEXPIRE", K .. ":idle:" .. version, ttl_ms)
       return claimed
     end
-    local id, start = popped[1], tonumber(popped[2])
+    local head = redis.call("ZRANGE", queue_of(version, band), 0, 0, "WITHSCORES")
+    local id, start = head[1], tonumber(head[2])
     local request = K .. ":request:" .. id
-    local field = redis.call("HMGET", request, "payload", "caller", "resumption")
-    if field[1] then -- the record may have expired while the request waited
-      remove(id, version, field[2])
+    local field = redis.call("HMGET", request, "payload", "caller", "resumption", "deadline", "at")
+    if not field[1] then -- the record is gone, and with it the name of its caller
+      redis.call("ZREM", queue_of(version, band), id)
+      redis.call("ZREM", K .. ":arrived:" .. version, id)
+    elseif field[4] and now >= tonumber(field[4]) then
+      withdraw(id)
+    else
+      if now - tonumber(field[5]) >= STRAIGHT_MS then
+        count_drained(version, now, ttl_ms)
+      end
+      remove(id, version, band, field[2])
+      redis.call("HDEL", request, "deadline")
       redis.call("HSET", request, "worker", worker, "claim", claim)
       redis.call("SADD", claims, id)
       redis.call("PEXPIRE", claims, ttl_ms)
-      local virtual = number_or(redis.call("GET", K .. ":vtime:" .. version), 0)
-      redis.call("SET", K .. ":vtime:" .. version, exact(math.max(virtual, start)), "PX", ttl_ms)
+      local virtual = number_or(redis.call("HGET", K .. ":vtime:" .. version, band), 0)
+      redis.call("HSET", K .. ":vtime:" .. version, band, exact(math.max(virtual, start)))
+      redis.call("PEXPIRE", K .. ":vtime:" .. version, ttl_ms)
+      note_passed(version, band, ttl_ms)
       give(id, redis.call("HINCRBY", request, "epoch", 1), field[1], field[3])
     end
   end
@@ -178,16 +331,16 @@ elseif command == "settle" then
   -- id, epoch, actual cost -> 1, or 0 where the request is unknown or a later claim superseded this one
   local id, epoch, actual = ARGV[2], ARGV[3], tonumber(ARGV[4])
   local request = K .. ":request:" .. id
-  local field = redis.call("HMGET", request, "version", "caller", "cost", "epoch", "worker")
-  if field[4] ~= epoch then
+  local field = redis.call("HMGET", request, "version", "band", "caller", "cost", "weight", "epoch", "worker")
+  local version, band, caller, cost, weight, worker = field[1], field[2], field[3], field[4], field[5], field[7]
+  if field[6] ~= epoch then
     return 0
   end
-  local version, caller, cost, worker = field[1], field[2], tonumber(field[3]), field[5]
-  charge(version, caller, actual - cost)
+  charge(version, band, caller, actual / tonumber(weight) - tonumber(cost))
   if worker then
     redis.call("SREM", K .. ":claims:" .. worker, id)
   end
-  remove(id, version, caller)
+  remove(id, version, band, caller)
   redis.call("DEL", request)
   touch(version, "")
   return 1
@@ -195,33 +348,46 @@ elseif command == "settle" then
 elseif command == "cancel" then
   -- id, cancel message -> "waiting" (it has left the queue), "claimed" (its worker was told), or "gone"
   local id, message = ARGV[2], ARGV[3]
-  local request = K .. ":request:" .. id
-  local field = redis.call("HMGET", request, "version", "worker", "caller", "cost")
-  if not field[1] then
-    return "gone"
-  end
-  if remove(id, field[1], field[3]) then
-    charge(field[1], field[3], -tonumber(field[4]))
-    redis.call("DEL", request)
+  if withdraw(id) then
     return "waiting"
   end
-  tell(field[2], message)
+  local worker = redis.call("HGET", K .. ":request:" .. id, "worker")
+  if not worker then
+    return "gone"
+  end
+  tell(worker, message)
   return "claimed"
+
+elseif command == "expire" then
+  -- id -> 1 (it never began: it has left the queue now, or has been dropped from it before), or 0 (a worker has begun with it)
+  local id = ARGV[2]
+  if number_or(redis.call("HGET", K .. ":request:" .. id, "epoch"), 0) > 0 then
+    return 0
+  end
+  withdraw(id)
+  return 1
+
+elseif command == "place" then
+  -- id -> {place in the order, drain rate or ""}, or {} where it does not wait
+  local id = ARGV[2]
+  local field = redis.call("HMGET", K .. ":request:" .. id, "version", "band")
+  local ahead = field[1] and ahead_of(id, field[1], field[2])
+  return ahead and { ahead + 1, drain_rate(field[1]) } or {}
 
 elseif command == "requeue" then
   -- id, epoch, ttl_ms, wake message, resumption or "" -> 1, or 0 where the claim of that epoch is no longer the current one.
   -- The request goes back to its old place, and its epoch rises so that the lost worker's late frames are dropped.
   local id, epoch, ttl_ms, message, resumption = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
   local request = K .. ":request:" .. id
-  local field = redis.call("HMGET", request, "version", "start", "epoch", "worker", "caller")
-  if field[3] ~= epoch or not field[4] then
+  local field = redis.call("HMGET", request, "version", "band", "caller", "start", "at", "epoch", "worker")
+  if field[6] ~= epoch or not field[7] then
     return 0
   end
   redis.call("HINCRBY", request, "epoch", 1)
   redis.call("HDEL", request, "worker", "claim")
   redis.call("HSET", request, "resumption", resumption)
-  redis.call("SREM", K .. ":claims:" .. field[4], id)
-  add(id, field[1], field[5], field[2], ttl_ms, message)
+  redis.call("SREM", K .. ":claims:" .. field[7], id)
+  add(id, field[1], field[2], field[3], field[4], field[5], ttl_ms, message)
   return 1
 
 elseif command == "report" then
@@ -230,7 +396,7 @@ elseif command == "report" then
   local worker, report, ttl_ms, version, message = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
   redis.call("SET", K .. ":worker:" .. worker, report, "PX", ttl_ms)
   redis.call("ZADD", K .. ":workers", now_ms() + ttl_ms, worker)
-  if message ~= "" and redis.call("ZCARD", K .. ":queue:" .. version) > 0
+  if message ~= "" and depth_of(version) > 0
     and redis.call("LLEN", K .. ":inbox:" .. worker) == 0 then
     tell(worker, message)
   end
@@ -290,7 +456,7 @@ elseif command == "demand" then
   for _, version in ipairs(redis.call("SMEMBERS", K .. ":demand")) do
     local field = redis.call("HMGET", K .. ":demand:" .. version, "used_at", "keep_alive_ms")
     rows[#rows + 1] = version
-    rows[#rows + 1] = redis.call("ZCARD", K .. ":queue:" .. version)
+    rows[#rows + 1] = depth_of(version)
     rows[#rows + 1] = now - number_or(field[1], now)
     rows[#rows + 1] = field[2] or ""
   end
@@ -298,30 +464,47 @@ elseif command == "demand" then
 
 elseif command == "forget" then
   -- version: it is not loaded any more; a keep_alive given for it goes with it
-  if redis.call("ZCARD", K .. ":queue:" .. ARGV[2]) == 0 then
+  if depth_of(ARGV[2]) == 0 then
     redis.call("SREM", K .. ":demand", ARGV[2])
     redis.call("DEL", K .. ":demand:" .. ARGV[2])
     return 1
   end
   return 0
 
+elseif command == "depths" then
+  -- caller or "" -> for each version asked for: version, waiting in each band, milliseconds that the oldest has waited (0: none),
+  -- drain rate or "", {caller, its waiting requests, ...}, flat. With a caller only that one's requests are counted by caller.
+  local only, now = ARGV[2], now_ms()
+  local rows = {}
+  for _, version in ipairs(redis.call("SMEMBERS", K .. ":demand")) do
+    local oldest = redis.call("ZRANGE", K .. ":arrived:" .. version, 0, 0, "WITHSCORES")
+    local callers = K .. ":callers:" .. version
+    rows[#rows + 1] = version
+    for band = 0, BANDS - 1 do
+      rows[#rows + 1] = redis.call("ZCARD", queue_of(version, band))
+    end
+    rows[#rows + 1] = math.max(0, now - number_or(oldest[2], now))
+    rows[#rows + 1] = drain_rate(version)
+    if only == "" then
+      rows[#rows + 1] = redis.call("ZREVRANGE", callers, 0, LISTED_CALLERS - 1, "WITHSCORES")
+    else
+      rows[#rows + 1] = { only, redis.call("ZSCORE", callers, only) or "0" }
+    end
+  end
+  return rows
+
 elseif command == "refuse" then
   -- version -> triples id, epoch, gateway, flat: every waiting request, which leaves the queue
   local version = ARGV[2]
   local refused = {}
-  local queue = K .. ":queue:" .. version
-  for _, id in ipairs(redis.call("ZRANGE", queue, 0, -1)) do
-    local field = redis.call("HMGET", K .. ":request:" .. id, "epoch", "gateway", "caller", "cost")
-    if field[1] then
+  for _, id in ipairs(redis.call("ZRANGE", K .. ":arrived:" .. version, 0, -1)) do
+    local field = redis.call("HMGET", K .. ":request:" .. id, "epoch", "gateway")
+    if withdraw(id) then
       refused[#refused + 1] = id
       refused[#refused + 1] = tonumber(field[1])
       refused[#refused + 1] = field[2]
-      remove(id, version, field[3])
-      charge(version, field[3], -tonumber(field[4]))
-      redis.call("DEL", K .. ":request:" .. id)
     end
   end
-  redis.call("DEL", queue)
   return refused
 end
 

@@ -8,7 +8,7 @@ cannot serve. Driver errors leave here as Unavailable.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any, Literal, cast
@@ -17,13 +17,19 @@ import msgspec
 from redis.asyncio import Redis
 
 from services.protocol.connection import BLOCK_S, redis_answers, wait_for_answer
-from services.protocol.errors import QueueFull
+from services.protocol.errors import CallerLimited, QueueFull
 from services.protocol.messages import Cancel, Claim, Committed, Control, Request, Wake
 from services.protocol.reports import WorkerReport, WorkerState
+from services.protocol.waiting import Place, Priority, Terms, VersionQueue, place, retry_after_s
 from services.protocol.wire import Decoder, encode
 
 #: A record outlives any request; this only bounds what a crashed gateway can leave behind.
 REQUEST_TTL_MS = 24 * 3600 * 1000
+
+#: From here on the first of a band that more urgent ones keep waiting gets a share of the claims.
+AGING_MS = 10_000
+
+SERVER_BUSY = "server busy, please try again.  maximum pending requests exceeded"
 
 _decode_report = Decoder(WorkerReport)
 
@@ -44,6 +50,7 @@ _decode_request = Decoder(_RequestEnvelope)
 _decode_resumption = Decoder(_Resumption)
 _decode_control = Decoder(_ControlEnvelope)
 _WAKE = encode(_ControlEnvelope(Wake()))
+_PLAIN_TERMS = Terms()
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -74,9 +81,10 @@ class RefusedRequest(msgspec.Struct, frozen=True):
 class Queue:
     """Raises Unavailable from every method when Redis does not answer."""
 
-    def __init__(self, redis: Redis, *, prefix: str = "corral") -> None:
+    def __init__(self, redis: Redis, *, prefix: str = "corral", aging_ms: int = AGING_MS) -> None:
         self._redis = redis
         self._prefix = prefix
+        self._aging_ms = aging_ms
         self._unanswered: dict[str, str] = {}
         source = resources.files("services.protocol").joinpath("queue.lua").read_text()
         self._script = redis.register_script(source)
@@ -85,12 +93,15 @@ class Queue:
         async with redis_answers():
             return await self._script(keys=[self._prefix], args=[command, *args])
 
-    async def enqueue(self, request: Request, *, cost: float, limit: int, keep_alive_ms: int | None = None) -> int:
-        """Puts the request in its version's queue and returns how many wait there now, itself included.
+    async def enqueue(
+        self, request: Request, *, cost: float, limit: int, terms: Terms = _PLAIN_TERMS, keep_alive_ms: int | None = None
+    ) -> Place:
+        """Puts the request in its version's queue.
 
-        `cost` is the estimate in tokens, divided by the caller's weight. Raises QueueFull where `limit` requests wait.
+        `cost` is the estimate in tokens. Raises QueueFull where `limit` requests wait, CallerLimited where the caller has as many
+        waiting as it may.
         """
-        admitted, depth = await self._call(
+        admitted, depth, position, rate = await self._call(
             "enqueue",
             request.id,
             request.version,
@@ -98,14 +109,24 @@ class Queue:
             request.caller,
             encode(_RequestEnvelope(request)),
             cost,
+            terms.weight,
+            terms.priority.band,
             limit,
+            limit + 1 if terms.caller_limit is None else terms.caller_limit,
+            _or_empty(terms.timeout_ms),
             _or_empty(keep_alive_ms),
             REQUEST_TTL_MS,
             _WAKE,
         )
-        if not admitted:
-            raise QueueFull("server busy, please try again.  maximum pending requests exceeded")
-        return int(depth)
+        per_second = _known(rate)
+        if admitted == 1:
+            return place(position, per_second)
+        wait_s = retry_after_s(position, per_second)
+        if admitted == 0:
+            raise QueueFull(SERVER_BUSY, retry_after_s=wait_s)
+        raise CallerLimited(
+            "too many of your requests are waiting for this model: let some finish before you send more", retry_after_s=wait_s
+        )
 
     async def claim(self, version: str, worker: str, *, capacity: int) -> list[Claim]:
         """Takes up to `capacity` requests, the fairest first. One that gets fewer will find a Wake in its inbox.
@@ -115,7 +136,7 @@ class Queue:
         """
         repeated = worker in self._unanswered
         claim = self._unanswered.setdefault(worker, secrets.token_hex(8))
-        flat = await self._call("claim", version, worker, capacity, REQUEST_TTL_MS, claim, int(repeated))
+        flat = await self._call("claim", version, worker, capacity, REQUEST_TTL_MS, claim, int(repeated), self._aging_ms)
         del self._unanswered[worker]
         return [
             Claim(_decode_request(payload).request, epoch, _decode_resumption(resumption).committed if resumption else ())
@@ -130,6 +151,15 @@ class Queue:
         """Takes a waiting request out of its queue, or tells the worker that holds it; that one still ends with a frame."""
         outcome: bytes = await self._call("cancel", request, encode(_ControlEnvelope(Cancel(request))))
         return cast('Literal["waiting", "claimed", "gone"]', outcome.decode())
+
+    async def expire(self, request: str) -> bool:
+        """Takes a request out that has waited for too long. False where a worker has begun with it."""
+        return bool(await self._call("expire", request))
+
+    async def place(self, request: str) -> Place | None:
+        """None where it does not wait."""
+        found = await self._call("place", request)
+        return place(found[0], _known(found[1])) if found else None
 
     async def requeue(self, request: str, epoch: int, committed: tuple[Committed, ...] = ()) -> bool:
         """Puts a lost request back in its old place, under the next epoch; its next claim brings what was `committed`. False where
@@ -163,6 +193,20 @@ class Queue:
         return [
             Demand(version.decode(), waiting, unused_ms, int(keep_alive) if keep_alive else None)
             for version, waiting, unused_ms, keep_alive in zip(*[iter(flat)] * 4, strict=True)
+        ]
+
+    async def depths(self, *, caller: str | None = None) -> list[VersionQueue]:
+        """Of every version that was asked for; where a `caller` is given, by caller only that one's requests."""
+        rows = _rows(await self._call("depths", caller or ""), 7)
+        return [
+            VersionQueue(
+                version=version.decode(),
+                waiting=dict(zip(Priority, waiting, strict=True)),
+                oldest_ms=oldest_ms,
+                per_second=_known(rate),
+                callers={name.decode(): int(count) for name, count in _rows(callers, 2) if int(count)},
+            )
+            for version, *waiting, oldest_ms, rate, callers in rows
         ]
 
     async def forget(self, version: str) -> bool:
@@ -211,6 +255,10 @@ class Signals:
 
 def _rows(flat: list[Any], width: int) -> Iterator[tuple[Any, ...]]:
     return zip(*[iter(flat)] * width, strict=True)
+
+
+def _known(rate: bytes) -> float | None:
+    return float(rate) if rate else None
 
 
 def _or_empty(value: int | None) -> str | int:

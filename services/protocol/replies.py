@@ -54,16 +54,18 @@ class ReplyReader:
         self._last = b"0-0"
         self._untrimmed = 0
 
-    async def keep(self, *, lease_ms: int) -> None:
-        """Creates the stream where it does not exist and lets it live for another `lease_ms`."""
+    async def keep(self, *, lease_ms: int) -> bool:
+        """Lets the stream live for another `lease_ms`. False where it did not exist and was created: what workers wrote is lost."""
         async with redis_answers():
-            if not await self._redis.pexpire(self._key, lease_ms):
-                self._last = b"0-0"
-                async with self._redis.pipeline() as pipe:
-                    pipe.xadd(self._key, {"hello": b""})
-                    pipe.xtrim(self._key, maxlen=0, approximate=False)
-                    pipe.pexpire(self._key, lease_ms)
-                    await pipe.execute()
+            if await self._redis.pexpire(self._key, lease_ms):
+                return True
+            self._last = b"0-0"
+            async with self._redis.pipeline() as pipe:
+                pipe.xadd(self._key, {"hello": b""})
+                pipe.xtrim(self._key, maxlen=0, approximate=False)
+                pipe.pexpire(self._key, lease_ms)
+                await pipe.execute()
+            return False
 
     async def read(self, *, timeout_s: float) -> list[StepReply]:
         """The next entries, oldest first; blocks until there are some, empty after `timeout_s`."""

@@ -14,6 +14,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from services.protocol.connection import redis_answers, wait_for_answer
+from services.protocol.waiting import Priority
 from services.protocol.wire import Decoder, encode
 
 #: What every API key of ours begins with, so that leaked ones are found and other texts are not taken for one.
@@ -21,12 +22,17 @@ KEY_PREFIX = "corral-"
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Whom a key identifies. `id` names the caller in queues and usage."""
+    """Whom a key identifies. `id` names the caller in queues and usage. `weight`: its share of a busy model next to others',
+    `priority` the most urgent that it may ask for, `max_waiting` how many of its requests may wait for one version, None: the
+    gateway's own limit."""
 
     id: str
     name: str
     team: str
     admin: bool
+    weight: float = 1.0
+    priority: Priority = Priority.INTERACTIVE
+    max_waiting: int | None = None
 
 
 #: Who calls without a key on a loopback address, or anywhere under CORRAL_AUTH=off.

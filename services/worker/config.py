@@ -22,7 +22,7 @@ class Settings(EngineVariables):
     fake_step_s: float = Field(default=0.0, ge=0, description="Seconds that a step of the fake runner takes.")
     fake_token_s: float = Field(default=0.0, ge=0, description="Seconds that each token of a fake step adds.")
     prefill_s: float = Field(
-        default=0.25,
+        default=0.6,
         gt=0,
         description="Where the prompt tokens of a batch are not fixed: seconds by which they may lengthen it while others decode. "
         "More starts answers sooner, less keeps running ones fluent.",

@@ -18,6 +18,7 @@ import psutil
 from redis.asyncio import Redis
 
 from services.protocol.errors import CorralError, Unavailable
+from services.protocol.gateways import Gateways
 from services.protocol.messages import (
     Cancel,
     Claim,
@@ -31,6 +32,7 @@ from services.protocol.messages import (
     new_id,
 )
 from services.protocol.queue import Queue
+from services.protocol.records import Records
 from services.protocol.replies import ReplyWriter
 from services.protocol.reports import NodeReports, WorkerReport, WorkerState
 from services.worker.config import Settings
@@ -47,10 +49,13 @@ FAILED_LEASE_MS = 30_000
 #: How long to wait before asking a Redis again that did not answer.
 RETRY_S = 0.25
 
+#: How often the worker looks whether what it works on is still its own.
+REVIEW_S = 0.5
+
 
 @dataclass
 class InFlight:
-    """A claimed request. `cancelled`: its client left before its prompt was ready."""
+    """A claimed request. `cancelled`: nobody wants it from this worker any more, even where its prompt is not ready yet."""
 
     claim: Claim
     cancelled: bool = False
@@ -64,6 +69,8 @@ class Worker:
         self._settings = settings
         self._load = load
         self._queue = Queue(redis)
+        self._records = Records(redis)
+        self._gateways = Gateways(redis, self._queue)
         self._replies = ReplyWriter(redis)
         self._nodes = NodeReports(redis)
         self._state = WorkerState.LOADING
@@ -123,6 +130,8 @@ class Worker:
                     tasks.create_task(self._claim(engine, mode)),
                     tasks.create_task(self._listen(engine)),
                     tasks.create_task(self._watch_node()),
+                    tasks.create_task(self._review(engine)),
+                    tasks.create_task(self._gateways.watch()),
                 ]
                 drained = tasks.create_task(self._drained(engine))
                 await asyncio.wait([engine_run, drained], return_when=asyncio.FIRST_COMPLETED)
@@ -194,7 +203,10 @@ class Worker:
         except CorralError as error:
             self._answer(claim, Failed(request.id, claim.epoch, 0, error.code, error.message))
             return
-        if self._in_flight[request.id].cancelled:
+        in_flight = self._in_flight[request.id]
+        if in_flight.claim is not claim:  # it was lost and claimed again meanwhile
+            return
+        if in_flight.cancelled:
             usage, timings = Usage(0, 0, 0), Timings(0, 0)
             self._answer(claim, Finished(request.id, claim.epoch, 0, (FinishReason.ABORT,), usage, timings))
         else:
@@ -221,6 +233,23 @@ class Worker:
         if in_flight is not None:
             in_flight.cancelled = True
             engine.put(Abort(request))
+
+    async def _review(self, engine: Loop) -> None:
+        """Aborts what this worker holds no longer: while it was frozen or cut off another one has taken it over, Redis has lost it, or
+        its gateway is gone."""
+        while True:
+            await asyncio.sleep(REVIEW_S)
+            working_on = dict(self._in_flight)
+            if not working_on:
+                continue
+            try:
+                held = await self._records.held(self.id)
+            except Unavailable:
+                continue
+            for request, in_flight in working_on.items():
+                if request not in held and not in_flight.cancelled and self._in_flight.get(request) is in_flight:
+                    log.warning("request %s: its claim %d is lost", request, in_flight.claim.epoch)
+                    self._cancel(engine, request)
 
     async def _publish(self, engine: Loop) -> None:
         """One entry per gateway for each engine step; for several, where Redis is slower than the engine."""
@@ -263,14 +292,16 @@ class Worker:
         self._state_changed.set()
 
     async def _report(self) -> None:
-        """Every `report_s`, and at once when the state has changed."""
+        """Every `report_s`, and at once when the state has changed, or when Redis answers again: its lease may have ended."""
         while True:
             self._state_changed.clear()
+            wait_s = self._settings.report_s
             try:
                 await self._publish_report()
             except Unavailable as error:
                 log.warning("%s; reporting again soon", error)
-            await _wait(self._state_changed, timeout_s=self._settings.report_s)
+                wait_s = RETRY_S
+            await _wait(self._state_changed, timeout_s=wait_s)
 
     async def _publish_report(self, *, lease_ms: int | None = None) -> None:
         loaded, failure = self._loaded, self._failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from services.gateway.dependencies import AdmissionDep, BodyDep, CallerDep, RoutesDep, StopwatchDep
+from services.gateway.dependencies import AdmissionDep, BodyDep, RoutesDep, StopwatchDep
 from services.gateway.dialects import ollama, openai
 from services.gateway.dialects.durations import keep_alive_ms
 from services.gateway.routes.loading import load_or_unload
@@ -19,12 +19,12 @@ router = APIRouter()
 
 @router.post("/v1/completions")
 async def openai_completion(
-    stopwatch: StopwatchDep, caller: CallerDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
+    stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
 ) -> Response:
     body = openai.decode_completion(raw)
     target = await _resolve(routes, body.model or "")
-    request = openai.completion_request(body, admission.ticket(caller, target))
-    generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive))
+    request = openai.completion_request(body, admission.ticket(target))
+    generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive), priority=body.wanted_priority)
     reply = openai.CompletionReply(
         target.asked,
         stopwatch,
@@ -39,10 +39,10 @@ async def openai_completion(
 
 @router.post("/api/generate")
 async def ollama_generate(
-    stopwatch: StopwatchDep, caller: CallerDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
+    stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
 ) -> Response:
     body = ollama.decode_generate(raw)
-    ticket = admission.ticket(caller, await _resolve(routes, body.asked))
+    ticket = admission.ticket(await _resolve(routes, body.asked))
     keep_alive = keep_alive_ms(body.keep_alive)
     if not body.prompt:
         return await load_or_unload(ticket, admission, stopwatch, ollama.idle_generate, keep_alive_ms=keep_alive)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from services.gateway.dependencies import AdmissionDep, BodyDep, CallerDep, RoutesDep, StopwatchDep
+from services.gateway.dependencies import AdmissionDep, BodyDep, RoutesDep, StopwatchDep
 from services.gateway.dialects import ollama, openai, rerank
 from services.gateway.dialects.durations import keep_alive_ms
 from services.gateway.snapshot import RoutesView
@@ -17,10 +17,10 @@ router = APIRouter()
 
 
 @router.post("/v1/embeddings")
-async def openai_embeddings(caller: CallerDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
+async def openai_embeddings(raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
     body = openai.decode_embeddings(raw)
     target = await _resolve(routes, body.model)
-    request = openai.embeddings_request(body, admission.ticket(caller, target))
+    request = openai.embeddings_request(body, admission.ticket(target))
     generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive))
     reply = openai.EmbeddingsReply(target.asked, as_base64=body.as_base64)
     return GenerationResponse(generation, reply, abandon=admission.abandon)
@@ -28,11 +28,11 @@ async def openai_embeddings(caller: CallerDep, raw: BodyDep, routes: RoutesDep, 
 
 @router.post("/api/embed")
 async def ollama_embed(
-    stopwatch: StopwatchDep, caller: CallerDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
+    stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
 ) -> Response:
     body = ollama.decode_embed(raw)
     target = await _resolve(routes, body.model)
-    request = ollama.embed_request(body, admission.ticket(caller, target))
+    request = ollama.embed_request(body, admission.ticket(target))
     keep_alive = keep_alive_ms(body.keep_alive)
     if not request.inputs and keep_alive == 0:
         await admission.unload(target)
@@ -42,10 +42,10 @@ async def ollama_embed(
 
 
 @router.post("/api/embeddings")
-async def ollama_legacy_embed(caller: CallerDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
+async def ollama_legacy_embed(raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
     body = ollama.decode_legacy_embed(raw)
     target = await _resolve(routes, body.model)
-    request = ollama.legacy_embed_request(body, admission.ticket(caller, target))
+    request = ollama.legacy_embed_request(body, admission.ticket(target))
     keep_alive = keep_alive_ms(body.keep_alive)
     if not request.inputs and keep_alive == 0:
         await admission.unload(target)
@@ -55,19 +55,19 @@ async def ollama_legacy_embed(caller: CallerDep, raw: BodyDep, routes: RoutesDep
 
 
 @router.post("/v1/rerank")
-async def openai_rerank(caller: CallerDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
+async def openai_rerank(raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
     body = rerank.decode_rerank(raw)
-    request = rerank.rerank_request(body, admission.ticket(caller, await _resolve(routes, body.model)))
+    request = rerank.rerank_request(body, admission.ticket(await _resolve(routes, body.model)))
     generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive))
     return GenerationResponse(generation, openai.RerankReply(body, id=request.id), abandon=admission.abandon)
 
 
 @router.post("/api/rerank")
 async def ollama_rerank(
-    stopwatch: StopwatchDep, caller: CallerDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
+    stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
 ) -> Response:
     body = rerank.decode_rerank(raw)
-    request = rerank.rerank_request(body, admission.ticket(caller, await _resolve(routes, body.model)))
+    request = rerank.rerank_request(body, admission.ticket(await _resolve(routes, body.model)))
     generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive))
     return GenerationResponse(generation, ollama.RerankReply(body, stopwatch), abandon=admission.abandon)
 

@@ -51,7 +51,7 @@ class Engine:
 
     def schedule(self) -> ScheduledBatch:
         """The next batch of the admitted sequences."""
-        return self._scheduler.schedule(prefill_tokens=self._pace.prefill_tokens)
+        return self._scheduler.schedule(self._pace.prefill_tokens)
 
     def compute(self, batch: ScheduledBatch) -> list[SampledToken]:
         """Computes the batch; returns the sequences that got a token or their end. None did where the batch was interrupted, or

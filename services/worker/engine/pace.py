@@ -10,6 +10,12 @@ from __future__ import annotations
 #: Of the newest batch in the running mean.
 _WEIGHT = 0.3
 
+#: llama.cpp computes smaller parts of a prompt at a much higher price for each token: its attention works in tiles of so many.
+_LEAST = 64
+
+#: Before the first batch has been seen.
+_UNKNOWN = 128
+
 #: Smaller parts say little about the time of a prompt token, which a batch has besides a fixed cost.
 _TELLING = 16
 
@@ -23,13 +29,13 @@ class Pace:
         self._fixed = fixed
         self._token_s: float | None = None
 
-    @property
-    def prefill_tokens(self) -> int:
+    def prefill_tokens(self, num_prefilling: int, num_decoding: int) -> int:
+        """At most so many of a batch. Where more sequences wait for their first token than for their next, they get more of it."""
         if self._fixed:
             return min(self._fixed, self._batch_tokens)
-        if self._token_s is None:
-            return min(64, self._batch_tokens)
-        return max(_TELLING, min(int(self._prefill_s / self._token_s), self._batch_tokens))
+        waiting = max(1.0, num_prefilling / num_decoding)
+        wanted = _UNKNOWN if self._token_s is None else int(self._prefill_s / self._token_s)
+        return min(max(_LEAST, int(waiting * wanted)), self._batch_tokens)
 
     def observe(self, *, num_prefill: int, num_tokens: int, seconds: float) -> None:
         """A batch of `num_tokens`, of which `num_prefill` were prompt, took so long."""

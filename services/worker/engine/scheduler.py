@@ -7,6 +7,7 @@ no lock. Each turn of the engine is `admit()`, `schedule()`, a decode, `update()
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass
 
@@ -14,6 +15,10 @@ from services.protocol.messages import FinishReason
 from services.worker.engine.sampling import Sampled
 from services.worker.engine.sequence import Sequence, SequenceStatus
 from services.worker.engine.slots import CacheOperation, SlotPool
+
+
+#: How many sequences prefill, how many decode -> prompt tokens in a batch.
+PrefillBudget = Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -109,28 +114,28 @@ class Scheduler:
             sequence.num_cached = plan.keep
         return True
 
-    def schedule(self, *, prefill_tokens: int) -> ScheduledBatch:
+    def schedule(self, prefill_budget: PrefillBudget) -> ScheduledBatch:
         """The next batch: one token of each sequence that decodes, then prompts, oldest first, as far as the budget goes.
 
-        While any sequence decodes, at most `prefill_tokens` of the batch are prompt, so that a long prompt slows running answers
+        While any sequence decodes, `prefill_budget` bounds the prompts' part of the batch, so that a long prompt slows running answers
         by a bounded time per token instead of stopping them. Where the KV cache is short of cells, the youngest sequences go
         back to wait, with their tokens.
         """
         while True:
-            spans = self._spans(prefill_tokens)
+            spans = self._spans(prefill_budget)
             if self._slots.make_room(sum(len(span.tokens) for span in spans)):
                 break
             self._preempt()
         num_prefill = sum(len(span.tokens) for span in spans if not span.sequence.is_decoding)
         return ScheduledBatch(spans, self._slots.take_operations(), num_prefill)
 
-    def _spans(self, prefill_tokens: int) -> list[Span]:
+    def _spans(self, prefill_budget: PrefillBudget) -> list[Span]:
         decoding = [sequence for sequence in self._running if sequence.is_decoding]
         prefilling = [sequence for sequence in self._running if not sequence.is_decoding]
         spans = [_span(sequence, 1) for sequence in decoding[: self._batch_tokens]]
         budget = self._batch_tokens - len(spans)
         if decoding:
-            budget = min(budget, prefill_tokens)
+            budget = min(budget, prefill_budget(len(prefilling), len(decoding)))
         for sequence in prefilling:
             if budget == 0:
                 break

@@ -24,7 +24,7 @@ def shape(batch: ScheduledBatch) -> list[tuple[str, int, int, bool]]:
 
 def turn(scheduler: Scheduler, token: int = 7) -> ScheduledBatch:
     scheduler.admit()
-    batch = scheduler.schedule(prefill_tokens=4)
+    batch = scheduler.schedule(lambda prefilling, decoding: 4)
     scheduler.update(batch, [Sampled(token)] * sum(span.samples for span in batch.spans))
     return batch
 
@@ -83,7 +83,7 @@ def test_the_end_token_ends_a_sequence_and_is_no_part_of_it() -> None:
     sequence = make_sequence([1, 2])
     scheduler.add(sequence)
     scheduler.admit()
-    batch = scheduler.schedule(prefill_tokens=4)
+    batch = scheduler.schedule(lambda prefilling, decoding: 4)
     (result,) = scheduler.update(batch, [Sampled(END)])
     assert (result.ends_text, result.finish_reason) == (True, FinishReason.STOP)
     assert sequence.tokens == [1, 2]

@@ -14,6 +14,8 @@ _TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
     413: "invalid_request_error",
+    429: "rate_limit_error",
+    504: "timeout_error",
 }
 
 

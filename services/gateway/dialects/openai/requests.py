@@ -20,12 +20,16 @@ from services.gateway.dialects.tools import ToolBody, toolbox
 from services.gateway.ticket import Ticket
 from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt, TextPrompt
+from services.protocol.waiting import Priority
 
 DEFAULTS: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 40, "repeat_last_n": 64}
 
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
 _MAX_TOKEN_ID = 2**31 - 1
+
+
+_TIERS = {"flex": Priority.BATCH, "default": Priority.NORMAL, "priority": Priority.INTERACTIVE}
 
 
 class StreamOptions(msgspec.Struct):
@@ -67,10 +71,19 @@ class _GenerationBody(ConstraintFields):
     mirostat_eta: float | None = None
     logit_bias: Any = None
     keep_alive: Any = None
+    service_tier: str | None = None
+    priority: int | None = None
 
     @property
     def streamed(self) -> bool:
         return self.stream is True
+
+    @property
+    def wanted_priority(self) -> Priority | None:
+        """By vLLM's number, of which lower is more urgent and 0 the usual; without it by OpenAI's tier, where it has an equal here."""
+        if self.priority is not None:
+            return Priority.NORMAL if self.priority == 0 else Priority.BATCH if self.priority > 0 else Priority.INTERACTIVE
+        return _TIERS.get(self.service_tier or "")
 
     @property
     def include_usage(self) -> bool:

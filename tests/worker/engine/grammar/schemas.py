@@ -12,16 +12,16 @@ _PATTERNS = ["^[a-z]{2,4}$", "^[0-9]{1,5}$", r"^\d\d$", "^(foo|bar)$", "^a.c$", 
 _FORMATS = ["date", "time", "uuid", "ipv4"]
 
 
-def schema(rng: Random) -> Schema:
+def schema(rng: Random, *, depth: int = 3) -> Schema:
     """With two definitions, which may be used and may use each other where that ends."""
-    definitions = {name: _schema(rng, 2, names=()) for name in ("leaf", "other")}
+    definitions = {name: _schema(rng, depth - 1, names=()) for name in ("leaf", "other")}
     node = {
         "type": "object",
         "properties": {"value": {"$ref": "#/$defs/leaf"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
         "required": ["value"],
         "additionalProperties": False,
     }
-    return {**_schema(rng, 3, names=("leaf", "other", "node")), "$defs": {**definitions, "node": node}}
+    return {**_schema(rng, depth, names=("leaf", "other", "node")), "$defs": {**definitions, "node": node}}
 
 
 def _schema(rng: Random, depth: int, names: tuple[str, ...]) -> Schema:

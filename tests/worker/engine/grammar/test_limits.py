@@ -118,7 +118,7 @@ def test_only_the_grammars_used_last_are_kept(byte_grammars: GrammarCompiler) ->
         (Lark('start: "a" b\n'), 'the Lark grammar cannot be compiled at line 1, column 8: unknown name: "b"'),
         (
             Lark('start: "a" x\n\nx: %json {"type": "strin"}\n'),
-            "the Lark grammar cannot be compiled at line 3, column 4: Invalid type",
+            "the JSON schema cannot be compiled at #/type: Invalid type",
         ),
         (Lark("start: x\nx: /a(/\n"), "the Lark grammar cannot be compiled at line 2, column 4: unclosed group"),
         (Lark('start: "a\n'), "the Lark grammar cannot be compiled at line 1, column 10: lexer error"),
