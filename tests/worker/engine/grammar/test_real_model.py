@@ -70,13 +70,13 @@ def asked(request: str) -> str:
 
 
 def test_answers_to_schemas_validate(smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler) -> None:
-    schemas = [schema(random.Random(number), depth=2) for number in range(48)]
+    schemas = [schema(random.Random(number), depth=2) for number in range(64)]
     matchers = [smollm2_grammars.compile(JsonSchema(one)).matcher() for one in schemas]
     found = answers(smollm2, asked("JSON, please."), matchers, seed=1)
     for one, answer in zip(schemas, found, strict=True):
         if answer is not None:
             jsonschema.Draft202012Validator(one).validate(json.loads(answer))
-    assert sum(answer is not None for answer in found) >= 40
+    assert sum(answer is not None for answer in found) >= 56
 
 
 def test_other_grammars(smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler) -> None:
