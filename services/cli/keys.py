@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from datetime import datetime
 from typing import Annotated
 
@@ -14,6 +15,15 @@ from services.cli.server import connect
 
 app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
+
+class Priority(enum.StrEnum):
+    """As the gateway's X-Priority."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BATCH = "batch"
+
+
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.")]
 
 
@@ -22,10 +32,16 @@ def create(
     name: NameArgument,
     team: Annotated[str, typer.Option(help="The team that it counts for.")] = "",
     admin: Annotated[bool, typer.Option("--admin", help="Also allow pulls, deletions, nodes and keys.")] = False,
+    weight: Annotated[float, typer.Option(help="Its share of a busy model next to others', from 0.01 to 100.")] = 1.0,
+    priority: Annotated[Priority, typer.Option(help="The most urgent that its requests may be.")] = Priority.INTERACTIVE,
+    max_waiting: Annotated[
+        int | None, typer.Option(min=1, help="Its requests that may wait for one model; the gateway's own limit if not given.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a key. Only the secret goes to stdout, and it is shown this once."""
-    key = connect().post("/registry/v1/keys", {"name": name, "team": team, "admin": admin})
+    terms = {"weight": weight, "priority": priority.value, "max_waiting": max_waiting}
+    key = connect().post("/registry/v1/keys", terms | {"name": name, "team": team, "admin": admin})
     if json:
         print_json(key)
         return
@@ -47,12 +63,15 @@ def list_keys(json: Json = False) -> None:
             f"{key['prefix']}...",
             key["team"] or "-",
             "admin" if key["admin"] else "use",
+            f"{key['weight']:g}",
+            key["priority"],
+            str(key["max_waiting"] or "-"),
             time_text(datetime.fromisoformat(key["created_at"])),
             time_text(datetime.fromisoformat(key["revoked_at"])) if key["revoked_at"] else "-",
         )
         for key in found["keys"]
     ]
-    print_table(("NAME", "KEY", "TEAM", "MAY", "CREATED", "REVOKED"), rows)
+    print_table(("NAME", "KEY", "TEAM", "MAY", "WEIGHT", "PRIORITY", "WAITING", "CREATED", "REVOKED"), rows)
 
 
 @app.command()

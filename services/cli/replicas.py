@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,13 +19,24 @@ def ps(json: Json = False) -> None:
     loaded = server.get("/api/ps")
     replicas = _replicas(server)
     loading = [replica for replica in replicas if replica["state"] in ("pending", "fetching", "starting")]
+    queues = queues_of(server)
     if json:
-        print_json(loaded | {"loading": loading})
+        print_json(loaded | {"loading": loading, "queues": list(queues.values())})
         return
     serving = {replica["version"] for replica in replicas if replica["state"] in ("ready", "draining")}
     # The gateway counts what a loading model takes as loaded.
     loads_only = {replica["version"] for replica in loading} - serving
-    print_loaded([model for model in loaded["models"] if model["digest"] not in loads_only], loading)
+    print_loaded([model for model in loaded["models"] if model["digest"] not in loads_only], loading, queues=queues)
+
+
+def queues_of(server: Server) -> dict[str, dict[str, Any]]:
+    """By the version's digest. Empty where the server has none to show: an Ollama, say."""
+    try:
+        return {queue["digest"]: queue for queue in server.get("/api/queue")["models"]}
+    except RequestRefused as error:
+        if error.status == 404:
+            return {}
+        raise
 
 
 def _replicas(server: Server) -> list[dict[str, Any]]:
@@ -39,7 +50,9 @@ def _replicas(server: Server) -> list[dict[str, Any]]:
     return replicas
 
 
-def print_loaded(models: list[dict[str, Any]], loading: Sequence[dict[str, Any]] = ()) -> None:
+def print_loaded(
+    models: list[dict[str, Any]], loading: Sequence[dict[str, Any]] = (), *, queues: Mapping[str, dict[str, Any]]
+) -> None:
     rows = [
         (
             model["name"],
@@ -47,15 +60,16 @@ def print_loaded(models: list[dict[str, Any]], loading: Sequence[dict[str, Any]]
             size_text(model["size"]),
             _processor(model["size"], model["size_vram"]),
             str(model.get("context_length") or ""),
+            *_load(queues.get(model["digest"])),
             _until(datetime.fromisoformat(model["expires_at"])),
         )
         for model in models
     ]
     rows += [
-        (replica["model"], replica["version"][:12], size_text(replica["memory_bytes"]), "-", "", _progress(replica))
+        (replica["model"], replica["version"][:12], size_text(replica["memory_bytes"]), "-", "", *_load(queues.get(replica["version"])), _progress(replica))
         for replica in loading
     ]
-    print_table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), rows)
+    print_table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "RUNNING", "WAITING", "UNTIL"), rows)
 
 
 def stop(model: ModelArgument) -> None:
@@ -67,6 +81,14 @@ def stop(model: ModelArgument) -> None:
             raise CommandError(f'couldn\'t find model "{model}" to stop') from None
         raise
     out.print(f"stopping '{model}'")
+
+
+def _load(queue: dict[str, Any] | None) -> tuple[str, str]:
+    """Requests that run, of those that could; those that wait, and how long the first of them has."""
+    if queue is None:
+        return "-", "-"
+    waiting = f"{queue['waiting']}, {queue['oldest_wait_s']:.0f} s" if queue["waiting"] else "0"
+    return f"{queue['running']}/{queue['slots']}", waiting
 
 
 def _processor(size: int, size_vram: int) -> str:

@@ -13,7 +13,7 @@ from services.cli.embedded.home import Home
 from services.cli.errors import RequestRefused
 from services.cli.models import Json
 from services.cli.nodes import print_nodes
-from services.cli.replicas import print_loaded
+from services.cli.replicas import print_loaded, queues_of
 from services.cli.server import Server, connect
 
 
@@ -28,6 +28,7 @@ def status(json: Json = False) -> None:
         "ready": ready,
         "checks": checks,
         "models": server.get("/api/ps")["models"],
+        "queues": queues_of(server),
         "nodes": _nodes(server),
         "parts": _local_parts(),
     }
@@ -48,7 +49,7 @@ def _print(found: dict[str, Any]) -> None:
         print_nodes(found["nodes"])
     if found["models"]:
         out.print()
-        print_loaded(found["models"])
+        print_loaded(found["models"], queues=found["queues"])
     if found["parts"]:
         out.print()
         print_table(

@@ -8,8 +8,8 @@ Keys, all under one prefix (K below, KEYS[1] in the script; one Redis, not a Red
   K:waiting:<version>:<band>:<caller>  sorted set  the same, of one caller
   K:arrived:<version>    sorted set   all waiting request ids of the version by the time (ms) of their arrival
   K:callers:<version>    sorted set   callers with waiting requests by how many they are
-  K:request:<id>         hash         payload, version, gateway, caller, band, weight, start, cost, at (ms of its arrival),
-                                             epoch; until it is claimed for the first time: deadline (ms) where it has one;
+  K:request:<id>         hash         payload, version, gateway, caller, band, weight, start, cost (tokens), at (ms of its
+                                             arrival), epoch; until it is claimed for the first time: deadline (ms) where it has one;
                                              while claimed: worker, claim; once requeued: resumption (what the client has)
   K:vtime:<version>      hash         band -> its virtual time: the start tag of the request claimed last
   K:finish:<version>:<band>  hash     caller -> virtual finish time of that caller's newest request
@@ -26,7 +26,7 @@ Keys, all under one prefix (K below, KEYS[1] in the script; one Redis, not a Red
   K:signal               channel      "demand": the registry may have to load something; "registry": its rows changed
 
 Times are Redis's own, in milliseconds. Virtual times count tokens divided by the caller's weight: a request's start tag is the
-later of its band's virtual time and its caller's last finish tag there, and its finish tag lies `cost` after that, so that callers
+later of its band's virtual time and its caller's last finish tag there, and its finish tag lies cost / weight after that, so that callers
 with waiting requests advance by their weights whatever their number of requests (Goyal, Vin, Cheng: Start-Time Fair Queueing,
 1996). A caller that gets tokens back (settle, cancel) does not overtake its own waiting requests with them.
 
@@ -162,22 +162,22 @@ local function remove(id, version, band, caller)
   return true
 end
 
-local function charge(version, band, caller, amount)
+local function charge(version, band, caller, tokens, weight)
   local key = K .. ":finish:" .. version .. ":" .. band
   local finish = redis.call("HGET", key, caller)
   if finish then
-    redis.call("HSET", key, caller, exact(tonumber(finish) + amount))
+    redis.call("HSET", key, caller, exact(tonumber(finish) + tokens / tonumber(weight)))
   end
 end
 
 -- Takes a waiting request out unserved: its caller gets the tokens back. -> whether it waited
 local function withdraw(id)
   local request = K .. ":request:" .. id
-  local field = redis.call("HMGET", request, "version", "band", "caller", "cost")
+  local field = redis.call("HMGET", request, "version", "band", "caller", "cost", "weight")
   if not field[1] or not remove(id, field[1], field[2], field[3]) then
     return false
   end
-  charge(field[1], field[2], field[3], -tonumber(field[4]))
+  charge(field[1], field[2], field[3], -tonumber(field[4]), field[5])
   redis.call("DEL", request)
   return true
 end
@@ -248,12 +248,11 @@ if command == "enqueue" then
     return { 0, depth, depth, drain_rate(version) }
   end
   touch(version, keep_alive_ms)
-  cost = cost / tonumber(weight)
   local finish, now = K .. ":finish:" .. version .. ":" .. band, now_ms()
   local virtual = number_or(redis.call("HGET", K .. ":vtime:" .. version, band), 0)
   local earliest = math.max(virtual, number_or(redis.call("HGET", finish, caller), 0))
   local start = math.max(earliest, behind_own(version, band, caller))
-  redis.call("HSET", finish, caller, exact(earliest + cost))
+  redis.call("HSET", finish, caller, exact(earliest + cost / tonumber(weight)))
   redis.call("PEXPIRE", finish, ttl_ms)
   redis.call("PEXPIRE", K .. ":vtime:" .. version, ttl_ms)
   local request = K .. ":request:" .. id
@@ -336,7 +335,7 @@ elseif command == "settle" then
   if field[6] ~= epoch then
     return 0
   end
-  charge(version, band, caller, actual / tonumber(weight) - tonumber(cost))
+  charge(version, band, caller, actual - tonumber(cost), weight)
   if worker then
     redis.call("SREM", K .. ":claims:" .. worker, id)
   end

@@ -17,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase
 from services.protocol.errors import Unavailable
 
 #: The revision of migrations/ that this release works with; a test holds it against the newest one.
-SCHEMA_REVISION = "2026_11_23_deployments"
+SCHEMA_REVISION = "2026_11_23_key_terms"
 
 #: Statements are small; one that takes this long waits for a lock that will not come.
 STATEMENT_TIMEOUT_MS = 15_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.protocol.errors import BadRequest, Conflict, NotFound
 from services.protocol.messages import new_id
 from services.protocol.routes import KEY_PREFIX, Caller, key_hash
+from services.protocol.waiting import Priority
 from services.registry.db import transaction_time
 from services.registry.models import ApiKey
 
@@ -19,12 +21,31 @@ from services.registry.models import ApiKey
 PREFIX_LENGTH = 12
 
 
-async def create(session: AsyncSession, *, name: str, team: str, admin: bool) -> tuple[ApiKey, str]:
+@dataclass(frozen=True)
+class KeyTerms:
+    """How the requests of a key wait, as in services.protocol.routes.Caller."""
+
+    weight: float = 1.0
+    priority: Priority = Priority.INTERACTIVE
+    max_waiting: int | None = None
+
+
+async def create(session: AsyncSession, *, name: str, team: str, admin: bool, terms: KeyTerms) -> tuple[ApiKey, str]:
     """The row and the secret, which is nowhere else. Raises Conflict where an unrevoked key has that name."""
     if not name.strip():
         raise BadRequest("a key needs a name")
     secret = KEY_PREFIX + secrets.token_urlsafe(32)
-    key = ApiKey(id=new_id(), name=name, team=team, admin=admin, hash=key_hash(secret), prefix=secret[:PREFIX_LENGTH])
+    key = ApiKey(
+        id=new_id(),
+        name=name,
+        team=team,
+        admin=admin,
+        hash=key_hash(secret),
+        prefix=secret[:PREFIX_LENGTH],
+        weight=terms.weight,
+        priority=terms.priority.value,
+        max_waiting=terms.max_waiting,
+    )
     session.add(key)
     try:
         await session.flush()
@@ -49,4 +70,16 @@ async def revoke(session: AsyncSession, name: str) -> None:
 async def callers(session: AsyncSession) -> dict[str, Caller]:
     """The unrevoked keys by hash."""
     keys = await session.scalars(select(ApiKey).where(ApiKey.revoked_at.is_(None)))
-    return {key.hash: Caller(id=key.id, name=key.name, team=key.team, admin=key.admin) for key in keys}
+    return {key.hash: _caller(key) for key in keys}
+
+
+def _caller(key: ApiKey) -> Caller:
+    return Caller(
+        id=key.id,
+        name=key.name,
+        team=key.team,
+        admin=key.admin,
+        weight=key.weight,
+        priority=Priority(key.priority),
+        max_waiting=key.max_waiting,
+    )

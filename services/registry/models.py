@@ -239,12 +239,16 @@ class Job(Base):
 
 
 class ApiKey(Base):
-    """A caller's key. `hash` as services.protocol.routes.key_hash, `prefix` the first characters of the secret."""
+    """A caller's key. `hash` as services.protocol.routes.key_hash, `prefix` the first characters of the secret; `weight`, `priority`
+    and `max_waiting` as in services.protocol.routes.Caller."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
         CheckConstraint("hash ~ '^[0-9a-f]{64}$'", name="hash"),
         CheckConstraint("name <> ''", name="name"),
+        CheckConstraint("weight >= 0.01 and weight <= 100", name="weight"),
+        CheckConstraint("priority in ('interactive', 'normal', 'batch')", name="priority"),
+        CheckConstraint("max_waiting >= 1", name="max_waiting"),
         Index("uq_api_keys_name", "name", unique=True, postgresql_where=text("revoked_at is null")),
     )
 
@@ -254,5 +258,8 @@ class ApiKey(Base):
     admin: Mapped[bool]
     hash: Mapped[str] = mapped_column(unique=True)
     prefix: Mapped[str]
+    weight: Mapped[float] = mapped_column(server_default=text("1"))
+    priority: Mapped[str] = mapped_column(server_default=text("'interactive'"))
+    max_waiting: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     revoked_at: Mapped[datetime | None]

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Corral
-from tests.cli.wire import KEY, LOADED, MODEL, NODE, SHOWN, Answer, Gateway
+from tests.cli.wire import KEY, LOADED, MODEL, NODE, QUEUE, SHOWN, Answer, Gateway
+
+BOB = KEY | {
+    "name": "bob",
+    "team": "",
+    "admin": False,
+    "revoked_at": "2020-01-01T00:00:00Z",
+    "weight": 2.5,
+    "priority": "batch",
+    "max_waiting": 40,
+}
 
 LISTINGS: list[tuple[list[str], str, Any, str]] = [
     (
@@ -26,8 +36,8 @@ LISTINGS: list[tuple[list[str], str, Any, str]] = [
         ["ps"],
         "GET /api/ps",
         {"models": [LOADED]},
-        "NAME            ID              SIZE      PROCESSOR    CONTEXT    UNTIL\n"
-        "smollm2:135m    1a4fe4fc0718    951 MB    100% CPU     4096       Forever\n",
+        "NAME            ID              SIZE      PROCESSOR    CONTEXT    RUNNING    WAITING    UNTIL\n"
+        "smollm2:135m    1a4fe4fc0718    951 MB    100% CPU     4096       -          -          Forever\n",
     ),
     (["ps"], "GET /api/ps", {"models": [LOADED | {"size_vram": 951_000_000}]}, "100% GPU"),
     (["ps"], "GET /api/ps", {"models": [LOADED | {"size_vram": 475_500_000}]}, "50%/50% CPU/GPU"),
@@ -41,10 +51,10 @@ LISTINGS: list[tuple[list[str], str, Any, str]] = [
     (
         ["key", "list"],
         "GET /registry/v1/keys",
-        {"keys": [KEY, KEY | {"name": "bob", "team": "", "admin": False, "revoked_at": "2020-01-01T00:00:00Z"}]},
-        "NAME    KEY                TEAM    MAY      CREATED        REVOKED\n"
-        "ada     corral-AbCdE...    red     admin    6 years ago    -\n"
-        "bob     corral-AbCdE...    -       use      6 years ago    6 years ago\n",
+        {"keys": [KEY, BOB]},
+        "NAME    KEY                TEAM    MAY      WEIGHT    PRIORITY       WAITING    CREATED        REVOKED\n"
+        "ada     corral-AbCdE...    red     admin    1         interactive    -          6 years ago    -\n"
+        "bob     corral-AbCdE...    -       use      2.5       batch          40         6 years ago    6 years ago\n",
     ),
 ]
 
@@ -88,7 +98,7 @@ def test_ps_shows_what_is_on_its_way(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": replicas}), Answer(403, {"error": "no admin"}))
     shown = corral("ps").out
     assert shown.count("m:latest") == 3
-    assert "m:latest        ffffffffffff    951 MB    -                       Loading 43%\n" in shown
+    assert "m:latest        ffffffffffff    951 MB    -                       -          -          Loading 43%\n" in shown
     assert ("Fetching\n" in shown, "Waiting: n1 has no room\n" in shown) == (True, True)
     assert "m:latest" not in corral("ps").out, "for those who may not ask"
     gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": replicas[:1]}))
@@ -96,7 +106,22 @@ def test_ps_shows_what_is_on_its_way(corral: Corral, gateway: Gateway) -> None:
     assert corral("ps").out.count("m:latest") == 1, "a model that loads is not shown as loaded too"
     gateway.answer("GET /api/ps", Answer(body={"models": [LOADED]}))
     gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": replicas}))
-    assert json.loads(corral("ps", "--json").out) == {"models": [LOADED], "loading": replicas[:3]}
+    assert json.loads(corral("ps", "--json").out) == {"models": [LOADED], "loading": replicas[:3], "queues": []}
+
+
+def test_ps_shows_what_waits(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("GET /api/ps", Answer(body={"models": [LOADED]}))
+    gateway.answer("GET /api/queue", Answer(body={"models": [QUEUE]}))
+    assert "4096       8/8        12, 4 s    Forever\n" in corral("ps").out
+    assert json.loads(corral("ps", "--json").out)["queues"] == [QUEUE]
+
+
+def test_a_key_on_terms(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("POST /registry/v1/keys", Answer(201, KEY | {"secret": "corral-s3cret"}))
+    assert corral("key", "create", "ci", "--weight", "0.5", "--priority", "batch", "--max-waiting", "40").code == 0
+    [body] = gateway.bodies("POST /registry/v1/keys")
+    assert (body["weight"], body["priority"], body["max_waiting"]) == (0.5, "batch", 40)
+    assert corral("key", "create", "ci", "--priority", "urgent").code == 2
 
 
 def test_show(corral: Corral, gateway: Gateway) -> None:
@@ -142,7 +167,9 @@ def test_a_new_key_is_alone_on_stdout(corral: Corral, gateway: Gateway) -> None:
     assert (done.code, done.out) == (0, "corral-s3cret\n")
     assert "an admin key named 'ada'" in done.err
     assert "s3cret" not in done.err
-    assert gateway.bodies("POST /registry/v1/keys") == [{"name": "ada", "team": "red", "admin": True}]
+    assert gateway.bodies("POST /registry/v1/keys") == [
+        {"weight": 1, "priority": "interactive", "max_waiting": None, "name": "ada", "team": "red", "admin": True}
+    ]
     assert json.loads(corral("key", "create", "ada", "--json").out)["secret"] == "corral-s3cret"
 
 

@@ -135,6 +135,21 @@ KEY = {
     "created_at": "2020-01-01T00:00:00Z",
     "revoked_at": None,
     "prefix": "corral-AbCdE",
+    "weight": 1.0,
+    "priority": "interactive",
+    "max_waiting": None,
+}
+
+QUEUE = {
+    "model": "smollm2:135m",
+    "digest": LOADED["digest"],
+    "waiting": 12,
+    "by_priority": {"interactive": 0, "normal": 12, "batch": 0},
+    "oldest_wait_s": 4.2,
+    "drained_per_second": 2.5,
+    "running": 8,
+    "slots": 8,
+    "callers": [{"caller": "ada", "waiting": 12}],
 }
 
 PULL: list[dict[str, Any]] = [

@@ -34,6 +34,7 @@ from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyReader
 from services.protocol.sampling import StopConditions
+from services.protocol.waiting import Terms
 from tests.conditions import eventually
 from tests.gateway.workers import PROMPT_IDS, Worker, working
 
@@ -70,7 +71,7 @@ async def worker(redis: Redis) -> AsyncIterator[Worker]:
 
 
 async def admit(inflight: Inflight) -> Generation:
-    return await inflight.admit(request_for(inflight.gateway), cost=1, keep_alive_ms=None)
+    return await inflight.admit(request_for(inflight.gateway), cost=1, terms=Terms(), keep_alive_ms=None)
 
 
 async def everything(generation: Generation) -> list[Event]:
@@ -99,7 +100,7 @@ async def test_an_answer_is_handed_on_and_settled(inflight: Inflight, worker: Wo
 
 
 async def test_what_was_committed_is_known_of_each_choice(inflight: Inflight, worker: Worker) -> None:
-    generation = await inflight.admit(request_for(inflight.gateway, n=3), cost=1, keep_alive_ms=None)
+    generation = await inflight.admit(request_for(inflight.gateway, n=3), cost=1, terms=Terms(), keep_alive_ms=None)
     answer = await worker.take()
     await answer.started(cached_tokens=0)
     await answer.frame("a", 7, 8, choice=2)
@@ -224,7 +225,7 @@ async def test_an_abandoned_request_that_waits(inflight: Inflight, redis: Redis)
     with pytest.raises(ClientGone):
         await generation.events()
     await eventually(lambda: len(inflight) == 0)
-    assert await redis.zcard(f"corral:queue:{VERSION}") == 0
+    assert await redis.zcard(f"corral:arrived:{VERSION}") == 0
 
 
 async def test_an_abandoned_request_whose_worker_is_lost(inflight: Inflight, worker: Worker, redis: Redis) -> None:
@@ -291,7 +292,7 @@ async def test_a_full_queue(redis_url: str, redis: Redis) -> None:
 async def test_a_burst_larger_than_the_drivers_pool(redis_url: str, redis: Redis) -> None:
     async with inflight_on(redis_url, max_queue=1000) as inflight:
         await asyncio.gather(*(admit(inflight) for _ in range(300)))
-        assert await redis.zcard(f"corral:queue:{VERSION}") == 300
+        assert await redis.zcard(f"corral:arrived:{VERSION}") == 300
 
 
 async def test_closing_takes_everything_back(redis_url: str, redis: Redis, worker: Worker) -> None:
@@ -300,9 +301,9 @@ async def test_closing_takes_everything_back(redis_url: str, redis: Redis, worke
         await (await worker.take()).started()
         async with inflight_on(redis_url, "gateway-2") as other:
             request = GenerateRequest(new_id(), "e" * 64, other.gateway, "k1", TextPrompt("x"))
-            await other.admit(request, cost=1, keep_alive_ms=None)
-            assert await redis.zcard(f"corral:queue:{'e' * 64}") == 1
-        assert await redis.zcard(f"corral:queue:{'e' * 64}") == 0
+            await other.admit(request, cost=1, terms=Terms(), keep_alive_ms=None)
+            assert await redis.zcard(f"corral:arrived:{'e' * 64}") == 1
+        assert await redis.zcard(f"corral:arrived:{'e' * 64}") == 0
     assert not await redis.exists(f"corral:request:{claimed.request.id}")
     assert not await redis.exists("corral:replies:gateway-1")
     await eventually(lambda: worker.cancelled == [claimed.request.id])
