@@ -1,0 +1,104 @@
+"""A Lua script, and the calls that many tasks make to it at once.
+
+The driver takes a connection from its pool for each command and waits for the answer before it gives it back. Here a call that
+comes while others are under way waits for them and then goes out with all that came meanwhile: one write, one read, one connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from services.protocol.connection import ANSWER_S
+
+Argument = str | bytes | int | float
+
+
+@dataclass(frozen=True)
+class _Call:
+    arguments: tuple[Argument, ...]
+    answer: asyncio.Future[Any]
+
+
+class Script:
+    """Calls are carried out in the order in which they are made. One that is cancelled before it went out is not made; later,
+    Redis may carry it out. Where a connection breaks, the driver's own retries repeat what was on it."""
+
+    def __init__(self, redis: Redis, source: str) -> None:
+        self._redis = redis
+        self._source = source
+        self._sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()  # as Redis names it
+        self._waiting: list[_Call] = []
+        self._carrying: asyncio.Task[None] | None = None
+
+    async def __call__(self, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+        """Raises RedisError and OSError."""
+        call = _Call((len(keys), *keys, *args), asyncio.get_running_loop().create_future())
+        self._waiting.append(call)
+        if self._carrying is None:
+            self._carrying = asyncio.create_task(self._carry())
+        return await call.answer
+
+    async def _carry(self) -> None:
+        """Until nothing waits."""
+        try:
+            while self._waiting:
+                calls = [call for call in self._waiting if not call.answer.done()]
+                self._waiting.clear()
+                if calls:
+                    await self._carry_out(calls)
+        finally:
+            self._carrying = None
+
+    async def _carry_out(self, calls: list[_Call]) -> None:
+        answers: list[Any]
+        try:
+            async with asyncio.timeout(ANSWER_S):  # a caller's own does not end the wait here
+                answers = await self._answers(calls)
+        except (RedisError, OSError) as error:
+            answers = [error] * len(calls)
+        for call, answer in zip(calls, answers, strict=True):
+            if call.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                call.answer.set_exception(answer)
+            else:
+                call.answer.set_result(answer)
+
+    async def _answers(self, calls: list[_Call]) -> list[Any]:
+        answers = await self._evaluate(calls)
+        unknown = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if unknown:
+            await self._redis.script_load(self._source)
+            again = await self._evaluate([calls[place] for place in unknown])
+            for place, answer in zip(unknown, again, strict=True):
+                answers[place] = answer
+        return answers
+
+    async def _evaluate(self, calls: list[_Call]) -> list[Any]:
+        pool = self._redis.connection_pool
+        connection = await pool.get_connection()
+        commands = connection.pack_commands([("EVALSHA", self._sha, *call.arguments) for call in calls])
+
+        async def exchange() -> list[Any]:
+            await connection.send_packed_command(commands)
+            return [await _answer(connection) for _ in calls]
+
+        try:
+            return await connection.retry.call_with_retry(exchange, lambda error: connection.disconnect())
+        finally:
+            await pool.release(connection)
+
+
+async def _answer(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
