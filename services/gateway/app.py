@@ -24,8 +24,10 @@ from services.gateway.snapshot import RoutesView
 from services.gateway.tasks import end
 from services.protocol.connection import connect
 from services.protocol.errors import CorralError
+from services.protocol.gateways import Gateways
 from services.protocol.messages import new_id
 from services.protocol.queue import Queue
+from services.protocol.records import Records
 from services.protocol.replies import ReplyReader
 from services.protocol.routes import LOCAL_CALLER, Routes
 
@@ -64,7 +66,14 @@ async def running(settings: Settings) -> AsyncIterator[State]:
     redis = connect(settings.redis_url)
     requests = Queue(redis)
     gateway = f"gateway-{new_id()}"
-    inflight = Inflight(requests, ReplyReader(redis, gateway), gateway=gateway, max_queue=settings.max_queue)
+    inflight = Inflight(
+        requests,
+        ReplyReader(redis, gateway),
+        Gateways(redis, requests),
+        Records(redis),
+        gateway=gateway,
+        max_queue=settings.max_queue,
+    )
     routes = RoutesView(Routes(redis))
     registry = RegistryClient(settings.registry_url, settings.registry_token)
     inflight.start()

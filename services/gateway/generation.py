@@ -46,7 +46,8 @@ class ClientGone(Exception):
 
 class Generation:
     """`committed` has the token ids of each choice. `abandoned`: nobody waits for it any more. `withdrawn`: whoever holds it has
-    been told so. `lost_workers` are those that died or went silent with it. `place` is where it stood in the queue when it was let
+    been told so. `lost_workers` are those that died or went silent with it, `breaks` counts the claims that
+    were broken off by a worker that could not go on. `place` is where it stood in the queue when it was let
     in, `expires_at` (time.monotonic) when it leaves the queue if no worker has begun with it."""
 
     def __init__(self, request: Request) -> None:
@@ -54,6 +55,7 @@ class Generation:
         self.epoch = 0
         self.committed: list[list[int]] = [[] for _ in range(request.n if isinstance(request, GenerateRequest) else 1)]
         self.lost_workers: set[str] = set()
+        self.breaks = 0
         self.place: Place | None = None
         self.expires_at = math.inf
         self.abandoned = False
@@ -119,10 +121,10 @@ class Generation:
 
     def _hand_on(self, event: Event) -> None:
         match event:
+            case Failed() | Finished() if is_broken_off(event):  # services.gateway.inflight looks for another worker
+                pass
             case Failed():
                 self.fail(from_code(event.code, event.message))
-            case Finished() if not _BROKEN_OFF.isdisjoint(event.reasons):  # not on this gateway's word
-                self.fail(WorkerLost(WORKER_LOST))
             case Started() if self._started:  # before, on a worker that was lost
                 pass
             case Finished() if self._started:
@@ -149,3 +151,13 @@ def _as_of(started: Started, finished: Finished) -> Finished:
         return finished
     usage = msgspec.structs.replace(finished.usage, cached_tokens=started.cached_tokens)
     return msgspec.structs.replace(finished, usage=usage)
+
+
+def is_broken_off(event: Event) -> bool:
+    """The worker has ended the request without an answer, and not on its gateway's word."""
+    match event:
+        case Failed():
+            return event.code == WorkerLost.code
+        case Finished():
+            return not _BROKEN_OFF.isdisjoint(event.reasons)
+    return False

@@ -1,8 +1,9 @@
 """The requests that this gateway has admitted and not yet settled.
 
 One task reads the gateway's reply stream and hands the events out; nothing else writes a Generation, except a response that
-abandons its own. A second task looks once a second after claims whose worker was lost and requests that nobody waits for.
-Redis's absence fails what is in flight at once; the tasks go on trying, and withdraw what was failed when it is back.
+abandons its own. A second task looks every WATCH_S after claims whose worker was lost and requests that nobody waits for.
+While Redis does not answer nothing new is admitted, and what is in flight waits for up to `outage_s`: it goes on where Redis comes
+back with its data, and fails where it comes back without, or not at all. What was failed is withdrawn when Redis is back.
 """
 
 from __future__ import annotations
@@ -15,21 +16,29 @@ from collections.abc import Coroutine
 from typing import Any
 
 from services.gateway.backoff import Backoff
-from services.gateway.generation import WORKER_LOST, ClientGone, Generation, Verdict
+from services.gateway.generation import WORKER_LOST, ClientGone, Generation, Verdict, is_broken_off
 from services.gateway.tasks import end
 from services.protocol.errors import DeadlineExceeded, Unavailable, WorkerLost
+from services.protocol.gateways import KEEP_S, Gateways
 from services.protocol.messages import Event, Failed, Finished, HandedOver, Request, Usage
 from services.protocol.queue import Queue
+from services.protocol.records import Records
 from services.protocol.replies import ReplyReader
 from services.protocol.waiting import Terms
 
 logger = logging.getLogger(__name__)
 
-#: The reply stream outlives a gateway that crashed by so much.
-LEASE_MS = 60_000
+#: The reply stream outlives a gateway that crashed by so much, and a Redis that stands still for less.
+STREAM_MS = 60_000
 #: A read that found nothing is asked again after so long.
 READ_S = 2.0
 WATCH_S = 0.2
+#: A claim that seems lost is looked at again after so long.
+CONFIRM_S = 0.05
+#: Behind a Redis that did not answer, workers get so long to extend their leases.
+RECOVERY_S = 1.0
+#: What is in flight waits for so long for a Redis that does not answer.
+OUTAGE_S = 10.0
 #: A request that so many workers were lost with is answered with an error.
 MAX_LOST_WORKERS = 2
 #: The driver's pool holds 100 connections and refuses the next; a burst of requests waits here instead.
@@ -39,15 +48,30 @@ _Claim = tuple[str, int]
 
 
 class Inflight:
-    def __init__(self, queue: Queue, reader: ReplyReader, *, gateway: str, max_queue: int) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        reader: ReplyReader,
+        gateways: Gateways,
+        records: Records,
+        *,
+        gateway: str,
+        max_queue: int,
+        outage_s: float = OUTAGE_S,
+    ) -> None:
         self.gateway = gateway
         self.connected = False
         self._queue = queue
         self._reader = reader
+        self._gateways = gateways
+        self._records = records
+        self._outage_s = outage_s
+        self._silent_since: float | None = None
         self._max_queue = max_queue
         self._open: dict[str, Generation] = {}
         self._suspected: set[_Claim] = set()
         self._strays: set[str] = set()
+        self._unsettled: dict[_Claim, float] = {}
         self._commands = asyncio.Semaphore(MAX_COMMANDS)
         self._tasks: set[asyncio.Task[object]] = set()
         self._loops: set[asyncio.Task[object]] = set()
@@ -86,7 +110,7 @@ class Inflight:
             self._spawn(self._withdraw(generation))
 
     def start(self) -> None:
-        for loop in (self._read_replies(), self._keep_stream(), self._watch()):
+        for loop in (self._read_replies(), self._keep_leases(), self._watch(), self._gateways.watch()):
             self._loops.add(self._spawn(loop))
 
     async def close(self) -> None:
@@ -100,6 +124,7 @@ class Inflight:
                     await self._queue.cancel(generation.request.id)
                 await self._queue.settle(generation.request.id, generation.epoch, cost=generation.spent)
             await self._reader.close()
+            await self._gateways.withdraw(self.gateway)
         except Unavailable as error:
             logger.warning("%d requests were left in the queue: %s", len(self._open), error.message)
 
@@ -107,42 +132,63 @@ class Inflight:
         backoff = Backoff()
         while True:
             try:
-                await self._reader.keep(lease_ms=LEASE_MS)
-                self.connected = True
+                await self._reconnect()
                 backoff.reset()
                 while True:
                     for reply in await self._reader.read(timeout_s=READ_S):
                         for event in reply.events:
-                            self._deliver(event)
+                            self._deliver(event, reply.worker)
             except Unavailable as error:
                 self._disconnected(error)
             await backoff.wait()
 
-    async def _keep_stream(self) -> None:
+    async def _reconnect(self) -> None:
+        """What Redis has lost meanwhile will not be answered; of the rest nothing is missing, or it shows as a gap."""
+        kept = await self._reader.keep(lease_ms=STREAM_MS)
+        await self._gateways.keep(self.gateway)
+        if self._silent_since is not None:
+            known = await self._records.known(list(self._open)) if kept else set()
+            for request, generation in self._open.items():
+                if request not in known and not generation.abandoned:
+                    self._give_up(generation, Unavailable("Redis has lost the request"))
+        self._silent_since = None
+        self.connected = True
+
+    async def _keep_leases(self) -> None:
         while True:
-            await asyncio.sleep(LEASE_MS / 1000 / 4)
+            await asyncio.sleep(KEEP_S)
             try:
-                await self._reader.keep(lease_ms=LEASE_MS)
+                await self._gateways.keep(self.gateway)
+                if self.connected:  # otherwise the reader is to see whether the stream is still there
+                    await self._reader.keep(lease_ms=STREAM_MS)
             except Unavailable as error:
-                logger.warning("reply stream not extended: %s", error.message)
+                logger.warning("leases not extended: %s", error.message)
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(CONFIRM_S if self._suspected else WATCH_S)
             try:
                 await self._recover_lost()
                 await self._withdraw_abandoned()
                 await self._expire_overdue()
+                await self._settle_rest()
             except Unavailable as error:
                 logger.warning("claims not checked: %s", error.message)
+                self._suspected = set()
+                await asyncio.sleep(RECOVERY_S)
 
-    def _deliver(self, event: Event) -> None:
+    def _deliver(self, event: Event, worker: str) -> None:
         generation = self._open.get(event.request)
         if generation is None:
             self._turn_away(event)
             return
         verdict = generation.accept(event)
-        if isinstance(event, Finished | Failed) and (verdict is Verdict.TAKEN or generation.abandoned):
+        if verdict is Verdict.TAKEN and is_broken_off(event) and not generation.abandoned:
+            logger.warning("request %s: worker %s has broken off", event.request, worker)
+            generation.breaks += 1
+            generation.supersede(event.epoch + 1)
+            self._spawn(self._recover(generation, event.epoch))
+        elif isinstance(event, Finished | Failed) and (verdict is Verdict.TAKEN or generation.abandoned):
             del self._open[event.request]
             cost = _cost(event.usage) if isinstance(event, Finished) else generation.spent
             self._spawn(self._settle(event.request, event.epoch, cost))
@@ -164,12 +210,16 @@ class Inflight:
             self._spawn(self._cancel(event.request))
 
     def _disconnected(self, error: Unavailable) -> None:
-        if self.connected:
-            logger.error("%s; %d requests in flight failed", error.message, len(self._open))
+        now = time.monotonic()
+        if self._silent_since is None:
+            logger.error("%s; %d requests in flight wait for it", error.message, len(self._open))
+            self._silent_since = now
         self.connected = False
         self._strays.clear()
-        for generation in self._open.values():
-            self._give_up(generation, error)
+        if now - self._silent_since >= self._outage_s:
+            for generation in self._open.values():
+                if not generation.abandoned:
+                    self._give_up(generation, error)
 
     def _give_up(self, generation: Generation, error: Unavailable) -> None:
         """Redis does not say what became of it. When it answers again, whoever holds the request is told to stop."""
@@ -196,7 +246,7 @@ class Inflight:
         request = generation.request.id
         generation.supersede(epoch + 1)
         try:
-            worth_it = not generation.abandoned and len(generation.lost_workers) < MAX_LOST_WORKERS
+            worth_it = not generation.abandoned and await self._losses(generation) < MAX_LOST_WORKERS
             if worth_it and await self._queue.requeue(request, epoch, generation.resumption):
                 return
             await self._queue.settle(request, epoch, cost=generation.spent)
@@ -205,6 +255,12 @@ class Inflight:
             return
         self._open.pop(request, None)
         generation.fail(WorkerLost(WORKER_LOST))
+
+    async def _losses(self, generation: Generation) -> int:
+        """A worker that was frozen or cut off and is back did not die of the request."""
+        if len(generation.lost_workers) + generation.breaks >= MAX_LOST_WORKERS:
+            generation.lost_workers -= {report.worker for report in await self._queue.workers()}
+        return len(generation.lost_workers) + generation.breaks
 
     async def _replace_claim(self, generation: Generation, epoch: int) -> None:
         """The worker lives, but not all that it said arrived."""
@@ -249,6 +305,14 @@ class Inflight:
                 await self._queue.settle(request, epoch, cost=cost)
         except Unavailable as error:
             logger.warning("request %s not settled: %s", request, error.message)
+            self._unsettled[request, epoch] = cost
+
+    async def _settle_rest(self) -> None:
+        """What could not be settled while Redis did not answer."""
+        while self._unsettled:
+            (request, epoch), cost = next(iter(self._unsettled.items()))
+            await self._queue.settle(request, epoch, cost=cost)
+            del self._unsettled[request, epoch]
 
     def _spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         task = asyncio.ensure_future(work)

@@ -1,4 +1,5 @@
-"""Says once a second how this machine is, whatever its jobs are doing. A machine that falls silent counts as lost."""
+"""Says once a second how this machine is, whatever its jobs are doing, and at once which workers have ended. A machine that falls
+silent counts as lost."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ import shutil
 from collections.abc import Callable
 
 from services.node import hardware
+from services.node.departures import Departures
 from services.node.runtime import Runtime
 from services.node.store import Store
 from services.node.uplink import Uplink
 from services.protocol.errors import Unavailable
 from services.protocol.messages import new_id
+from services.protocol.queue import Queue
 from services.protocol.reports import Device, NodeReport, NodeReports
 
 REPORT_S = 1.0
@@ -44,17 +47,20 @@ class Heartbeat:
         self._jobs = jobs
         self._uplink = uplink
         self._reports = NodeReports(uplink.redis)
+        self._departures = Departures(node, runtime=runtime, queue=Queue(uplink.redis))
         self._devices: tuple[Device, ...] = ()
         self._silent = False
         self._ending = asyncio.Event()
 
     def start(self) -> None:
         self._watching = self._uplink.spawn(self._watch_devices())
+        self._parting = self._uplink.spawn(self._departures.watch())
         self._beating = self._uplink.spawn(self._beat())
 
     def stop(self) -> None:
         """Ends the reports and takes the last one back: the node is gone now, not after its lease."""
         self._watching.cancel()
+        self._parting.cancel()
         self._uplink.call(self._end)
 
     async def _end(self) -> None:

@@ -138,6 +138,11 @@ class ProcessRuntime:
         with self._lock:
             return tuple(self._report(worker) for worker in list(self._workers.values()) if not self._forgotten(worker))
 
+    def running(self) -> frozenset[str]:
+        with self._lock:
+            workers = list(self._workers.values())
+        return frozenset(worker.replica for worker in workers if worker.exit_code() is None)
+
     def close(self) -> None:
         with self._lock:
             self._closed = True

@@ -35,5 +35,8 @@ class Runtime(Protocol):
     def reports(self) -> tuple[ProcessReport, ...]:
         """Workers that run, and for a while those that ended by themselves."""
 
+    def running(self) -> frozenset[str]:
+        """The replicas whose worker runs. Takes no longer than a look."""
+
     def close(self) -> None:
         """Drains and ends every worker; nothing is started any more."""

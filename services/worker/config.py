@@ -19,6 +19,9 @@ class Settings(EngineVariables):
     version: str = Field(description="Manifest digest (64 hex digits) of the model version to serve.")
     model_path: Path = Field(default=Path(), description="The GGUF file. Not read by the fake runner.")
     runner: Literal["llama", "fake"] = Field(default="llama", description="`fake` answers with scripted tokens, for tests.")
+    fake_script: Literal["babble", "recite"] = Field(
+        default="babble", description="What the fake runner says: endless words, or what the chat quotes between « and »."
+    )
     fake_step_s: float = Field(default=0.0, ge=0, description="Seconds that a step of the fake runner takes.")
     fake_token_s: float = Field(default=0.0, ge=0, description="Seconds that each token of a fake step adds.")
     prefill_s: float = Field(

@@ -21,7 +21,7 @@ from services.worker.config import Settings
 from services.worker.embedding.mode import EmbeddingMode
 from services.worker.engine.devices import accelerators
 from services.worker.engine.embedder import Pooling
-from services.worker.engine.fake import CostModel, FakeRunner
+from services.worker.engine.fake import CHAT_TEMPLATE, RECITING_TEMPLATE, CostModel, FakeRunner, babble, recite
 from services.worker.engine.fake_embedder import FakeEmbedder
 from services.worker.engine.llama import LlamaRunner
 from services.worker.engine.llama_embedder import LlamaEmbedder
@@ -29,6 +29,8 @@ from services.worker.engine.llama_model import DEFAULT_CONTEXT_TOKENS, LlamaSett
 from services.worker.engine.runner import ModelUnusable, OnProgress
 from services.worker.generating import GeneratingMode
 from services.worker.mode import Mode
+
+_FAKES = {"babble": (babble, CHAT_TEMPLATE), "recite": (recite, RECITING_TEMPLATE)}
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,11 @@ def _fake_mode(settings: Settings) -> Mode:
     context_tokens = settings.context_tokens or DEFAULT_CONTEXT_TOKENS
     cost = CostModel(step_s=settings.fake_step_s, token_s=settings.fake_token_s)
     if settings.pooling in ("", "none"):
-        return GeneratingMode(FakeRunner(num_slots=settings.slots, context_tokens=context_tokens, cost=cost), settings)
+        script, template = _FAKES[settings.fake_script]
+        runner = FakeRunner(
+            num_slots=settings.slots, context_tokens=context_tokens, script=script, cost=cost, chat_template=template
+        )
+        return GeneratingMode(runner, settings)
     embedder = FakeEmbedder(
         pooling=Pooling(settings.pooling), context_tokens=context_tokens, batch_tokens=settings.batch_tokens, cost=cost
     )

@@ -27,12 +27,25 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
+#: Of `recite`: opens its reasoning where it is asked for.
+RECITING_TEMPLATE = CHAT_TEMPLATE + "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}{# </think> #}"
+
 Script = Callable[[TokenIds[int]], int]
 
 
 def babble(tokens: TokenIds[int]) -> int:
     """Endless lower-case words, determined by the last 16 tokens."""
     return b"abcdefghijklmnopqrstuvwxyz      "[zlib.crc32(bytes(token & 0xFF for token in tokens[-16:])) % 32]
+
+
+def recite(tokens: TokenIds[int]) -> int:
+    """Says what stands between « and » in the chat, then ends; without them it babbles."""
+    chat, _, said = bytes(token & 0xFF for token in tokens).rpartition(b"<assistant>")
+    quoted = chat.rpartition("«".encode())[2].partition("»".encode())
+    if not quoted[1]:
+        return babble(tokens)
+    position = len(said.removeprefix(b"<think>"))
+    return quoted[0][position] if position < len(quoted[0]) else END
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,6 @@ class FakeRunner:
     partial_reuse = True
     shareable_prefixes = True
     end_tokens = frozenset({END})
-    chat_template: str | None = CHAT_TEMPLATE
     tool_template: str | None = None
     bos_text = ""
     eos_text = ""
@@ -80,7 +92,9 @@ class FakeRunner:
         script: Script = babble,
         cost: CostModel = CostModel(),
         cells: int | None = None,
+        chat_template: str = CHAT_TEMPLATE,
     ) -> None:
+        self.chat_template: str | None = chat_template
         self.num_slots = num_slots
         self.context_tokens = context_tokens
         self._script = script
