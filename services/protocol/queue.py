@@ -8,7 +8,7 @@ cannot serve. Driver errors leave here as Unavailable.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any, Literal, cast
@@ -20,6 +20,7 @@ from services.protocol.connection import BLOCK_S, redis_answers, wait_for_answer
 from services.protocol.errors import CallerLimited, QueueFull
 from services.protocol.messages import Cancel, Claim, Committed, Control, Request, Wake
 from services.protocol.reports import WorkerReport, WorkerState
+from services.protocol.script import Script
 from services.protocol.waiting import Place, Priority, Terms, VersionQueue, place, retry_after_s
 from services.protocol.wire import Decoder, encode
 
@@ -87,11 +88,11 @@ class Queue:
         self._aging_ms = aging_ms
         self._unanswered: dict[str, str] = {}
         source = resources.files("services.protocol").joinpath("queue.lua").read_text()
-        self._script = redis.register_script(source)
+        self._script = Script(redis, source)
 
     async def _call(self, command: str, *args: str | bytes | int | float) -> Any:
         async with redis_answers():
-            return await self._script(keys=[self._prefix], args=[command, *args])
+            return await self._script([self._prefix], [command, *args])
 
     async def enqueue(
         self, request: Request, *, cost: float, limit: int, terms: Terms = _PLAIN_TERMS, keep_alive_ms: int | None = None
