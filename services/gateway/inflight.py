@@ -17,6 +17,7 @@ from typing import Any
 
 from services.gateway.backoff import Backoff
 from services.gateway.generation import WORKER_LOST, ClientGone, Generation, Verdict, is_broken_off
+from services.gateway.limits import refusal
 from services.gateway.tasks import end
 from services.protocol.errors import DeadlineExceeded, Unavailable, WorkerLost
 from services.protocol.gateways import KEEP_S, Gateways
@@ -24,7 +25,7 @@ from services.protocol.messages import Event, Failed, Finished, HandedOver, Requ
 from services.protocol.queue import Queue
 from services.protocol.records import Records
 from services.protocol.replies import ReplyReader
-from services.protocol.waiting import Terms
+from services.protocol.waiting import Place, Terms
 
 logger = logging.getLogger(__name__)
 
@@ -87,15 +88,24 @@ class Inflight:
         self._open[request.id] = generation
         try:
             async with self._commands:
-                generation.place = await self._queue.enqueue(
+                place = await self._queue.enqueue(
                     request, cost=cost, limit=self._max_queue, terms=terms, keep_alive_ms=keep_alive_ms
                 )
+                refused = refusal(place, terms)
+                if refused and await self._queue.expire(request.id):  # otherwise a worker has begun with it all the same
+                    raise refused
         except BaseException:  # should it have been admitted all the same, its events are strays
             del self._open[request.id]
             raise
+        generation.place = place
         if terms.timeout_ms is not None:
             generation.expires_at = time.monotonic() + terms.timeout_ms / 1000
         return generation
+
+    async def place(self, generation: Generation) -> Place | None:
+        """Where it stands now; None where it does not wait. Raises Unavailable."""
+        async with self._commands:
+            return await self._queue.place(generation.request.id)
 
     async def touch(self, version: str, *, keep_alive_ms: int) -> None:
         """Counts as a use of the version. Raises Unavailable."""
