@@ -22,7 +22,7 @@ from pathlib import Path
 import uvloop
 from redis.asyncio import Redis
 
-from load.arrivals import arrive, latencies
+from load.arrivals import Stretch, arrive, latencies
 from load.client import Client, Outcome, post
 from load.platform import ROUTES, VERSION, Cpu, gateway, listening, url_of, valkey
 from services.protocol.connection import connect
@@ -150,9 +150,9 @@ async def latency(port: int, path: str, cpu: Cpu, *, seconds: float) -> dict[str
     cpu.since_last_s()
     alone = await one_by_one(ask)
     table = alone | {"cpu_ms": cpu.since_last_s() * 1000 / REQUESTS}
-    await arrive(ask, per_second=RATE, seconds=1)
+    await arrive(ask, Stretch(RATE, 1))
     cpu.since_last_s()
-    outcomes = await arrive(ask, per_second=RATE, seconds=seconds)
+    [outcomes] = await arrive(ask, Stretch(RATE, seconds))
     at_rate = latencies([outcome.latency_ms for outcome in outcomes])
     client.close()
     return (

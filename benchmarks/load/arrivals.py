@@ -6,31 +6,43 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 from comparison.measures import percentile
 from load.client import Outcome
 
 
-async def arrive(ask: Callable[[], Awaitable[Outcome]], *, per_second: float, seconds: float) -> list[Outcome]:
-    """A Poisson process, the same in every run. Returns when the last request is answered."""
+class Stretch(NamedTuple):
+    """So many requests a second for so long."""
+
+    per_second: float
+    seconds: float
+
+
+async def arrive(ask: Callable[[], Awaitable[Outcome]], *stretches: Stretch) -> list[list[Outcome]]:
+    """A Poisson process in each stretch, the same in every run; one follows the other at once. Returns the outcomes of each when the
+    last request is answered."""
     chance = random.Random(4)
-    begun, due_s = time.perf_counter(), 0.0
-    asked = []
-    while (due_s := due_s + chance.expovariate(per_second)) < seconds:
-        if (wait_s := begun + due_s - time.perf_counter()) > 0:
-            await asyncio.sleep(wait_s)
-        asked.append(asyncio.ensure_future(ask()))
-    return await asyncio.gather(*asked)
+    due_s, end_s = time.perf_counter(), time.perf_counter()
+    asked: list[list[asyncio.Future[Outcome]]] = []
+    for stretch in stretches:
+        asked.append([])
+        due_s, end_s = end_s, end_s + stretch.seconds
+        while (due_s := due_s + chance.expovariate(stretch.per_second)) < end_s:
+            if (wait_s := due_s - time.perf_counter()) > 0:
+                await asyncio.sleep(wait_s)
+            asked[-1].append(asyncio.ensure_future(ask()))
+    return [await asyncio.gather(*some) for some in asked]
 
 
 async def keep_busy(ask: Callable[[], Awaitable[Outcome]], *, clients: int, seconds: float) -> list[Outcome]:
-    """Each client sends its next request when it has its answer."""
+    """Each client sends its next request when it has its answer. Those are returned whose answer came in time."""
     outcomes: list[Outcome] = []
     until = time.perf_counter() + seconds
 
     async def one() -> None:
-        while time.perf_counter() < until:
-            outcomes.append(await ask())
+        while (outcome := await ask()).ended_s < until:
+            outcomes.append(outcome)
 
     await asyncio.gather(*(one() for _ in range(clients)))
     return outcomes
