@@ -19,7 +19,7 @@ def add_directly(app: FastAPI, router: APIRouter) -> None:
     """Adds the router's routes, whose functions take dependencies and nothing else. Routes that were added before come first."""
     for route in router.routes:
         assert isinstance(route, APIRoute)
-        app.router.add_route(route.path, _direct(route.endpoint), methods=list(route.methods), name=route.name)
+        app.router.add_route(route.path, _direct(route.endpoint), methods=route.methods, name=route.name)
 
 
 def _direct(function: Callable[..., Awaitable[Any]]) -> Callable[[Request], Awaitable[Any]]:

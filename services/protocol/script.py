@@ -84,7 +84,7 @@ class Script:
 
     async def _evaluate(self, calls: list[_Call]) -> list[Any]:
         pool = self._redis.connection_pool
-        connection = await pool.get_connection()
+        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
         commands = connection.pack_commands([("EVALSHA", self._sha, *call.arguments) for call in calls])
 
         async def exchange() -> list[Any]:
@@ -92,7 +92,8 @@ class Script:
             return [await _answer(connection) for _ in calls]
 
         try:
-            return await connection.retry.call_with_retry(exchange, lambda error: connection.disconnect())
+            answers: list[Any] = await connection.retry.call_with_retry(exchange, lambda error: connection.disconnect())
+            return answers
         finally:
             await pool.release(connection)
 
