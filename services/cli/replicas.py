@@ -66,7 +66,15 @@ def print_loaded(
         for model in models
     ]
     rows += [
-        (replica["model"], replica["version"][:12], size_text(replica["memory_bytes"]), "-", "", *_load(queues.get(replica["version"])), _progress(replica))
+        (
+            replica["model"],
+            replica["version"][:12],
+            size_text(replica["memory_bytes"]),
+            "-",
+            "",
+            *_load(queues.get(replica["version"])),
+            _progress(replica),
+        )
         for replica in loading
     ]
     print_table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "RUNNING", "WAITING", "UNTIL"), rows)

@@ -7,14 +7,19 @@ from collections.abc import Mapping
 
 import msgspec
 
+from services.gateway.dialects import openai
+from services.gateway.dialects.reply import Reply
 from services.gateway.generation import Generation
 from services.gateway.inflight import Inflight
 from services.gateway.limits import Limits
+from services.gateway.streaming import GenerationResponse
 from services.gateway.ticket import Target, Ticket
 from services.protocol.messages import EmbedRequest, GenerateRequest, Request, RerankRequest, new_id
 from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt
 from services.protocol.routes import Caller
 from services.protocol.waiting import Priority
+
+UPDATES_HEADER = "x-queue-updates"
 
 #: Of a request that does not say how many tokens it wants at most. Settled on what it really took.
 EXPECTED_TOKENS = 256
@@ -40,9 +45,12 @@ class Admission:
         request = _seeded(request)
         return await self._inflight.admit(request, cost=estimated_cost(request), terms=terms, keep_alive_ms=keep_alive_ms)
 
-    def abandon(self, generation: Generation) -> None:
-        """Nobody waits for it any more. Does nothing to one that has ended."""
-        self._inflight.abandon(generation)
+    def response(self, generation: Generation, reply: Reply) -> GenerationResponse:
+        """With comments on its place in the queue where the headers ask for them and it is SSE."""
+        told = reply.content_type == openai.SSE and self._headers.get(UPDATES_HEADER, "").strip().lower() == "true"
+        return GenerationResponse(
+            generation, reply, abandon=self._inflight.abandon, place_of=self._inflight.place if told else None
+        )
 
     async def unload(self, target: Target) -> None:
         """Asks for the version to be unloaded as soon as it is idle."""

@@ -95,6 +95,15 @@ class Generation:
         pending, self._pending = self._pending, []
         return pending
 
+    async def arrives(self, *, within_s: float) -> bool:
+        """Whether by then `events` has something to give or to raise."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._arrived.wait()
+        except TimeoutError:
+            return False
+        return True
+
     def accept(self, event: Event) -> Verdict:
         """Takes the next event of the current claim, or of a newer one."""
         if event.epoch < self.epoch:

@@ -1,14 +1,15 @@
 """A generation becomes an HTTP response: SSE or NDJSON as it is generated, or one JSON body at its end.
 
 A client that leaves is noticed at once, while its request waits and while nothing is streamed too, and the request is given
-up. Headers are sent with the first part of the answer, so that an error before it has its own status.
+up. Headers are sent with the first part of the answer, so that an error before it has its own status; not for a client that wants to
+be told of its place in the queue meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -25,17 +26,31 @@ logger = logging.getLogger(__name__)
 _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
+#: How often a client that wants to know is told of its place.
+_UPDATE_S = 1.0
+
+
 class GenerationResponse(Response):
     """Raises what fails before the first part, for the app's error handler to answer. `abandon` is called when the client
-    leaves and when the response is over, however it ended."""
+    leaves and when the response is over, however it ended. `place_of` is asked where the client wants comments that say where its request
+    stands; only SSE has comments."""
 
-    def __init__(self, generation: Generation, reply: Reply, *, abandon: Callable[[Generation], None]) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        reply: Reply,
+        *,
+        abandon: Callable[[Generation], None],
+        place_of: Callable[[Generation], Awaitable[Place | None]] | None = None,
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.body = b""
         self._generation = generation
         self._reply = reply
         self._abandon = abandon
+        self._place_of = place_of
+        self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         departure = asyncio.ensure_future(self._notice_departure(receive))
@@ -61,20 +76,34 @@ class GenerationResponse(Response):
         await send({"type": "http.response.body", "body": body})
 
     async def _send_stream(self, send: Send) -> None:
-        started = ended = False
+        ended = False
         try:
+            if self._place_of is not None:
+                await self._send_places(send, self._place_of)
             while not ended:
                 part, ended = await self._next_part()
-                if part and not started:
-                    await self._start(send, *_STREAM_HEADERS)
-                    started = True
                 if part:  # the end goes with the last part: a write of its own would cost as much as the part's
-                    await send({"type": "http.response.body", "body": part, "more_body": not ended})
+                    await self._send_part(send, part, ended=ended)
         except CorralError as error:
-            if not started:
+            if not self._begun:
                 raise
             logger.info("request %s failed after it began: %s", self._generation.request.id, error.message)
             await send({"type": "http.response.body", "body": self._reply.render_error(error)})
+
+    async def _send_places(self, send: Send, place_of: Callable[[Generation], Awaitable[Place | None]]) -> None:
+        """Until the request has left the queue."""
+        place = self._generation.place
+        while place is not None and place.position > 0:
+            await self._send_part(send, b": queue position %d\n\n" % place.position, ended=False)
+            if await self._generation.arrives(within_s=_UPDATE_S):
+                return
+            place = await place_of(self._generation)
+
+    async def _send_part(self, send: Send, part: bytes, *, ended: bool) -> None:
+        if not self._begun:
+            await self._start(send, *_STREAM_HEADERS)
+            self._begun = True
+        await send({"type": "http.response.body", "body": part, "more_body": not ended})
 
     async def _next_part(self) -> tuple[bytes, bool]:
         """All that had arrived, which may have nothing to say, and whether it is the end. A stream's end has something to say."""

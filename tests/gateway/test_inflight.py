@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
@@ -17,6 +18,7 @@ from services.gateway.generation import ClientGone, Generation, Verdict
 from services.gateway.inflight import Inflight
 from services.protocol.connection import connect
 from services.protocol.errors import QueueFull, Unavailable, WorkerLost
+from services.protocol.gateways import Gateways
 from services.protocol.messages import (
     Committed,
     Event,
@@ -32,6 +34,7 @@ from services.protocol.messages import (
 )
 from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
+from services.protocol.records import Records
 from services.protocol.replies import ReplyReader
 from services.protocol.sampling import StopConditions
 from services.protocol.waiting import Terms
@@ -46,9 +49,20 @@ def request_for(gateway: str, *, n: int = 1) -> GenerateRequest:
 
 
 @asynccontextmanager
-async def inflight_on(url: str, gateway: str = "gateway-1", *, max_queue: int = 10) -> AsyncIterator[Inflight]:
+async def inflight_on(
+    url: str, gateway: str = "gateway-1", *, max_queue: int = 10, outage_s: float = 10
+) -> AsyncIterator[Inflight]:
     redis = connect(url)
-    inflight = Inflight(Queue(redis), ReplyReader(redis, gateway), gateway=gateway, max_queue=max_queue)
+    queue = Queue(redis)
+    inflight = Inflight(
+        queue,
+        ReplyReader(redis, gateway),
+        Gateways(redis, queue),
+        Records(redis),
+        gateway=gateway,
+        max_queue=max_queue,
+        outage_s=outage_s,
+    )
     inflight.start()
     try:
         await eventually(lambda: inflight.connected)
@@ -107,9 +121,6 @@ async def test_what_was_committed_is_known_of_each_choice(inflight: Inflight, wo
     await answer.frame("b", 9)
     await eventually(lambda: generation.begun and generation.spent == len(PROMPT_IDS) + 3)
     assert generation.committed == [[9], [], [7, 8]]
-    await answer.finished(FinishReason.STOP, FinishReason.ABORT, FinishReason.STOP)
-    with pytest.raises(WorkerLost):
-        await everything(generation)
 
 
 async def test_interleaved_answers(inflight: Inflight, worker: Worker) -> None:
@@ -213,10 +224,30 @@ async def test_a_missing_event_after_it(inflight: Inflight, worker: Worker) -> N
 
 
 async def test_a_worker_that_aborts_on_its_own(inflight: Inflight, worker: Worker) -> None:
+    """Or says that its engine died: once it may be the worker, the second time it is the request."""
     generation = await admit(inflight)
     await (await worker.take()).whole("a", reason=FinishReason.ABORT)
+    onward = await worker.take()
+    assert onward.committed == (Committed((100,)),)
+    await onward.started()
+    await onward.failed("worker_lost", "an error was encountered while running the model")
     with pytest.raises(WorkerLost):
         await everything(generation)
+    assert len(inflight) == 0
+
+
+async def test_a_worker_that_comes_back_did_not_die_of_the_request(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    generation = await admit(inflight)
+    await (await worker.take()).started()
+    await worker.die()
+    async with working(redis, VERSION) as other:
+        answer = await other.take()
+        await answer.started()
+        await worker.report()
+        await other.die()
+        last = await worker.take()
+        await last.whole("x")
+        assert await text_of(generation) == "x"
 
 
 async def test_an_abandoned_request_that_waits(inflight: Inflight, redis: Redis) -> None:
@@ -256,7 +287,7 @@ async def test_a_request_refused_by_the_registry(inflight: Inflight, worker: Wor
     """Of a model that cannot be loaded: nobody ever claimed it."""
     queue = Queue(redis)
     generation = await inflight.admit(
-        GenerateRequest(new_id(), "d" * 64, inflight.gateway, "k1", TextPrompt("")), cost=1, keep_alive_ms=None
+        GenerateRequest(new_id(), "d" * 64, inflight.gateway, "k1", TextPrompt("")), cost=1, terms=Terms(), keep_alive_ms=None
     )
     [refused] = await queue.refuse("d" * 64)
     await worker.publish(refused.gateway, Failed(refused.request, refused.epoch, 0, "invalid_model_file", "no GGUF"))
@@ -310,20 +341,22 @@ async def test_closing_takes_everything_back(redis_url: str, redis: Redis, worke
 
 
 async def test_redis_restarts(tmp_path: Path) -> None:
-    """What is in flight fails at once; afterwards the gateway serves again by itself."""
+    """Without its data: what is in flight fails when it is back, nothing is admitted before, and afterwards the gateway serves again
+    by itself."""
     first = ValkeyServer(data_dir=tmp_path)
     await asyncio.to_thread(first.start)
     port = first.port
     async with inflight_on(f"redis://127.0.0.1:{port}/0") as inflight:
         generation = await admit(inflight)
         await asyncio.to_thread(first.stop)
-        with pytest.raises(Unavailable):
-            await asyncio.wait_for(generation.events(), timeout=5)
+        await eventually(lambda: not inflight.connected)
         with pytest.raises(Unavailable):
             await admit(inflight)
         second = ValkeyServer(data_dir=tmp_path, port=port)
         await asyncio.to_thread(second.start)
         await eventually(lambda: inflight.connected)
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(generation.events(), timeout=5)
         redis = connect(f"redis://127.0.0.1:{port}/0")
         async with working(redis, VERSION) as worker:
             again = await admit(inflight)
@@ -332,6 +365,36 @@ async def test_redis_restarts(tmp_path: Path) -> None:
             await eventually(lambda: len(inflight) == 0)
         await redis.aclose()
     await asyncio.to_thread(second.stop)
+
+
+async def test_redis_does_not_come_back(tmp_path: Path) -> None:
+    server = ValkeyServer(data_dir=tmp_path)
+    await asyncio.to_thread(server.start)
+    async with inflight_on(f"redis://127.0.0.1:{server.port}/0", outage_s=0.5) as inflight:
+        generation = await admit(inflight)
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(generation.events(), timeout=5)
+
+
+async def test_a_gateway_that_died_leaves_the_queue(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    """Its waiting requests leave, its claimed ones are aborted; whoever is left does it."""
+    queue = Queue(redis)
+    await Gateways(redis, queue).keep("gateway-9", lease_ms=1)
+    claimed = request_for("gateway-9")
+    await queue.enqueue(claimed, cost=1, limit=9)
+    await worker.take()
+    waiting = msgspec.structs.replace(request_for("gateway-9"), version="e" * 64)
+    await queue.enqueue(waiting, cost=1, limit=9)
+    await eventually(lambda: worker.cancelled == [claimed.id])
+
+    async def clean() -> bool:
+        return not await redis.exists(f"corral:request:{claimed.id}", f"corral:request:{waiting.id}") and not (
+            await redis.zcard(f"corral:queue:{'e' * 64}")
+        )
+
+    await eventually(clean)
+    assert await redis.smembers("corral:gateways") == {b"gateway-1"}
 
 
 def test_late_events_and_gaps() -> None:

@@ -49,9 +49,9 @@ async def end_lease(queue: Queue, worker: str) -> None:
 
 
 class TestAdmission:
-    async def test_says_how_many_wait(self, queue: Queue) -> None:
-        assert await queue.enqueue(a_request(), cost=10, limit=5) == 1
-        assert await queue.enqueue(a_request(), cost=10, limit=5) == 2
+    async def test_says_where_the_request_stands(self, queue: Queue) -> None:
+        assert (await queue.enqueue(a_request(), cost=10, limit=5)).position == 1
+        assert (await queue.enqueue(a_request(), cost=10, limit=5)).position == 2
 
     async def test_a_full_queue_refuses_and_keeps_nothing_of_the_request(self, queue: Queue, redis: Redis) -> None:
         await queue.enqueue(a_request("first"), cost=10, limit=1)
@@ -65,8 +65,8 @@ class TestAdmission:
         await join(queue, "worker-1")
         await queue.enqueue(a_request("claimed"), cost=10, limit=1)
         await take(queue)
-        assert await queue.enqueue(a_request("waiting"), cost=10, limit=1) == 1
-        assert await queue.enqueue(a_request("other", version=OTHER_VERSION), cost=10, limit=1) == 1
+        assert (await queue.enqueue(a_request("waiting"), cost=10, limit=1)).position == 1
+        assert (await queue.enqueue(a_request("other", version=OTHER_VERSION), cost=10, limit=1)).position == 1
 
 
 class TestClaim:
@@ -549,6 +549,9 @@ class TestWithoutRedis:
             lambda queue: queue.claim(VERSION, "worker-1", capacity=1),
             lambda queue: queue.settle("1", 1, cost=1),
             lambda queue: queue.cancel("1"),
+            lambda queue: queue.expire("1"),
+            lambda queue: queue.place("1"),
+            lambda queue: queue.depths(),
             lambda queue: queue.requeue("1", 1),
             lambda queue: queue.report(a_report(), lease_ms=1000),
             lambda queue: queue.leave("worker-1", VERSION),
@@ -566,6 +569,9 @@ class TestWithoutRedis:
             "claim",
             "settle",
             "cancel",
+            "expire",
+            "place",
+            "depths",
             "requeue",
             "report",
             "leave",

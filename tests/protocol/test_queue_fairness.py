@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.protocol.queue import Queue
+from services.protocol.waiting import Terms
 from tests.protocol.samples import VERSION, a_request, join
 
 WORKER = "worker-1"
@@ -35,8 +36,8 @@ class Load:
         self._made += 1
         request = a_request(f"{self._made:08}", caller=caller)
         self._estimates[request.id] = self.estimate(caller)
-        cost = self._estimates[request.id] / self.weights[caller]
-        await self.queue.enqueue(request, cost=cost, limit=100_000)
+        terms = Terms(weight=self.weights[caller])
+        await self.queue.enqueue(request, cost=self._estimates[request.id], limit=100_000, terms=terms)
 
     async def start(self) -> None:
         await join(self.queue, WORKER)
@@ -52,7 +53,7 @@ class Load:
             request = self.random.choice(list(self._running))
             caller, epoch = self._running.pop(request)
             actual = self.actual(caller, self._estimates.pop(request))
-            assert await self.queue.settle(request, epoch, cost=actual / self.weights[caller])
+            assert await self.queue.settle(request, epoch, cost=actual)
             self.served[caller] += round(actual)
             await self._enqueue(caller)
 

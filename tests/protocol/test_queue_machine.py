@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -15,10 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from services.protocol.connection import connect
 from services.protocol.queue import LostRequest, Queue, RefusedRequest
+from services.protocol.waiting import Priority, Terms
 from tests.protocol.samples import LEASE_MS, a_report, a_request
 
 VERSIONS = {"v1": ["w1", "w2"], "v2": ["w3"]}
 WORKERS = {worker: version for version, workers in VERSIONS.items() for worker in workers}
+QUEUES = [(version, priority.band) for version in VERSIONS for priority in Priority]
 GATEWAYS = ["g1", "g2"]
 CALLERS = ["alice", "bob", "carol"]
 
@@ -27,17 +30,27 @@ T = TypeVar("T")
 versions = st.sampled_from(list(VERSIONS))
 workers = st.sampled_from(list(WORKERS))
 costs = st.floats(min_value=0.01, max_value=10_000)
-arrivals = st.lists(st.tuples(versions, st.sampled_from(CALLERS), st.sampled_from(GATEWAYS), costs), min_size=1, max_size=4)
+terms = st.builds(
+    Terms,
+    priority=st.sampled_from(Priority),
+    weight=st.sampled_from([0.5, 1.0, 4.0]),
+    timeout_ms=st.sampled_from([None, None, 3_600_000, 0]),
+)
+arrivals = st.lists(
+    st.tuples(versions, st.sampled_from(CALLERS), st.sampled_from(GATEWAYS), costs, terms), min_size=1, max_size=4
+)
 
 
 @dataclass
 class Entry:
-    """A request that has not ended. `worker` is None while it waits."""
+    """A request that has not ended. `worker` is None while it waits; where it is `overdue` it waits in vain."""
 
     number: int
     version: str
     caller: str
     gateway: str
+    priority: Priority = Priority.NORMAL
+    overdue: bool = False
     epoch: int = 0
     worker: str | None = None
 
@@ -54,7 +67,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.redis = connect(self.redis_url)
         self.observer = redis.Redis.from_url(self.redis_url)
-        self.queue = Queue(self.redis, prefix="t")
+        self.queue = Queue(self.redis, prefix="t", aging_ms=10**9)
         self.alive: dict[str, Entry] = {}
         self.leased: set[str] = set()
         self.handed_out: set[tuple[str, int]] = set()
@@ -65,6 +78,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     def waiting(self, version: str) -> list[Entry]:
         return [entry for entry in self.alive.values() if entry.version == version and entry.worker is None]
+
+    def in_time(self, version: str) -> list[Entry]:
+        return [entry for entry in self.waiting(version) if not entry.overdue]
 
     def claimed(self) -> list[Entry]:
         return [entry for entry in self.alive.values() if entry.worker]
@@ -93,32 +109,44 @@ class QueueMachine(RuleBasedStateMachine):
         data.draw(st.sampled_from(actions))(data)
 
     def arrive(self, data: st.DataObject) -> None:
-        for version, caller, gateway, cost in data.draw(arrivals):
+        for version, caller, gateway, cost, on in data.draw(arrivals):
             self.admitted += 1
-            entry = Entry(self.admitted, version, caller, gateway)
+            entry = Entry(self.admitted, version, caller, gateway, on.priority, overdue=on.timeout_ms == 0)
             request = a_request(entry.id, version=version, caller=caller, gateway=gateway)
-            depth = self.do(self.queue.enqueue(request, cost=cost, limit=1000))
+            place = self.do(self.queue.enqueue(request, cost=cost, limit=1000, terms=on))
             self.alive[entry.id] = entry
-            assert depth == len(self.waiting(version))
+            assert 0 <= place.position <= len(self.waiting(version))
 
     def claim(self, data: st.DataObject) -> None:
         worker, capacity = data.draw(workers), data.draw(st.sampled_from([1, 1, 2, 3, 0]))
         version = WORKERS[worker]
-        expected = min(capacity, len(self.waiting(version))) if worker in self.leased else 0
+        expected = min(capacity, len(self.in_time(version))) if worker in self.leased else 0
         claims = self.do(self.queue.claim(version, worker, capacity=capacity))
         assert len(claims) == expected
         for claim in claims:
             entry = self.alive[claim.request.id]
             assert entry.worker is None, "claimed while claimed"
-            first = min(self.waiting(version), key=lambda other: (other.caller != entry.caller, other.number))
-            assert entry == first, "overtook an earlier request of its caller"
+            others = self.in_time(version)
+            assert entry.priority.band == min(other.priority.band for other in others), "overtook a more urgent one"
+            own = [other for other in others if (other.caller, other.priority) == (entry.caller, entry.priority)]
+            assert entry == min(own, key=lambda other: other.number), "overtook an earlier request of its caller"
             assert claim.epoch == entry.epoch + 1
             assert (entry.id, claim.epoch) not in self.handed_out, "claimed twice under one epoch"
             self.handed_out.add((entry.id, claim.epoch))
             entry.epoch, entry.worker = claim.epoch, worker
+        self.let_overdue_go(version)
+
+    def let_overdue_go(self, version: str) -> None:
+        """Whoever claims drops those that it comes upon; their gateway finds them gone."""
+        for entry in self.waiting(version):
+            if not self.do(self.redis.exists(f"t:request:{entry.id}")):
+                assert entry.overdue, "a request was dropped in time"
+                assert self.do(self.queue.expire(entry.id))
+                del self.alive[entry.id]
 
     def go_on_with_a_claim(self, data: st.DataObject) -> None:
         entry = data.draw(st.sampled_from(self.claimed()))
+        assert not self.do(self.queue.expire(entry.id)), "a request that has begun does not expire"
         action = data.draw(st.sampled_from(["settle", "requeue", "cancel"]))
         if action == "settle":
             self.settle(entry, data.draw(costs))
@@ -129,8 +157,12 @@ class QueueMachine(RuleBasedStateMachine):
 
     def end_a_waiting_request(self, data: st.DataObject) -> None:
         entry = data.draw(st.sampled_from([entry for version in VERSIONS for entry in self.waiting(version)]))
-        if data.draw(st.booleans()):
+        action = data.draw(st.sampled_from(["settle", "cancel", "expire"]))
+        if action == "settle":
             self.settle(entry, data.draw(costs))
+        elif action == "expire" and entry.epoch == 0:
+            assert self.do(self.queue.expire(entry.id))
+            del self.alive[entry.id]
         else:
             assert self.do(self.queue.cancel(entry.id)) == "waiting"
             del self.alive[entry.id]
@@ -205,23 +237,29 @@ class QueueMachine(RuleBasedStateMachine):
         places, keys, lasting = self.look()
         assert places == {entry.id: entry.worker for entry in self.alive.values()}
         assert {key for key in keys if key.startswith("t:waiting:")} == {
-            f"t:waiting:{entry.version}:{entry.caller}" for entry in self.alive.values() if entry.worker is None
+            f"t:waiting:{entry.version}:{entry.priority.band}:{entry.caller}"
+            for entry in self.alive.values()
+            if entry.worker is None
         }
+        for depth in self.do(self.queue.depths()):
+            waiting = self.waiting(depth.version)
+            assert depth.waiting == {priority: [entry.priority for entry in waiting].count(priority) for priority in Priority}
+            assert depth.callers == Counter(entry.caller for entry in waiting)
         assert lasting <= {"t:workers", "t:demand", *(f"t:demand:{version}" for version in VERSIONS)}
 
     def look(self) -> tuple[dict[str, str | None], list[str], set[str]]:
         """Where Redis has each request (None: waiting), all keys, and those without an expiry."""
         keys = sorted(key.decode() for key in self.observer.keys("*"))
         with self.observer.pipeline() as pipe:
-            for version in VERSIONS:
-                pipe.zrange(f"t:queue:{version}", 0, -1)
+            for version, band in QUEUES:
+                pipe.zrange(f"t:queue:{version}:{band}", 0, -1)
             for worker in WORKERS:
                 pipe.smembers(f"t:claims:{worker}")
             for key in keys:
                 pipe.ttl(key)
             answers = iter(pipe.execute())
         found: list[tuple[str, str | None]] = []
-        for place in [*(None for _ in VERSIONS), *WORKERS]:
+        for place in [*(None for _ in QUEUES), *WORKERS]:
             found += [(member.decode(), place) for member in next(answers)]
         assert len(found) == len(dict(found)), f"in two places: {found}"
         assert {key.removeprefix("t:request:") for key in keys if key.startswith("t:request:")} == set(dict(found))
@@ -248,7 +286,8 @@ class QueueMachine(RuleBasedStateMachine):
         for version in VERSIONS:
             assert await self.queue.forget(version)
         left = {key.decode() for key in await self.redis.keys("*")}
-        assert left <= {f"t:{kind}:{version}" for kind in ("vtime", "finish") for version in VERSIONS}
+        lasting = {f"t:{kind}:{version}" for kind in ("vtime", "drain", "passed") for version in VERSIONS}
+        assert left <= lasting | {f"t:finish:{version}:{band}" for version, band in QUEUES}
 
 
 def test_every_interleaving_keeps_every_request(redis_url: str) -> None:

@@ -9,16 +9,13 @@ from services.gateway.dependencies import AdmissionDep, BodyDep, RoutesDep, Stop
 from services.gateway.dialects import ollama, openai
 from services.gateway.dialects.durations import keep_alive_ms
 from services.gateway.routes.loading import load_or_unload
-from services.gateway.streaming import GenerationResponse
 from services.protocol.errors import BadRequest
 
 router = APIRouter()
 
 
 @router.post("/v1/chat/completions")
-async def openai_chat(
-    stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
-) -> Response:
+async def openai_chat(stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
     body = openai.decode_chat(raw)
     if not body.messages:
         raise BadRequest("[] is too short - 'messages'")
@@ -30,13 +27,11 @@ async def openai_chat(
     reply = openai.ChatReply(
         body.model, stopwatch, id=request.id, n=request.n, stream=body.streamed, include_usage=body.include_usage
     )
-    return GenerationResponse(generation, reply, abandon=admission.abandon)
+    return admission.response(generation, reply)
 
 
 @router.post("/api/chat")
-async def ollama_chat(
-    stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
-) -> Response:
+async def ollama_chat(stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
     body = ollama.decode_chat(raw)
     if not body.asked:
         raise BadRequest("model is required")
@@ -46,4 +41,4 @@ async def ollama_chat(
         return await load_or_unload(ticket, admission, stopwatch, ollama.idle_chat, keep_alive_ms=keep_alive)
     generation = await admission.admit(ollama.chat_request(body, ticket), keep_alive_ms=keep_alive)
     reply = ollama.ChatReply(body.asked, stopwatch, stream=body.streamed)
-    return GenerationResponse(generation, reply, abandon=admission.abandon)
+    return admission.response(generation, reply)

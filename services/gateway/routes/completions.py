@@ -10,7 +10,6 @@ from services.gateway.dialects import ollama, openai
 from services.gateway.dialects.durations import keep_alive_ms
 from services.gateway.routes.loading import load_or_unload
 from services.gateway.snapshot import RoutesView
-from services.gateway.streaming import GenerationResponse
 from services.gateway.ticket import Target
 from services.protocol.errors import ModelNotFound
 
@@ -18,9 +17,7 @@ router = APIRouter()
 
 
 @router.post("/v1/completions")
-async def openai_completion(
-    stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
-) -> Response:
+async def openai_completion(stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
     body = openai.decode_completion(raw)
     target = await _resolve(routes, body.model or "")
     request = openai.completion_request(body, admission.ticket(target))
@@ -34,13 +31,11 @@ async def openai_completion(
         include_usage=body.include_usage,
         echo=body.echoed,
     )
-    return GenerationResponse(generation, reply, abandon=admission.abandon)
+    return admission.response(generation, reply)
 
 
 @router.post("/api/generate")
-async def ollama_generate(
-    stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
-) -> Response:
+async def ollama_generate(stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
     body = ollama.decode_generate(raw)
     ticket = admission.ticket(await _resolve(routes, body.asked))
     keep_alive = keep_alive_ms(body.keep_alive)
@@ -48,7 +43,7 @@ async def ollama_generate(
         return await load_or_unload(ticket, admission, stopwatch, ollama.idle_generate, keep_alive_ms=keep_alive)
     generation = await admission.admit(ollama.generate_request(body, ticket), keep_alive_ms=keep_alive)
     reply = ollama.GenerateReply(body.asked, stopwatch, stream=body.streamed, return_context=not body.raw)
-    return GenerationResponse(generation, reply, abandon=admission.abandon)
+    return admission.response(generation, reply)
 
 
 async def _resolve(routes: RoutesView, asked: str) -> Target:

@@ -9,7 +9,6 @@ from services.gateway.dependencies import AdmissionDep, BodyDep, RoutesDep, Stop
 from services.gateway.dialects import ollama, openai, rerank
 from services.gateway.dialects.durations import keep_alive_ms
 from services.gateway.snapshot import RoutesView
-from services.gateway.streaming import GenerationResponse
 from services.gateway.ticket import Target
 from services.protocol.errors import ModelNotFound
 
@@ -23,13 +22,11 @@ async def openai_embeddings(raw: BodyDep, routes: RoutesDep, admission: Admissio
     request = openai.embeddings_request(body, admission.ticket(target))
     generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive))
     reply = openai.EmbeddingsReply(target.asked, as_base64=body.as_base64)
-    return GenerationResponse(generation, reply, abandon=admission.abandon)
+    return admission.response(generation, reply)
 
 
 @router.post("/api/embed")
-async def ollama_embed(
-    stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
-) -> Response:
+async def ollama_embed(stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
     body = ollama.decode_embed(raw)
     target = await _resolve(routes, body.model)
     request = ollama.embed_request(body, admission.ticket(target))
@@ -38,7 +35,7 @@ async def ollama_embed(
         await admission.unload(target)
         return Response(ollama.no_embeddings(target.asked), media_type=ollama.JSON)
     generation = await admission.admit(request, keep_alive_ms=keep_alive)
-    return GenerationResponse(generation, ollama.EmbedReply(target.asked, stopwatch), abandon=admission.abandon)
+    return admission.response(generation, ollama.EmbedReply(target.asked, stopwatch))
 
 
 @router.post("/api/embeddings")
@@ -51,7 +48,7 @@ async def ollama_legacy_embed(raw: BodyDep, routes: RoutesDep, admission: Admiss
         await admission.unload(target)
         return Response(ollama.no_legacy_embedding(), media_type=ollama.JSON)
     generation = await admission.admit(request, keep_alive_ms=keep_alive)
-    return GenerationResponse(generation, ollama.LegacyEmbedReply(), abandon=admission.abandon)
+    return admission.response(generation, ollama.LegacyEmbedReply())
 
 
 @router.post("/v1/rerank")
@@ -59,17 +56,15 @@ async def openai_rerank(raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
     body = rerank.decode_rerank(raw)
     request = rerank.rerank_request(body, admission.ticket(await _resolve(routes, body.model)))
     generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive))
-    return GenerationResponse(generation, openai.RerankReply(body, id=request.id), abandon=admission.abandon)
+    return admission.response(generation, openai.RerankReply(body, id=request.id))
 
 
 @router.post("/api/rerank")
-async def ollama_rerank(
-    stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep
-) -> Response:
+async def ollama_rerank(stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
     body = rerank.decode_rerank(raw)
     request = rerank.rerank_request(body, admission.ticket(await _resolve(routes, body.model)))
     generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive))
-    return GenerationResponse(generation, ollama.RerankReply(body, stopwatch), abandon=admission.abandon)
+    return admission.response(generation, ollama.RerankReply(body, stopwatch))
 
 
 async def _resolve(routes: RoutesView, asked: str | None) -> Target:

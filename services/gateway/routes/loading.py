@@ -7,7 +7,6 @@ from starlette.responses import Response
 from services.gateway.admission import Admission
 from services.gateway.dialects import ollama
 from services.gateway.stopwatch import Stopwatch
-from services.gateway.streaming import GenerationResponse
 from services.gateway.ticket import Ticket
 
 
@@ -20,4 +19,4 @@ async def load_or_unload(
         await admission.unload(target)
         return Response(idle(target.asked, stopwatch, "unload"), media_type=ollama.JSON)
     generation = await admission.admit(ollama.load_request(ticket), keep_alive_ms=keep_alive_ms)
-    return GenerationResponse(generation, ollama.LoadReply(target.asked, stopwatch, idle), abandon=admission.abandon)
+    return admission.response(generation, ollama.LoadReply(target.asked, stopwatch, idle))
