@@ -16,8 +16,8 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("api_keys", sa.Column("weight", sa.Float(), server_default=sa.text("1"), nullable=False))
-    op.add_column("api_keys", sa.Column("priority", sa.String(), server_default=sa.text("'interactive'"), nullable=False))
-    op.add_column("api_keys", sa.Column("max_waiting", sa.Integer(), nullable=True))
+    op.add_column("api_keys", sa.Column("priority", sa.Text(), server_default=sa.text("'interactive'"), nullable=False))
+    op.add_column("api_keys", sa.Column("max_waiting", sa.BigInteger(), nullable=True))
     op.create_check_constraint(op.f("ck_api_keys_weight"), "api_keys", "weight >= 0.01 and weight <= 100")
     op.create_check_constraint(op.f("ck_api_keys_priority"), "api_keys", "priority in ('interactive', 'normal', 'batch')")
     op.create_check_constraint(op.f("ck_api_keys_max_waiting"), "api_keys", "max_waiting >= 1")

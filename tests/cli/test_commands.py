@@ -121,7 +121,7 @@ def test_a_key_on_terms(corral: Corral, gateway: Gateway) -> None:
     assert corral("key", "create", "ci", "--weight", "0.5", "--priority", "batch", "--max-waiting", "40").code == 0
     [body] = gateway.bodies("POST /registry/v1/keys")
     assert (body["weight"], body["priority"], body["max_waiting"]) == (0.5, "batch", 40)
-    assert corral("key", "create", "ci", "--priority", "urgent").code == 2
+    assert corral("key", "create", "ci", "--priority", "urgent").code == 1
 
 
 def test_show(corral: Corral, gateway: Gateway) -> None:

@@ -18,6 +18,7 @@ from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.routes import Caller, Routes, TagRoute, key_hash
+from services.protocol.waiting import Priority
 from services.registry.pulls import pull_request, safe_name
 from tests.conditions import eventually
 from tests.registry.conftest import Registry
@@ -271,6 +272,19 @@ async def test_a_deleted_name_is_gone_at_once_and_the_other_one_stays(
     assert (again.status_code, again.json()["error"]) == (404, "model 'a:latest' not found")
 
 
+async def test_a_key_on_terms(registry: Registry, redis: Redis) -> None:
+    wanted = {"name": "nightly", "weight": 0.5, "priority": "batch", "max_waiting": 40}
+    answer = await registry.http.post("/registry/v1/keys", json=wanted)
+    assert answer.json() | wanted == answer.json()
+    snapshot = await Routes(redis).load()
+    assert snapshot is not None
+    [caller] = snapshot.callers.values()
+    assert (caller.weight, caller.priority, caller.max_waiting) == (0.5, Priority.BATCH, 40)
+    for wrong in ({"weight": 0}, {"weight": 101}, {"priority": "urgent"}, {"max_waiting": 0}):
+        refused = await registry.http.post("/registry/v1/keys", json={"name": "wrong"} | wrong)
+        assert 400 <= refused.status_code < 500, wrong
+
+
 async def test_keys(registry: Registry, redis: Redis) -> None:
     answer = await registry.http.post("/registry/v1/keys", json={"name": "ci", "team": "core", "admin": True})
     assert answer.status_code == 201
@@ -292,6 +306,9 @@ async def test_keys(registry: Registry, redis: Redis) -> None:
         "team": "core",
         "admin": True,
         "prefix": key["secret"][:12],
+        "weight": 1.0,
+        "priority": "interactive",
+        "max_waiting": None,
         "created_at": key["created_at"],
         "revoked_at": None,
     }
