@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 
 from load.arrivals import Stretch, arrive, latencies
 from load.client import Client, Outcome, post
-from load.platform import ROUTES, VERSION, Cpu, gateway, listening, url_of, valkey
+from load.platform import ROUTES, VERSION, Cpu, Others, gateway, listening, url_of, valkey
 from services.protocol.connection import connect
 from services.protocol.messages import (
     Claim,
@@ -152,13 +152,15 @@ async def latency(port: int, path: str, cpu: Cpu, *, seconds: float) -> dict[str
     table = alone | {"cpu_ms": cpu.since_last_s() * 1000 / REQUESTS}
     await arrive(ask, Stretch(RATE, 1))
     cpu.since_last_s()
+    others = Others()
     [outcomes] = await arrive(ask, Stretch(RATE, seconds))
+    others_percent = 100 * others.share()
     at_rate = latencies([outcome.latency_ms for outcome in outcomes])
     client.close()
     return (
         table
         | {f"{name}_at_{RATE}": value for name, value in at_rate.items()}
-        | {f"cpu_ms_at_{RATE}": cpu.since_last_s() * 1000 / len(outcomes)}
+        | {f"cpu_ms_at_{RATE}": cpu.since_last_s() * 1000 / len(outcomes), "others_percent": others_percent}
     )
 
 

