@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test check format bench clean sync
+.PHONY: help up test check format bench chaos clean sync
 
 BIN := .venv/bin
 
@@ -25,6 +25,9 @@ format: sync ## Format the code, and mend what the linter can
 bench: ## Run every benchmark: most of an hour
 	@ops/bootstrap.sh bench
 	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit; done
+
+chaos: sync ## Kill a worker every few seconds under 64 clients: three minutes
+	@$(BIN)/python -m tests.faults.chaos
 
 clean: ## Remove what was built, but not ~/.corral
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from services.cli import keys
+from services.cli.chaos import chaos
 from services.cli.console import out
 from services.cli.deployments import deploy, list_deployments, undeploy
 from services.cli.models import list_models, remove, show
@@ -57,6 +58,7 @@ for command, name in (
     (deploy, "deploy"),
     (undeploy, "undeploy"),
     (list_deployments, "deployments"),
+    (chaos, "chaos"),
 ):
     app.command(name)(command)
 app.command("ls", hidden=True)(list_models)

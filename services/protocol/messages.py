@@ -2,6 +2,7 @@
 
 Gateway → queue → worker:   GenerateRequest, EmbedRequest, RerankRequest
 gateway → worker's inbox:   Cancel, Wake
+registry → worker's inbox:  Crash
 worker → gateway:           StepReply, one per engine step and gateway, holding the events of all that gateway's sequences:
                             Started, then Frame* or Embedded*, then exactly one of Finished, Failed or HandedOver for each claim.
 
@@ -217,7 +218,11 @@ class Wake(msgspec.Struct, frozen=True, tag="wake"):
     """A request may be waiting: claim."""
 
 
-Control = Cancel | Wake
+class Crash(msgspec.Struct, frozen=True, tag="crash"):
+    """End at once, as if killed: an operator wants to see that nobody notices."""
+
+
+Control = Cancel | Wake | Crash
 
 
 class Committed(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from services.protocol.connection import BLOCK_S, redis_answers, wait_for_answer
 from services.protocol.errors import CallerLimited, QueueFull
-from services.protocol.messages import Cancel, Claim, Committed, Control, Request, Wake
+from services.protocol.messages import Cancel, Claim, Committed, Control, Crash, Request, Wake
 from services.protocol.reports import WorkerReport, WorkerState
 from services.protocol.script import Script
 from services.protocol.waiting import Place, Priority, Terms, VersionQueue, place, retry_after_s
@@ -223,6 +223,11 @@ class Queue:
         """Wakes the registry's loop: something changed in its own rows."""
         async with redis_answers():
             await self._redis.publish(f"{self._prefix}:signal", "registry")
+
+    async def crash(self, worker: str) -> None:
+        """Has the worker kill itself."""
+        async with redis_answers():
+            await self._redis.lpush(f"{self._prefix}:inbox:{worker}", encode(_ControlEnvelope(Crash())))
 
     async def next_control(self, worker: str, *, timeout_s: float) -> Control | None:
         """Blocks until the worker's inbox has a message; None after `timeout_s`."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from services.protocol.gateways import Gateways
 from services.protocol.messages import (
     Cancel,
     Claim,
+    Crash,
     Event,
     Failed,
     Finished,
@@ -225,6 +228,9 @@ class Worker:
                 continue
             if isinstance(control, Cancel):
                 self._cancel(engine, control.request)
+            elif isinstance(control, Crash):
+                log.error("killing myself, as an operator wants")
+                os.kill(os.getpid(), signal.SIGKILL)
             elif control is not None:
                 self._may_claim.set()
 

@@ -17,6 +17,7 @@ from services.protocol.messages import FinishReason
 from services.protocol.prompts import ChatMessage, ChatPrompt
 from services.protocol.queue import Queue
 from services.protocol.routes import Routes
+from services.protocol.waiting import UNKNOWN_RETRY_S
 from tests.conditions import eventually
 from tests.gateway.conftest import CHAT, USER_KEY, ready, routes_snapshot, version_route
 from tests.gateway.servers import serving
@@ -251,7 +252,7 @@ async def test_a_full_queue(settings: Settings, routes: Routes, redis: Redis) ->
 
         await eventually(lambda: is_waiting(redis, 1))
         refused = await client.post("/v1/chat/completions", json={"model": "smollm2:135m", "messages": HI})
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, str(UNKNOWN_RETRY_S))
         assert refused.json()["error"]["message"] == busy
         refused = await client.post("/api/chat", json={"model": "smollm2:135m", "messages": HI})
         assert (refused.status_code, refused.json()) == (503, {"error": busy})

@@ -389,9 +389,7 @@ async def test_a_gateway_that_died_leaves_the_queue(inflight: Inflight, worker: 
     await eventually(lambda: worker.cancelled == [claimed.id])
 
     async def clean() -> bool:
-        return not await redis.exists(f"corral:request:{claimed.id}", f"corral:request:{waiting.id}") and not (
-            await redis.zcard(f"corral:queue:{'e' * 64}")
-        )
+        return not await redis.keys("corral:request:*") and not any(demand.waiting for demand in await queue.demand())
 
     await eventually(clean)
     assert await redis.smembers("corral:gateways") == {b"gateway-1"}

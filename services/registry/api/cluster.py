@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import joinedload
 
-from services.protocol.errors import Unavailable
+from services.protocol.errors import NotFound, Unavailable
 from services.registry import catalog
 from services.registry.api.dependencies import Parts, PartsDep, rfc3339
 from services.registry.models import BlobCopy, Job, Node, Replica, Tag, VersionBlob
@@ -99,6 +99,16 @@ def _replica(row: Replica, names: dict[str, str], load_progress: float) -> dict[
         "created_at": rfc3339(row.created_at),
         "state_changed_at": rfc3339(row.state_changed_at),
     }
+
+
+@router.post("/replicas/{replica}/kill")
+async def kill(replica: str, parts: PartsDep) -> dict[str, Any]:
+    """Has the replica's worker die on the spot, as a crash would. For `corral chaos`."""
+    for report in await parts.queue.workers():
+        if report.replica == replica:
+            await parts.queue.crash(report.worker)
+            return {"worker": report.worker, "node": report.node}
+    raise NotFound(f"replica {replica} has no worker")
 
 
 @router.get("/jobs")

@@ -16,6 +16,7 @@ import numpy as np
 from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
+from services.worker.engine.llama_batch import LlamaBatch
 from services.worker.engine.llama_model import (
     LlamaSettings,
     LogLines,
@@ -47,7 +48,7 @@ class LlamaRunner:
         self._context = new_context(self._model, settings, self._messages)
         apply_adapters(self._model, self._context, settings, self._messages)
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = _Batch(settings.batch_tokens)
+        self._batch = LlamaBatch(settings.batch_tokens)
         self._abort = _AbortFlag()
         self.num_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.num_slots = settings.num_slots
@@ -128,7 +129,10 @@ class LlamaRunner:
         self._abort.set()
 
     def decode(self, spans: TokenIds[Span]) -> NDArray[np.float32]:
-        rows = self._batch.fill(spans)
+        self._batch.clear()
+        for span in spans:
+            self._batch.add(span.tokens, sequence=span.slot, start=span.start, outputs=int(span.samples))
+        rows = sum(span.samples for span in spans)
         outcome = llama_cpp.llama_decode(self._context, self._batch.struct)
         if outcome == _NO_ROOM:
             raise NoRoom
@@ -166,39 +170,3 @@ class _AbortFlag:
 
     def clear(self) -> None:
         self._buffer[0] = b"\x00"
-
-
-class _Batch:
-    """A `llama_batch` over numpy arrays that live as long as it does; each token belongs to one sequence."""
-
-    def __init__(self, capacity: int) -> None:
-        self._token = np.zeros(capacity, dtype=np.int32)
-        self._pos = np.zeros(capacity, dtype=np.int32)
-        self._count = np.ones(capacity, dtype=np.int32)
-        self._seq = np.zeros(capacity, dtype=np.int32)
-        self._logits = np.zeros(capacity, dtype=np.int8)
-        # llama.cpp wants a pointer to the sequence ids of each token.
-        self._seq_pointers = self._seq.ctypes.data + np.arange(capacity, dtype=np.uintp) * self._seq.itemsize
-        pointer = ctypes.POINTER(ctypes.c_int32)
-        self.struct = llama_cpp.llama_batch(
-            n_tokens=0,
-            token=self._token.ctypes.data_as(pointer),
-            embd=None,
-            pos=self._pos.ctypes.data_as(pointer),
-            n_seq_id=self._count.ctypes.data_as(pointer),
-            seq_id=self._seq_pointers.ctypes.data_as(ctypes.POINTER(pointer)),
-            logits=self._logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-
-    def fill(self, spans: TokenIds[Span]) -> int:
-        """Returns how many rows of logits the batch will give."""
-        end = 0
-        for span in spans:
-            start, end = end, end + len(span.tokens)
-            self._token[start:end] = span.tokens
-            self._pos[start:end] = np.arange(span.start, span.start + len(span.tokens))
-            self._seq[start:end] = span.slot
-            self._logits[start:end] = 0
-            self._logits[end - 1] = span.samples
-        self.struct.n_tokens = end
-        return sum(span.samples for span in spans)

@@ -6,7 +6,6 @@ Encoders keep nothing between batches; a decoder's KV cache is emptied after eac
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence as TokenIds
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
 from services.worker.engine.embedder import MAX_SEQUENCES, Framing, Pooling
+from services.worker.engine.llama_batch import LlamaBatch
 from services.worker.engine.llama_model import (
     LlamaSettings,
     LogLines,
@@ -56,7 +56,7 @@ class LlamaEmbedder:
         self._context = self._new_context(settings, capacity)
         apply_adapters(self._model, self._context, settings, self._messages)
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = _Batch(capacity)
+        self._batch = LlamaBatch(capacity)
         self._width = (
             llama_cpp.llama_model_n_cls_out(self._model)
             if pooling is Pooling.RANK
@@ -98,7 +98,9 @@ class LlamaEmbedder:
             room = -found
 
     def embed(self, inputs: TokenIds[TokenIds[int]]) -> NDArray[np.float32]:
-        self._batch.fill(inputs)
+        self._batch.clear()
+        for sequence, ids in enumerate(inputs):
+            self._batch.add(ids, sequence=sequence, start=0, outputs=len(ids))
         outcome = llama_cpp.llama_decode(self._context, self._batch.struct)
         if outcome != 0:
             raise EngineDead(f"llama_decode returned {outcome}: {self._messages.last_error()}")
@@ -114,35 +116,3 @@ class LlamaEmbedder:
     def close(self) -> None:
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
-
-
-class _Batch:
-    """A `llama_batch` over numpy arrays that live as long as it does; each token belongs to one sequence and is pooled."""
-
-    def __init__(self, capacity: int) -> None:
-        self._token = np.zeros(capacity, dtype=np.int32)
-        self._pos = np.zeros(capacity, dtype=np.int32)
-        self._count = np.ones(capacity, dtype=np.int32)
-        self._seq = np.zeros(capacity, dtype=np.int32)
-        self._output = np.ones(capacity, dtype=np.int8)
-        # llama.cpp wants a pointer to the sequence ids of each token.
-        self._seq_pointers = self._seq.ctypes.data + np.arange(capacity, dtype=np.uintp) * self._seq.itemsize
-        pointer = ctypes.POINTER(ctypes.c_int32)
-        self.struct = llama_cpp.llama_batch(
-            n_tokens=0,
-            token=self._token.ctypes.data_as(pointer),
-            embd=None,
-            pos=self._pos.ctypes.data_as(pointer),
-            n_seq_id=self._count.ctypes.data_as(pointer),
-            seq_id=self._seq_pointers.ctypes.data_as(ctypes.POINTER(pointer)),
-            logits=self._output.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-
-    def fill(self, inputs: TokenIds[TokenIds[int]]) -> None:
-        end = 0
-        for sequence, ids in enumerate(inputs):
-            start, end = end, end + len(ids)
-            self._token[start:end] = ids
-            self._pos[start:end] = np.arange(len(ids))
-            self._seq[start:end] = sequence
-        self.struct.n_tokens = end

@@ -16,7 +16,6 @@ from services.worker.engine.sampling import Sampled
 from services.worker.engine.sequence import Sequence, SequenceStatus
 from services.worker.engine.slots import CacheOperation, SlotPool
 
-
 #: How many sequences prefill, how many decode -> prompt tokens in a batch.
 PrefillBudget = Callable[[int, int], int]
 

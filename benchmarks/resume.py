@@ -1,0 +1,102 @@
+"""An answer that goes on in another worker, against the same answer undisturbed: how often are the texts identical?
+
+    python benchmarks/resume.py [--model NAME] [--prompts N] [--tokens N] [--json FILE]
+
+Two engines with weights of their own stand for two workers. The first generates an answer, greedily and alone. The second is given
+the prompt and the first 8, 24 or 48 tokens of it and goes on, once `exact` (these tokens are computed one by one, as they were) and
+once `batched` (they are computed with the prompt). What the client has is never computed again in either way; what is counted is
+whether the rest is the same, token by token. Takes about five minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+from comparison.models import MODELS
+from comparison.prompts import prose, question
+from services.protocol.sampling import SamplingParams, StopConditions
+from services.worker.engine.engine import Engine
+from services.worker.engine.llama import LlamaRunner
+from services.worker.engine.llama_model import LlamaSettings
+from services.worker.engine.sampling import Sampler
+from services.worker.engine.sequence import Sequence
+
+COMMITTED = (8, 24, 48)
+MODES = ("exact", "batched")
+BATCH_TOKENS = 512
+SETTINGS = LlamaSettings(num_slots=2, context_tokens=1024, batch_tokens=BATCH_TOKENS)
+
+
+def generate(runner: LlamaRunner, prompt: list[int], *, tokens: int, committed: list[int], exactly: bool) -> list[int]:
+    """The whole answer, alone, with nothing in the cache."""
+    engine = Engine(runner, batch_tokens=BATCH_TOKENS, prefill_s=0.25)
+    sampler = Sampler(
+        SamplingParams(temperature=0),
+        StopConditions(tokens, ignore_eos=True),
+        end_tokens=runner.end_tokens,
+        vocabulary=runner.token_text,
+    )
+    sequence = Sequence("one", prompt, sampler, max_tokens=tokens, context_tokens=runner.context_tokens)
+    sequence.resume(committed, exactly=exactly)
+    engine.add(sequence)
+    while engine.has_work:
+        engine.admit()
+        engine.compute(engine.schedule())
+    return sequence.tokens[len(prompt) :]
+
+
+def prompts_of(runner: LlamaRunner, count: int) -> list[list[int]]:
+    """Questions behind texts of 13 to 200 tokens."""
+    texts = [f"{prose(f'resume {n}', 13 * (1 + n))}\n\n{question(f'resume {n}')}\n\n" for n in range(count)]
+    return [runner.tokenize(text, special=False) for text in texts]
+
+
+def measure(model: str, *, prompts: int, tokens: int) -> dict[str, dict[str, int]]:
+    """By number of committed tokens and mode, how many answers were identical."""
+    path = MODELS[model].fetch()
+    first, second = LlamaRunner(path, SETTINGS), LlamaRunner(path, SETTINGS)
+    same: Counter[tuple[int, str]] = Counter()
+    try:
+        for prompt in prompts_of(first, prompts):
+            answer = generate(first, prompt, tokens=tokens, committed=[], exactly=True)
+            for committed in COMMITTED:
+                for mode in MODES:
+                    given = answer[:committed]
+                    resumed = generate(second, prompt, tokens=tokens, committed=given, exactly=mode == "exact")
+                    assert resumed[:committed] == given
+                    same[committed, mode] += resumed == answer
+    finally:
+        first.close()
+        second.close()
+    return {str(committed): {mode: same[committed, mode] for mode in MODES} for committed in COMMITTED}
+
+
+def show(title: str, table: dict[str, dict[str, int]], prompts: int) -> None:
+    print(f"\n{title}: identical answers of {prompts}")
+    print(f"{'committed':>12}" + "".join(f"{mode:>10}" for mode in MODES))
+    for committed, counts in table.items():
+        print(f"{committed:>12}" + "".join(f"{counts[mode]:>10}" for mode in MODES))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", action="append", choices=MODELS, help="instead of both; may be repeated")
+    parser.add_argument("--prompts", type=int, default=16, help="answers for each model (default: 16)")
+    parser.add_argument("--tokens", type=int, default=96, help="of each answer (default: 96)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    options = parser.parse_args()
+    begun, tables = time.monotonic(), {}
+    for model in options.model or MODELS:
+        tables[model] = measure(model, prompts=options.prompts, tokens=options.tokens)
+        show(MODELS[model].title, tables[model], options.prompts)
+    print(f"\n{time.monotonic() - begun:.0f} s")
+    if options.json:
+        options.json.write_text(json.dumps({"prompts": options.prompts, "identical": tables}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

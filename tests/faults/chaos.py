@@ -1,0 +1,137 @@
+"""64 clients of mixed kinds against three workers, of which one is killed every few seconds: what do the clients notice?
+
+    python -m tests.faults.chaos [--minutes N] [--fake] [--clients N] [--every SECONDS]
+
+Workers run SmolLM2, or with --fake scripted tokens. Every answer is checked: that it ends, once, without an error; that its
+tokens are as many as its usage says, none twice and none missing (with --fake: that the answer is the undisturbed one, byte
+for byte). The exit code is 1 where one was not so. The time that a client waited longest for its next piece, in answers that a killed
+worker had begun, is what a failover adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.comparison.models import MODELS
+from tests.faults.cluster import Cluster, running
+from tests.faults.kinds import KINDS, Asked
+
+Said = dict[str, dict[str, Any]]
+
+
+class Tally:
+    """What became of the answers. `faults` holds what was wrong, `gaps_s` the longest wait of each answer that lost its worker."""
+
+    def __init__(self) -> None:
+        self.answers: Counter[str] = Counter()
+        self.kills = 0
+        self.faults: list[str] = []
+        self.gaps_s: list[float] = []
+        self.calm_s: list[float] = []
+
+
+async def client(cluster: Cluster, number: int, tally: Tally, expected: Said | None, until: float) -> None:
+    kinds = itertools.cycle(sorted(KINDS))
+    for _ in range(number % len(KINDS)):
+        next(kinds)
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=120, trust_env=False) as http:
+        while time.monotonic() < until:
+            kind, kills = next(kinds), tally.kills
+            asked = Asked(http, kind)
+            try:
+                answer = await asked.task
+            except httpx.HTTPError as error:
+                tally.faults.append(f"{kind}: {type(error).__name__}")
+                continue
+            tally.answers[kind] += 1
+            (tally.gaps_s if tally.kills > kills else tally.calm_s).append(asked.longest_wait_s)
+            said = answer.said()
+            if fault := fault_of(said, expected and expected[kind]):
+                tally.faults.append(f"{kind}: {fault}")
+
+
+def fault_of(said: dict[str, Any], expected: dict[str, Any] | None) -> str:
+    """Empty where nothing is wrong."""
+    if said["error"]:
+        return f"failed: {said['error']}"
+    if said["ends"] != 1:
+        return f"{said['ends']} ends"
+    if expected is not None and said != expected:
+        return f"not the undisturbed answer: {said} for {expected}"
+    tokens = said["logprobs"].get("tokens")
+    if tokens is not None and len(tokens) != said["tokens"][1]:
+        return f"{len(tokens)} tokens arrived, {said['tokens'][1]} were counted"
+    if tokens is not None and "�" not in "".join(tokens) and "".join(tokens) != said["texts"][0]:
+        return f"the text is not its tokens: {said['texts'][0]!r}"
+    return ""
+
+
+async def killer(cluster: Cluster, tally: Tally, every_s: float, until: float) -> None:
+    """Never the last one: a worker that was replaced comes first to its feet."""
+    while time.monotonic() + every_s < until:
+        await asyncio.sleep(every_s)
+        await cluster.any_ready(2)
+        victim = random.choice(await cluster.any_ready(2))
+        os.kill(cluster.pid(victim.replica), signal.SIGKILL)
+        tally.kills += 1
+        cluster.top_up()
+
+
+async def undisturbed(cluster: Cluster) -> Said:
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=120, trust_env=False) as http:
+        asked = [Asked(http, kind) for kind in KINDS]
+        return {one.kind: (await one.task).said() for one in asked}
+
+
+async def soak(folder: Path, options: argparse.Namespace) -> Tally:
+    fake = {"CORRAL_RUNNER": "fake", "CORRAL_FAKE_STEP_S": "0.02", "CORRAL_FAKE_SCRIPT": "recite"}
+    model = Path() if options.fake else MODELS["smollm2-135m"].fetch()
+    settings = fake if options.fake else {"CORRAL_THREADS": "1"}
+    tally = Tally()
+    async with running(folder, model=model, **settings) as cluster:
+        expected = await undisturbed(cluster) if options.fake else None
+        until = time.monotonic() + options.minutes * 60
+        clients = [client(cluster, number, tally, expected, until) for number in range(options.clients)]
+        await asyncio.gather(killer(cluster, tally, options.every, until), *clients)
+    return tally
+
+
+def show(tally: Tally) -> None:
+    print(f"{sum(tally.answers.values())} answers, {tally.kills} workers killed, {len(tally.faults)} faults")
+    for fault, count in Counter(tally.faults).most_common(10):
+        print(f"  {count} x {fault[:400]}")
+    for name, waits in (("while a worker was killed", tally.gaps_s), ("otherwise", tally.calm_s)):
+        if len(waits) > 1:
+            cuts = statistics.quantiles(waits, n=100)
+            print(f"longest wait within an answer, {name}: p50 {cuts[49]:.2f} s, p99 {cuts[98]:.2f} s ({len(waits)})")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=3, help="default: 3")
+    parser.add_argument("--fake", action="store_true", help="scripted tokens instead of SmolLM2")
+    parser.add_argument("--clients", type=int, default=64, help="default: 64")
+    parser.add_argument("--every", type=float, default=5, help="seconds between two kills (default: 5)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="corral-chaos-") as folder:
+        tally = asyncio.run(soak(Path(folder), options))
+    show(tally)
+    return 1 if tally.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

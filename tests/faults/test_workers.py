@@ -1,0 +1,112 @@
+"""Workers that die, freeze or drain in the middle of every kind of answer: nobody but a clock can tell."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import httpx
+import psutil
+import pytest
+
+from tests.conditions import eventually
+from tests.faults.cluster import EMBED, Cluster
+from tests.faults.conftest import LEADER_TOKENS, Disturbance, Said, ask_everything
+
+#: Tokens that the leader's client has: none, one, half of them, all but one.
+MOMENTS = (0, 1, LEADER_TOKENS // 2, LEADER_TOKENS - 1)
+
+
+def kill(disturbance: Disturbance) -> None:
+    os.kill(disturbance.pid, signal.SIGKILL)
+
+
+def drain(disturbance: Disturbance) -> None:
+    os.kill(disturbance.pid, signal.SIGTERM)
+
+
+def exhaust_memory(disturbance: Disturbance) -> None:
+    """Whatever it allocates from here on is refused."""
+    psutil.Process(disturbance.pid).rlimit(psutil.RLIMIT_AS, (1 << 20, 1 << 20))
+
+
+def exhaust_time(disturbance: Disturbance) -> None:
+    """The kernel ends it, by a signal that nobody sent."""
+    psutil.Process(disturbance.pid).rlimit(psutil.RLIMIT_CPU, (1, 1))
+
+
+def freeze(disturbance: Disturbance) -> None:
+    os.kill(disturbance.pid, signal.SIGSTOP)
+
+
+CASES = [(event, moment) for event in (kill, drain) for moment in MOMENTS]
+CASES += [(freeze, 1), (freeze, LEADER_TOKENS // 2), (exhaust_time, 1), (exhaust_memory, 1)]
+
+
+@pytest.mark.parametrize(("event", "moment"), CASES, ids=lambda value: getattr(value, "__name__", str(value)))
+async def test_answers_are_the_same(
+    cluster: Cluster, http: httpx.AsyncClient, undisturbed: Said, event: object, moment: int
+) -> None:
+    disturbance = await ask_everything(cluster, http)
+    await disturbance.reached(moment)
+    event(disturbance)  # type: ignore[operator]
+    try:
+        assert await disturbance.said() == undisturbed
+    finally:
+        if psutil.pid_exists(disturbance.pid):
+            os.kill(disturbance.pid, signal.SIGCONT)
+    await http.aclose()
+    await eventually(cluster.is_clean)
+
+
+async def test_a_killed_worker_is_missed_within_half_a_second(cluster: Cluster, http: httpx.AsyncClient) -> None:
+    disturbance = await ask_everything(cluster, http)
+    await disturbance.reached(2)
+    kill(disturbance)
+    killed_at = time.monotonic()
+
+    async def taken_back() -> bool:
+        return not await cluster.redis.exists(f"corral:claims:{disturbance.victim.worker}")
+
+    await eventually(taken_back, timeout_s=3)
+    assert time.monotonic() - killed_at < 0.5
+    await disturbance.said()
+
+
+async def test_a_worker_that_wakes_up_drops_what_it_has_lost(cluster: Cluster, http: httpx.AsyncClient) -> None:
+    disturbance = await ask_everything(cluster, http)
+    await disturbance.reached(1)
+    freeze(disturbance)
+    await disturbance.said()
+    os.kill(disturbance.pid, signal.SIGCONT)
+
+    async def is_idle() -> bool:
+        reports = {report.worker: report for report in await cluster.queue.workers()}
+        return disturbance.victim.worker in reports and reports[disturbance.victim.worker].running == 0
+
+    await eventually(is_idle, timeout_s=3)
+
+
+async def test_vectors_are_the_same(cluster: Cluster, http: httpx.AsyncClient) -> None:
+    body = {"model": "vectors", "input": [f"the text number {number}, which is not short " * 5 for number in range(40)]}
+    replica = await cluster.start_embedder()
+    await cluster.serving(1, EMBED)
+    expected = (await http.post("/v1/embeddings", json=body)).json()
+    asked = [http.post("/v1/embeddings", json=body) for _ in range(3)]
+    tasks = [asyncio.ensure_future(one) for one in asked]
+
+    async def is_working() -> bool:
+        return any(report.running for report in await cluster.queue.workers() if report.version == EMBED)
+
+    await eventually(is_working)
+    os.kill(cluster.pid(replica), signal.SIGKILL)
+    second = await cluster.start_embedder()
+    for task in tasks:
+        answer = await task
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == expected
+    await http.aclose()
+    await eventually(cluster.is_clean)
+    cluster.runtime.stop(second)
