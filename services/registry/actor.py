@@ -61,6 +61,11 @@ class Actor:
         self._sender = sender
         self._engine = engine
 
+    async def follow_platform(self) -> None:
+        """Once, before the first decision."""
+        async with self._database.transaction() as session:
+            await deployments.follow_platform(session, self._engine)
+
     async def act(self, decision: Decision) -> None:
         log.log(
             logging.DEBUG if isinstance(decision, SendJob | MeasureReplica | ForgetDemand) else logging.INFO, "%s", decision

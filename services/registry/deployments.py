@@ -1,11 +1,12 @@
 """What is wanted: one deployment for each version, made when requests wait for it or by an admin. The only writer of the table.
 
 Its `overrides` are the settings that an admin gave it, its `settings` what its replicas run with: these over the platform's, as
-those were when it was last wanted. A replica that runs with others is replaced (reconcile.py).
+those are since the registry was started. A replica that runs with others is replaced (reconcile.py).
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -17,6 +18,8 @@ from services.protocol.engine import EngineSettings, Pooling
 from services.protocol.errors import BadRequest, ModelNotFound
 from services.registry.models import Deployment, Version
 from services.registry.states import Origin
+
+log = logging.getLogger(__name__)
 
 #: Where msgspec says what is wrong, at the end of its message.
 _PLACE = re.compile(r"(?P<what>.*) - at `\$\.(?P<field>.*)`", re.DOTALL)
@@ -48,6 +51,15 @@ async def want_on_demand(session: AsyncSession, version: str, platform: EngineSe
     row.reason = ""
     await session.flush()
     return row.id
+
+
+async def follow_platform(session: AsyncSession, platform: EngineSettings) -> None:
+    """The platform may have been started again with other settings: every deployment takes them, under its own."""
+    for row in await session.scalars(select(Deployment).with_for_update()):
+        try:
+            row.settings = msgspec.to_builtins(merged(platform, row.overrides))
+        except msgspec.ValidationError as error:
+            log.warning("version %s keeps its settings: %s", row.version_digest[:12], error)
 
 
 async def deploy(

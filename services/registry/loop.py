@@ -80,6 +80,7 @@ class ControlLoop:
 
     async def _lead(self, lock: AsyncConnection, signals: Signals) -> None:
         sightings = Sightings()
+        await self._actor.follow_platform()
         while True:
             started = time.monotonic()
             # Fails where the session that holds the lock is gone, and another process may lead.

@@ -14,9 +14,9 @@ from services.protocol.reports import WorkerState
 from services.protocol.routes import Routes
 from services.registry.config import Settings
 from tests.conditions import eventually
-from tests.registry.conftest import Registry
+from tests.registry.conftest import Registry, running_registry
 from tests.registry.scripted_node import ScriptedNode, pulled_model
-from tests.registry.test_loop import ask, failure, none_live, one, pull, replies, serve, tiny
+from tests.registry.test_loop import TINY, ask, failure, none_live, one, pull, replies, serve, tiny
 
 __all__ = ["replies", "tiny"]  # fixtures
 
@@ -65,6 +65,20 @@ async def test_replicas_with_other_settings_are_replaced(registry: Registry, nod
     assert (before.engine.slots, after.engine.slots, after.engine.kv_tokens) == (2, 1, 512)
     assert [stop.replica for stop in node.jobs(Stop)] == [first["id"]]
     assert (await one(registry, "stopped"))["reason"] == "its settings have changed"
+
+
+async def test_a_platform_that_starts_again_with_other_settings_replaces_its_replicas(
+    redis: Redis, settings: Settings, node: ScriptedNode, queue: Queue
+) -> None:
+    async with running_registry(settings) as registry:
+        await pull(registry, TINY)
+        tiny = await registry.digest("tiny")
+        await ask(queue, tiny, keep_alive_ms=-1)
+        await one(registry, "ready")
+    wider = settings.model_copy(update={"context_tokens": 64})
+    async with running_registry(wider) as registry:
+        await eventually(lambda: len(node.jobs(Start)) == 2)
+    assert [start.engine.context_tokens for start in node.jobs(Start)] == [16, 64]
 
 
 async def test_settings_of_a_model_that_is_loaded_on_demand(
