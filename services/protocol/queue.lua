@@ -234,12 +234,13 @@ local function note_passed(version, served, ttl_ms)
 end
 
 if command == "enqueue" then
-  -- id, version, gateway, caller, payload, cost, weight, band, limit, caller_limit, timeout_ms or "", keep_alive_ms or "", ttl_ms,
+  -- id, version, gateway, caller, payload, cost, weight, band, limit, caller_limit or "", timeout_ms or "", keep_alive_ms or "", ttl_ms,
   -- wake message
   -- -> {1, requests now waiting, its place in the order (0: an idle worker was woken for it), drain rate or ""},
   -- or {0 where the queue is full, -1 where the caller has its share of it, requests waiting, those before it, drain rate or ""}
   local id, version, gateway, caller, payload = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-  local cost, weight, band, limit, caller_limit = tonumber(ARGV[7]), ARGV[8], ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
+  local cost, weight, band = tonumber(ARGV[7]), ARGV[8], ARGV[9]
+  local limit, caller_limit = tonumber(ARGV[10]), ARGV[11] ~= "" and tonumber(ARGV[11]) or math.huge
   local timeout_ms, keep_alive_ms, ttl_ms, message = ARGV[12], ARGV[13], ARGV[14], ARGV[15]
   local depth = depth_of(version)
   if number_or(redis.call("ZSCORE", K .. ":callers:" .. version, caller), 0) >= caller_limit then

@@ -33,7 +33,7 @@ _BANDS = {priority: band for band, priority in enumerate(Priority)}
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """On which a request waits. `caller_limit`: how many of its caller's may wait for the version, None: as many as of all.
+    """On which a request waits. `caller_limit`: how many of its caller's may wait for the version, None: any number.
     `timeout_ms`: it is not begun with after so long, None: it waits for ever."""
 
     priority: Priority = Priority.NORMAL
