@@ -113,7 +113,7 @@ class Queue:
             terms.weight,
             terms.priority.band,
             limit,
-            limit + 1 if terms.caller_limit is None else terms.caller_limit,
+            _or_empty(terms.caller_limit),
             _or_empty(terms.timeout_ms),
             _or_empty(keep_alive_ms),
             REQUEST_TTL_MS,
