@@ -25,6 +25,7 @@ KEEP_S = 0.4
 LOOK_S = 0.4
 
 _BURIAL_MS = 10_000
+_ROUNDS = 10
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +68,20 @@ class Gateways:
         async with redis_answers():
             if not await self._redis.set(f"{self._prefix}:burial:{gateway}", b"", px=_BURIAL_MS, nx=True):
                 return
-        left = await self._records.sent_by(gateway)
-        for request, epoch, cost in left:
-            if await self._queue.cancel(request) == "claimed":
-                await self._queue.settle(request, epoch, cost=cost)
+        taken_back: set[str] = set()
+        # Those that were claimed since they were listed are there once more, under another epoch.
+        for _ in range(_ROUNDS):
+            left = await self._records.sent_by(gateway)
+            if not left:
+                break
+            taken_back.update(request for request, _, _ in left)
+            for request, epoch, cost in left:
+                if await self._queue.cancel(request) == "claimed":
+                    await self._queue.settle(request, epoch, cost=cost)
         await self.withdraw(gateway)
         async with redis_answers():
             await self._redis.delete(f"{self._prefix}:burial:{gateway}", f"{self._prefix}:replies:{gateway}")
-        log.warning("gateway %s is gone; took back %d requests of it", gateway, len(left))
+        log.warning("gateway %s is gone; took back %d requests of it", gateway, len(taken_back))
 
     async def watch(self) -> None:
         """For ever: buries the gateways that are gone."""

@@ -90,7 +90,7 @@ async def test_a_worker_that_wakes_up_drops_what_it_has_lost(cluster: Cluster, h
 
 
 async def test_vectors_are_the_same(cluster: Cluster, http: httpx.AsyncClient) -> None:
-    body = {"model": "vectors", "input": [f"the text number {number}, which is not short "" for number in range(24)]}
+    body = {"model": "vectors", "input": [f"the text number {number}, which is not short" for number in range(24)]}
     replica = await cluster.start_embedder()
     await cluster.serving(1, EMBED)
     expected = (await http.post("/v1/embeddings", json=body)).json()
