@@ -17,7 +17,7 @@ Keys, all under one prefix (K below, KEYS[1] in the script; one Redis, not a Red
   K:drain:<version>      hash         left, busy_ms: how many requests left the queue for a worker after they had to wait, and the
                                              time during which requests waited, both decaying; at (ms): counted up to then
   K:idle:<version>       set          workers that found nothing to claim and wait for a Wake in their inbox
-  K:inbox:<worker>       list         Cancel and Wake messages for one worker; it expires INBOX_MS after the newest
+  K:inbox:<worker>       list         Cancel, Wake and Crash messages for one worker; it expires INBOX_MS after the newest
   K:claims:<worker>      set          ids of the requests that the worker has claimed
   K:worker:<worker>      string       the worker's last WorkerReport; it expires with the lease
   K:workers              sorted set   workers by the time (ms) at which their lease ends
@@ -234,8 +234,8 @@ local function note_passed(version, served, ttl_ms)
 end
 
 if command == "enqueue" then
-  -- id, version, gateway, caller, payload, cost, weight, band, limit, caller_limit or "", timeout_ms or "", keep_alive_ms or "", ttl_ms,
-  -- wake message
+  -- id, version, gateway, caller, payload, cost, weight, band, limit, caller_limit or "", timeout_ms or "", keep_alive_ms or "",
+  -- ttl_ms, wake message
   -- -> {1, requests now waiting, its place in the order (0: an idle worker was woken for it), drain rate or ""},
   -- or {0 where the queue is full, -1 where the caller has its share of it, requests waiting, those before it, drain rate or ""}
   local id, version, gateway, caller, payload = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
