@@ -6,6 +6,7 @@ constrains and cannot be compiled is refused with its place, older spellings bec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +57,9 @@ _KEEPS_OPEN = {"additionalProperties", "patternProperties", "minProperties", "ma
 
 #: What may stand beside a reference or a choice without making it an intersection.
 _BESIDE = {"type", "$defs", "definitions", "$id", "id", "$anchor"}
+
+#: In a regular expression: what a backslash takes the meaning of, or a class.
+_ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
 
 def normalized(schema: dict[str, Any] | bool) -> dict[str, Any]:
@@ -137,8 +141,17 @@ def _value(keyword: str, value: Any, place: Pointer) -> Any:
     if keyword in _MAPS:
         if not isinstance(value, dict):
             raise refusal(place, f"'{keyword}' must be an object of schemas")
-        return {name: _normalized(part, place / name) for name, part in value.items()}
+        spelled = _without_control_characters if keyword == "patternProperties" else str
+        return {spelled(name): _normalized(part, place / name) for name, part in value.items()}
+    if keyword == "pattern" and isinstance(value, str):
+        return _without_control_characters(value)
     return value
+
+
+def _without_control_characters(pattern: str) -> str:
+    """With these left out of every negated class. Where one of them may stand, llguidance lets every escape stand, a quotation mark
+    that the class excludes among them."""
+    return _ESCAPE_OR_CLASS.sub(lambda found: re.sub(r"^\[\^", r"[^\\x00-\\x1f", found[0]), pattern)
 
 
 def _in_todays_spelling(schema: dict[str, Any], place: Pointer) -> dict[str, Any]:
