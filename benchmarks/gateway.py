@@ -22,7 +22,7 @@ from pathlib import Path
 import uvloop
 from redis.asyncio import Redis
 
-from load.arrivals import Stretch, arrive, latencies
+from load.arrivals import Stretch, arrive, keep_busy, latencies
 from load.client import Client, Outcome, post
 from load.platform import ROUTES, VERSION, Cpu, Others, gateway, listening, url_of, valkey
 from services.protocol.connection import connect
@@ -154,14 +154,12 @@ async def latency(port: int, path: str, cpu: Cpu, *, seconds: float) -> dict[str
     cpu.since_last_s()
     others = Others()
     [outcomes] = await arrive(ask, Stretch(RATE, seconds))
-    others_percent = 100 * others.share()
+    table[f"cpu_ms_at_{RATE}"] = cpu.since_last_s() * 1000 / len(outcomes)
+    table["others_percent"] = 100 * others.share()
     at_rate = latencies([outcome.latency_ms for outcome in outcomes])
+    table["most_per_s"] = len(await keep_busy(ask, clients=16, seconds=5)) / 5
     client.close()
-    return (
-        table
-        | {f"{name}_at_{RATE}": value for name, value in at_rate.items()}
-        | {f"cpu_ms_at_{RATE}": cpu.since_last_s() * 1000 / len(outcomes), "others_percent": others_percent}
-    )
+    return table | {f"{name}_at_{RATE}": value for name, value in at_rate.items()}
 
 
 async def throughput(port: int, path: str, cpu: Cpu) -> dict[str, float]:
@@ -211,6 +209,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--seconds", type=float, default=10, help=f"of {RATE} requests each, for each path (10)")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--litellm", action="store_true", help="also LiteLLM's proxy, which is fetched with pip: some minutes more"
+    )
     arguments = parser.parse_args()
     if arguments.worker:
         work(arguments.worker[0], int(arguments.worker[1]))

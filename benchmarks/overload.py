@@ -4,7 +4,7 @@
 
 Starts a Valkey, a gateway and a worker of its own; the worker is real, its model scripted, with a fixed time for each step. First its
 capacity is measured, then, at random times: a load of 80 % for comparison, ten times the capacity for `--seconds` (60), and at once
-80 % again. Every request is a streamed chat that wants to be begun within half a second. Takes two minutes.
+80 % again. Every request is a streamed chat that wants to be begun within 0.4 s. Takes two minutes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,8 +32,8 @@ from services.protocol.routes import Routes
 SLOTS = 16
 STEP_S = 0.01
 TOKEN_S = 0.0001
-ANSWER_TOKENS = 32
-TIMEOUT_S = 0.5
+ANSWER_TOKENS = (16, 48)
+TIMEOUT_S = 0.4
 BUSY_S = 8.0
 NORMAL_S = 20.0
 NORMAL_LOAD = 0.8
@@ -69,6 +70,15 @@ class Memory:
         return figures
 
 
+def requests(**headers: str) -> Iterator[bytes]:
+    """Chats with answers of random length: of one length, those that begin together would end together."""
+    story = [{"role": "user", "content": "Tell me a story about a horse."}]
+    chance = random.Random(4)
+    while True:
+        asked = {"model": "m", "messages": story, "max_tokens": chance.randint(*ANSWER_TOKENS), "stream": True}
+        yield post("/v1/chat/completions", asked, **headers)
+
+
 def summary(outcomes: Sequence[Outcome], seconds: float) -> Figures:
     """Rates per second, times in milliseconds; `first` until the first token. `late` refusals came after the request had waited,
     with a 504."""
@@ -102,18 +112,16 @@ async def measure(url: str, port: int, pid: int, *, seconds: float) -> dict[str,
         await Routes(redis).publish(ROUTES)
         await listening(port)
         await claiming(redis)
-        client, story = Client(port), [{"role": "user", "content": "Tell me a story about a horse."}]
-        asked = {"model": "m", "messages": story, "max_tokens": ANSWER_TOKENS, "stream": True}
-        patient = post("/v1/chat/completions", asked)
-        hurried = post("/v1/chat/completions", asked, X_Request_Timeout=str(TIMEOUT_S))
-        await keep_busy(lambda: client.ask(patient), clients=2 * SLOTS, seconds=2)
-        capacity = len(await keep_busy(lambda: client.ask(patient), clients=2 * SLOTS, seconds=BUSY_S)) / BUSY_S
+        client = Client(port)
+        patient, hurried = requests(), requests(X_Request_Timeout=str(TIMEOUT_S))
+        await keep_busy(lambda: client.ask(next(patient)), clients=2 * SLOTS, seconds=2)
+        capacity = len(await keep_busy(lambda: client.ask(next(patient)), clients=2 * SLOTS, seconds=BUSY_S)) / BUSY_S
         normal = Stretch(NORMAL_LOAD * capacity, NORMAL_S)
-        [before] = await arrive(lambda: client.ask(hurried), normal)
+        [before] = await arrive(lambda: client.ask(next(hurried)), normal)
         memory = Memory(pid, redis)
         watching = asyncio.create_task(memory.watch())
         over, after = await arrive(
-            lambda: client.ask(hurried), Stretch(OVERLOAD * capacity, seconds), normal._replace(seconds=RECOVERY_S)
+            lambda: client.ask(next(hurried)), Stretch(OVERLOAD * capacity, seconds), normal._replace(seconds=RECOVERY_S)
         )
         await asyncio.sleep(1)
         watching.cancel()
