@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="instead of both; may be repeated")
     parser.add_argument("--prompts", type=int, default=16, help="answers for each model (default: 16)")
-    parser.add_argument("--tokens", type=int, default=96, help="of each answer (default: 96)")
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer (default: 64)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     options = parser.parse_args()
     begun, tables = time.monotonic(), {}

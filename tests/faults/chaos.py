@@ -4,8 +4,8 @@
 
 Workers run SmolLM2, or with --fake scripted tokens. Every answer is checked: that it ends, once, without an error; that its
 tokens are as many as its usage says, none twice and none missing (with --fake: that the answer is the undisturbed one, byte
-for byte). The exit code is 1 where one was not so. The time that a client waited longest for its next piece, in answers that a killed
-worker had begun, is what a failover adds.
+for byte). The exit code is 1 where one was not so. What a failover adds shows in the longest wait for a next
+piece: of the answers that were under way when a worker was killed, as many as that worker had, those that waited longest.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ Said = dict[str, dict[str, Any]]
 
 
 class Tally:
-    """What became of the answers. `faults` holds what was wrong, `gaps_s` the longest wait of each answer that lost its worker."""
+    """What became of the answers. `faults` holds what was wrong; `lost` counts requests that a killed worker had, `gaps_s` has the
+    longest wait of each answer that was under way when one was killed, `calm_s` that of the others."""
 
     def __init__(self) -> None:
         self.answers: Counter[str] = Counter()
         self.kills = 0
+        self.lost = 0
         self.faults: list[str] = []
         self.gaps_s: list[float] = []
         self.calm_s: list[float] = []
@@ -86,6 +88,7 @@ async def killer(cluster: Cluster, tally: Tally, every_s: float, until: float) -
         await asyncio.sleep(every_s)
         await cluster.any_ready(2)
         victim = random.choice(await cluster.any_ready(2))
+        tally.lost += int(await cluster.redis.scard(f"corral:claims:{victim.worker}"))
         os.kill(cluster.pid(victim.replica), signal.SIGKILL)
         tally.kills += 1
         cluster.top_up()
@@ -111,10 +114,13 @@ async def soak(folder: Path, options: argparse.Namespace) -> Tally:
 
 
 def show(tally: Tally) -> None:
-    print(f"{sum(tally.answers.values())} answers, {tally.kills} workers killed, {len(tally.faults)} faults")
+    print(
+        f"{sum(tally.answers.values())} answers, {tally.kills} workers killed with {tally.lost} of them, {len(tally.faults)} faults"
+    )
     for fault, count in Counter(tally.faults).most_common(10):
         print(f"  {count} x {fault[:400]}")
-    for name, waits in (("while a worker was killed", tally.gaps_s), ("otherwise", tally.calm_s)):
+    disturbed = sorted(tally.gaps_s, reverse=True)[: tally.lost]
+    for name, waits in (("where its worker was killed", disturbed), ("otherwise", tally.calm_s)):
         if len(waits) > 1:
             cuts = statistics.quantiles(waits, n=100)
             print(f"longest wait within an answer, {name}: p50 {cuts[49]:.2f} s, p99 {cuts[98]:.2f} s ({len(waits)})")
