@@ -162,6 +162,7 @@ class Cluster:
         """So many workers that are ready, busy or not."""
 
         async def found() -> list[WorkerReport]:
+            self.top_up()  # a process that was just killed may still have counted as running
             reports = [report for report in await self.queue.workers() if report.state is WorkerState.READY]
             return reports if len(reports) >= count else []
 
