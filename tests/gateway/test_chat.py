@@ -196,7 +196,7 @@ async def test_errors_after_it_end_the_stream(http: httpx.AsyncClient, worker: W
     answer = await worker.take()
     await answer.started()
     await answer.frame("Hel")
-    await answer.failed("worker_lost", "it broke")
+    await answer.failed("internal_error", "it broke")
     response = await asked
     assert response.status_code == 200
     assert json.loads(response.text.splitlines()[-1]) == {"error": "it broke"}
@@ -207,7 +207,7 @@ async def test_errors_after_it_end_the_stream(http: httpx.AsyncClient, worker: W
     answer = await worker.take()
     await answer.started()
     await answer.frame("Hel")
-    await answer.failed("worker_lost", "it broke")
+    await answer.failed("internal_error", "it broke")
     *_, last = (await asked).text.strip().split("\n\n")
     assert json.loads(last.removeprefix("data: "))["error"]["message"] == "it broke"
 
