@@ -22,9 +22,10 @@ import numpy as np
 from llama_cpp import llama_cpp
 
 from comparison.models import MODELS, Model
+from services.protocol.engine import EngineSettings
 from services.protocol.sampling import Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
 from services.worker.engine.grammar import GrammarCompiler
-from services.worker.engine.llama import LlamaRunner, LlamaSettings
+from services.worker.engine.llama import LlamaRunner
 
 ANSWER = (
     '{"name": "Ada Lovelace", "born": 1815, "tags": ["mathematician", "a writer of some note"], "address": {"city": "London"}}'
@@ -69,7 +70,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def load(model: Model) -> LlamaRunner:
-    return LlamaRunner(model.fetch(), LlamaSettings(num_slots=1, context_tokens=256))
+    return LlamaRunner(model.fetch(), EngineSettings(slots=1, context_tokens=256))
 
 
 @contextmanager

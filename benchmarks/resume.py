@@ -18,17 +18,17 @@ from pathlib import Path
 
 from comparison.models import MODELS
 from comparison.prompts import prose, question
+from services.protocol.engine import EngineSettings
 from services.protocol.sampling import SamplingParams, StopConditions
 from services.worker.engine.engine import Engine
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.llama_model import LlamaSettings
 from services.worker.engine.sampling import Sampler
 from services.worker.engine.sequence import Sequence
 
 COMMITTED = (8, 24, 48)
 MODES = ("exact", "batched")
 BATCH_TOKENS = 512
-SETTINGS = LlamaSettings(num_slots=2, context_tokens=1024, batch_tokens=BATCH_TOKENS)
+SETTINGS = EngineSettings(slots=2, context_tokens=1024, batch_tokens=BATCH_TOKENS)
 
 
 def generate(runner: LlamaRunner, prompt: list[int], *, tokens: int, committed: list[int], exactly: bool) -> list[int]:

@@ -6,9 +6,10 @@ SIGBUS. So is the memory that it will take: what the kernel kills says nothing. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from services.protocol import cgroups, gguf
@@ -25,7 +26,7 @@ from services.worker.engine.fake import CHAT_TEMPLATE, RECITING_TEMPLATE, CostMo
 from services.worker.engine.fake_embedder import FakeEmbedder
 from services.worker.engine.llama import LlamaRunner
 from services.worker.engine.llama_embedder import LlamaEmbedder
-from services.worker.engine.llama_model import DEFAULT_CONTEXT_TOKENS, LlamaSettings
+from services.worker.engine.llama_model import DEFAULT_CONTEXT_TOKENS, threads_used
 from services.worker.engine.runner import ModelUnusable, OnProgress
 from services.worker.generating import GeneratingMode
 from services.worker.mode import Mode
@@ -78,11 +79,9 @@ def available_memory(root: Path = cgroups.ROOT) -> int:
     return min([psutil.virtual_memory().available, *(max(limit - used, 0) for limit, used in cgroups.memory_limits(root))])
 
 
-def llama_settings(engine: EngineSettings) -> LlamaSettings:
-    named = {field.name: getattr(engine, field.name) for field in fields(LlamaSettings) if field.name != "num_slots"}
-    settings = LlamaSettings(num_slots=engine.slots, **named)
-    # More threads than a container's quota allows would wait for each other.
-    return replace(settings, threads=min([settings.threads_used, *cgroups.cpu_limits()]))
+def within_quota(engine: EngineSettings) -> EngineSettings:
+    """More threads than a container's quota allows would wait for each other."""
+    return msgspec.structs.replace(engine, threads=min([threads_used(engine), *cgroups.cpu_limits()]))
 
 
 def _device_memory_free(engine: EngineSettings) -> int:
@@ -90,11 +89,11 @@ def _device_memory_free(engine: EngineSettings) -> int:
 
 
 def _mode(settings: Settings, model: Gguf, on_progress: OnProgress) -> Mode:
-    path, llama = settings.model_path, llama_settings(settings.engine)
+    path, engine = settings.model_path, within_quota(settings.engine)
     pooling = pooling_of(model.metadata, settings.pooling)
     if pooling == "none":
-        return GeneratingMode(LlamaRunner(path, llama, on_progress=on_progress), settings)
-    return EmbeddingMode(LlamaEmbedder(path, llama, pooling=Pooling(pooling), on_progress=on_progress))
+        return GeneratingMode(LlamaRunner(path, engine, on_progress=on_progress), settings)
+    return EmbeddingMode(LlamaEmbedder(path, engine, pooling=Pooling(pooling), on_progress=on_progress))
 
 
 def _fake_mode(settings: Settings) -> Mode:

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from comparison.prompts import prose
-from services.worker.engine.llama import LlamaRunner, LlamaSettings
+from services.protocol.engine import EngineSettings
+from services.worker.engine.llama import LlamaRunner
 
 
 @pytest.mark.parametrize("tokens", [100, 1250])
 def test_length(smollm2_path: Path, tokens: int) -> None:
-    runner = LlamaRunner(smollm2_path, LlamaSettings(num_slots=1, context_tokens=256))
+    runner = LlamaRunner(smollm2_path, EngineSettings(slots=1, context_tokens=256))
     try:
         assert abs(len(runner.tokenize(prose("seed", tokens), special=False)) - tokens) <= 7
     finally:

@@ -16,7 +16,7 @@ from services.protocol.errors import InsufficientMemory, InvalidModelFile, Model
 from services.protocol.reports import WorkerState
 from services.worker.config import Settings
 from services.worker.engine.runner import LoadCancelled, OnProgress
-from services.worker.loading import Loaded, available_memory, llama_settings, load, read_model, require_memory
+from services.worker.loading import Loaded, available_memory, load, read_model, require_memory, within_quota
 from services.worker.worker import Worker
 from tests.conditions import eventually
 from tests.ggufs import write_gguf
@@ -100,10 +100,10 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
 
 
 def test_threads_are_no_more_than_a_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert llama_settings(EngineSettings()).threads >= 1
+    assert within_quota(EngineSettings()).threads >= 1
     monkeypatch.setattr(cgroups, "cpu_limits", lambda: iter([3, 5]))
-    assert llama_settings(EngineSettings(threads=64)).threads == 3
-    assert llama_settings(EngineSettings(threads=2)).threads == 2
+    assert within_quota(EngineSettings(threads=64)).threads == 3
+    assert within_quota(EngineSettings(threads=2)).threads == 2
 
 
 async def test_too_little_memory_is_reported_and_ends_the_process(

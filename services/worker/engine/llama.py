@@ -16,9 +16,9 @@ import numpy as np
 from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
+from services.protocol.engine import EngineSettings
 from services.worker.engine.llama_batch import LlamaBatch
 from services.worker.engine.llama_model import (
-    LlamaSettings,
     LogLines,
     apply_adapters,
     load_model,
@@ -40,7 +40,7 @@ class LlamaRunner:
     """Implements ModelRunner on a GGUF file. Raises ModelUnusable where the file cannot be loaded, LoadCancelled where
     `on_progress` ends it."""
 
-    def __init__(self, path: Path, settings: LlamaSettings, *, on_progress: OnProgress = lambda _: True) -> None:
+    def __init__(self, path: Path, settings: EngineSettings, *, on_progress: OnProgress = lambda _: True) -> None:
         self._messages = LogLines()
         llama_cpp.llama_backend_init()
         self._model = load_model(path, settings, self._messages, on_progress)
@@ -51,7 +51,7 @@ class LlamaRunner:
         self._batch = LlamaBatch(settings.batch_tokens)
         self._abort = _AbortFlag()
         self.num_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self.num_slots = settings.num_slots
+        self.num_slots = settings.slots
         self.context_tokens = slot_context(self._model, settings)
         self.partial_reuse = not (
             llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)

@@ -7,18 +7,18 @@ Encoders keep nothing between batches; a decoder's KV cache is emptied after eac
 from __future__ import annotations
 
 from collections.abc import Sequence as TokenIds
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
+from services.protocol.engine import EngineSettings
 from services.worker.engine.embedder import MAX_SEQUENCES, Framing, Pooling
 from services.worker.engine.llama_batch import LlamaBatch
 from services.worker.engine.llama_model import (
-    LlamaSettings,
     LogLines,
     apply_adapters,
     context_params,
@@ -40,7 +40,7 @@ class LlamaEmbedder:
     """Implements Embedder on a GGUF file. Raises ModelUnusable where the file cannot be loaded."""
 
     def __init__(
-        self, path: Path, settings: LlamaSettings, *, pooling: Pooling, on_progress: OnProgress = lambda _: True
+        self, path: Path, settings: EngineSettings, *, pooling: Pooling, on_progress: OnProgress = lambda _: True
     ) -> None:
         self._messages = LogLines()
         llama_cpp.llama_backend_init()
@@ -48,7 +48,7 @@ class LlamaEmbedder:
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.pooling = pooling
         self.num_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self.context_tokens = slot_context(self._model, replace(settings, kv_tokens=0))
+        self.context_tokens = slot_context(self._model, msgspec.structs.replace(settings, kv_tokens=0))
         self.batch_tokens = settings.batch_tokens
         capacity = max(self.batch_tokens, self.context_tokens)
         self.max_sequences = min(MAX_SEQUENCES, capacity)  # llama.cpp aborts where there are more of them than tokens
@@ -63,7 +63,7 @@ class LlamaEmbedder:
             else llama_cpp.llama_model_n_embd_out(self._model)
         )
 
-    def _new_context(self, settings: LlamaSettings, capacity: int) -> Any:
+    def _new_context(self, settings: EngineSettings, capacity: int) -> Any:
         params = context_params(settings)
         params.n_ctx = params.n_batch = params.n_ubatch = capacity
         params.n_seq_max = self.max_sequences

@@ -6,12 +6,12 @@ import ctypes
 import logging
 import os
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from llama_cpp import llama_cpp
 
+from services.protocol.engine import EngineSettings
 from services.worker.engine.runner import LoadCancelled, ModelUnusable, OnProgress
 
 log = logging.getLogger(__name__)
@@ -49,41 +49,15 @@ _KV_TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class LlamaSettings:
-    """The fields of services.protocol.engine.EngineSettings that llama.cpp is given; what each means is said there.
-
-    `context_tokens` 0: the trained context, at most DEFAULT_CONTEXT_TOKENS. `threads` 0: every core that this process may use.
-    """
-
-    num_slots: int = 8
-    context_tokens: int = 0
-    kv_tokens: int = 0
-    kv_unified: bool = True
-    kv_type_k: str = "f16"
-    kv_type_v: str = "f16"
-    flash_attention: str = "auto"
-    batch_tokens: int = 512
-    threads: int = 0
-    gpu_layers: int = -1
-    main_gpu: int = 0
-    split_mode: str = "layer"
-    tensor_split: tuple[float, ...] = ()
-    mmap: bool = True
-    mlock: bool = False
-    lora: tuple[tuple[str, float], ...] = ()
-    rope_freq_base: float = 0.0
-    rope_freq_scale: float = 0.0
-
-    @property
-    def threads_used(self) -> int:
-        if self.threads:
-            return self.threads
-        # macOS knows no affinity.
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def threads_used(settings: EngineSettings) -> int:
+    """Every core that this process may use, where the settings do not say."""
+    if settings.threads:
+        return settings.threads
+    # macOS knows no affinity.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def load_model(path: Path, settings: LlamaSettings, messages: LogLines, on_progress: OnProgress) -> Any:
+def load_model(path: Path, settings: EngineSettings, messages: LogLines, on_progress: OnProgress) -> Any:
     """A `llama_model`. Raises ModelUnusable, or LoadCancelled where `on_progress` said so."""
     progress = _Progress(on_progress)
     params = llama_cpp.llama_model_default_params()
@@ -102,7 +76,7 @@ def load_model(path: Path, settings: LlamaSettings, messages: LogLines, on_progr
     raise ModelUnusable(f"llama.cpp cannot load it: {messages.last_error()}")
 
 
-def slot_context(model: Any, settings: LlamaSettings) -> int:
+def slot_context(model: Any, settings: EngineSettings) -> int:
     """Tokens that one slot may hold."""
     trained: int = llama_cpp.llama_model_n_ctx_train(model)
     # Positions that are scaled down reach as much further.
@@ -110,28 +84,28 @@ def slot_context(model: Any, settings: LlamaSettings) -> int:
     wanted = min(settings.context_tokens or DEFAULT_CONTEXT_TOKENS, longest)
     if not settings.kv_tokens:
         return wanted
-    cells = settings.kv_tokens if settings.kv_unified else settings.kv_tokens // settings.num_slots
+    cells = settings.kv_tokens if settings.kv_unified else settings.kv_tokens // settings.slots
     return max(1, min(wanted, cells))
 
 
-def new_context(model: Any, settings: LlamaSettings, messages: LogLines) -> Any:
+def new_context(model: Any, settings: EngineSettings, messages: LogLines) -> Any:
     """A `llama_context` for generation. Raises ModelUnusable, and frees the model, where llama.cpp refuses the settings."""
     params = context_params(settings)
-    params.n_ctx = settings.kv_tokens or slot_context(model, settings) * settings.num_slots
+    params.n_ctx = settings.kv_tokens or slot_context(model, settings) * settings.slots
     params.n_batch = params.n_ubatch = settings.batch_tokens
-    params.n_seq_max = settings.num_slots
+    params.n_seq_max = settings.slots
     # Every slot samples at most one token a step; the default would hold a row of logits for each token of a batch.
-    params.n_outputs_max = settings.num_slots
+    params.n_outputs_max = settings.slots
     params.kv_unified = settings.kv_unified
     # A full-size cache keeps what lies behind a sliding window, so that a prefix can be reused in models that have one.
     params.swa_full = True
     return init_context(model, params, messages)
 
 
-def context_params(settings: LlamaSettings) -> Any:
+def context_params(settings: EngineSettings) -> Any:
     """What contexts of every kind have in common."""
     params = llama_cpp.llama_context_default_params()
-    params.n_threads = params.n_threads_batch = settings.threads_used
+    params.n_threads = params.n_threads_batch = threads_used(settings)
     params.type_k, params.type_v = _KV_TYPES[settings.kv_type_k], _KV_TYPES[settings.kv_type_v]
     params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
     params.rope_freq_base, params.rope_freq_scale = settings.rope_freq_base, settings.rope_freq_scale
@@ -148,7 +122,7 @@ def init_context(model: Any, params: Any, messages: LogLines) -> Any:
     return context
 
 
-def apply_adapters(model: Any, context: Any, settings: LlamaSettings, messages: LogLines) -> None:
+def apply_adapters(model: Any, context: Any, settings: EngineSettings, messages: LogLines) -> None:
     """Makes every sequence of the context run with the LoRA adapters, which belong to the model and end with it. Raises
     ModelUnusable."""
     if not settings.lora:

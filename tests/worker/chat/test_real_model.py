@@ -9,13 +9,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from services.protocol.engine import EngineSettings
 from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatMessage, ChatPrompt, Tool, ToolChoice
 from services.protocol.sampling import SamplingParams, StopConditions
 from services.worker.chat.template import ChatTemplate
 from services.worker.engine.grammar import GrammarCompiler
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.llama_model import LlamaSettings
 from services.worker.engine.sampling import Sampler
 from services.worker.engine.scheduler import Span
 from services.worker.prompt import PromptBuilder
@@ -38,7 +38,7 @@ FORECAST = Tool(
 
 @pytest.fixture(scope="module")
 def runner(smollm2_path: Path) -> Iterator[LlamaRunner]:
-    runner = LlamaRunner(smollm2_path, LlamaSettings(num_slots=1, context_tokens=1024, threads=1))
+    runner = LlamaRunner(smollm2_path, EngineSettings(slots=1, context_tokens=1024, threads=1))
     yield runner
     runner.close()
 

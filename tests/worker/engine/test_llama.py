@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from services.protocol.engine import EngineSettings
 from services.protocol.messages import FinishReason
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.llama_model import LlamaSettings
 from services.worker.engine.runner import ModelUnusable
 from services.worker.engine.scheduler import Span
 from services.worker.engine.sequence import Sequence
@@ -21,7 +21,7 @@ from tests.worker.engine.factories import GREEDY, completion, make_engine, make_
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_path: Path) -> Iterator[LlamaRunner]:
-    runner = LlamaRunner(smollm2_path, LlamaSettings(context_tokens=512))
+    runner = LlamaRunner(smollm2_path, EngineSettings(context_tokens=512))
     yield runner
     runner.close()
 
@@ -29,7 +29,7 @@ def smollm2(smollm2_path: Path) -> Iterator[LlamaRunner]:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaRunner]:
     path = write_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
-    runner = LlamaRunner(path, LlamaSettings(num_slots=4, context_tokens=128, batch_tokens=64))
+    runner = LlamaRunner(path, EngineSettings(slots=4, context_tokens=128, batch_tokens=64))
     yield runner
     runner.close()
 
@@ -126,7 +126,7 @@ def test_bos_is_added_once(tiny: LlamaRunner) -> None:
 
 
 def test_gemma3_has_no_chat_template_and_completes(gemma3_path: Path) -> None:
-    runner = LlamaRunner(gemma3_path, LlamaSettings(num_slots=2, context_tokens=256, batch_tokens=128))
+    runner = LlamaRunner(gemma3_path, EngineSettings(slots=2, context_tokens=256, batch_tokens=128))
     assert runner.chat_template is None
     prompt = runner.tokenize("1, 2, 3, 4, 5,", special=True)
     assert prompt[0] == runner.tokenize("<bos>", special=True)[0]
@@ -152,11 +152,11 @@ def test_a_file_that_cannot_be_loaded_says_why(tmp_path: Path, damage, reason: s
     path = write_gguf(tmp_path / "tiny.gguf")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ModelUnusable, match=reason):
-        LlamaRunner(path, LlamaSettings())
+        LlamaRunner(path, EngineSettings())
 
 
 def test_the_context_is_no_longer_than_the_model_was_trained_for(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", context_length=100)
-    runner = LlamaRunner(path, LlamaSettings(num_slots=2, context_tokens=4096))
+    runner = LlamaRunner(path, EngineSettings(slots=2, context_tokens=4096))
     assert runner.context_tokens == 100
     runner.close()

@@ -9,9 +9,9 @@ import gguf
 import numpy as np
 import pytest
 
+from services.protocol.engine import EngineSettings
 from services.worker.engine.embedder import Pooling
 from services.worker.engine.llama_embedder import LlamaEmbedder
-from services.worker.engine.llama_model import LlamaSettings
 from services.worker.engine.runner import ModelUnusable
 from tests.encoders import SPECIAL, Shape, Weights, WordPiece, last_hidden, random_weights, rank_score, unit, write_bert
 from tests.ggufs import write_gguf
@@ -38,7 +38,7 @@ TINY = Shape(layers=2, width=32, heads=2, positions=64)
 
 @pytest.fixture(scope="module")
 def embedder(minilm_path: Path) -> Iterator[LlamaEmbedder]:
-    embedder = LlamaEmbedder(minilm_path, LlamaSettings(), pooling=Pooling.MEAN)
+    embedder = LlamaEmbedder(minilm_path, EngineSettings(), pooling=Pooling.MEAN)
     yield embedder
     embedder.close()
 
@@ -51,7 +51,7 @@ def tiny_weights() -> Weights:
 def tiny(path: Path, weights: Weights, pooling: Pooling) -> LlamaEmbedder:
     kind = gguf.PoolingType[pooling.name]
     write_bert(path / "tiny.gguf", weights, VOCABULARY, TINY, pooling=kind)
-    return LlamaEmbedder(path / "tiny.gguf", LlamaSettings(batch_tokens=96), pooling=pooling)
+    return LlamaEmbedder(path / "tiny.gguf", EngineSettings(batch_tokens=96), pooling=pooling)
 
 
 def test_texts_become_the_tokens_of_the_reference(embedder: LlamaEmbedder, minilm: MiniLM) -> None:
@@ -115,7 +115,7 @@ def test_rank_pooling_gives_the_score_of_the_classifier(tmp_path: Path, tiny_wei
 
 def test_a_decoder_embeds_and_forgets(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", context_length=64)
-    embedder = LlamaEmbedder(path, LlamaSettings(batch_tokens=64), pooling=Pooling.LAST)
+    embedder = LlamaEmbedder(path, EngineSettings(batch_tokens=64), pooling=Pooling.LAST)
     ids = embedder.tokenize("abc", framed=True, special=True)
     assert ids[0] == embedder.framing.bos
     first = embedder.embed([ids])
@@ -126,7 +126,7 @@ def test_a_decoder_embeds_and_forgets(tmp_path: Path) -> None:
 
 
 def test_the_context_bounds_an_input_and_a_batch_holds_at_least_one(minilm_path: Path) -> None:
-    embedder = LlamaEmbedder(minilm_path, LlamaSettings(context_tokens=4096, batch_tokens=16), pooling=Pooling.MEAN)
+    embedder = LlamaEmbedder(minilm_path, EngineSettings(context_tokens=4096, batch_tokens=16), pooling=Pooling.MEAN)
     assert embedder.context_tokens == 512
     assert embedder.embed([[101, *[2000] * 510, 102]]).shape == (1, 384)
     embedder.close()
@@ -135,4 +135,4 @@ def test_the_context_bounds_an_input_and_a_batch_holds_at_least_one(minilm_path:
 def test_a_file_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"no model")
     with pytest.raises(ModelUnusable, match="magic"):
-        LlamaEmbedder(tmp_path / "broken.gguf", LlamaSettings(), pooling=Pooling.MEAN)
+        LlamaEmbedder(tmp_path / "broken.gguf", EngineSettings(), pooling=Pooling.MEAN)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from services.protocol.engine import EngineSettings
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.llama_model import LlamaSettings
 from services.worker.engine.runner import LoadCancelled, ModelUnusable
 from services.worker.engine.scheduler import Span
 from tests.ggufs import write_gguf, write_lora
@@ -27,7 +27,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def running(path: Path, **settings: Any) -> Iterator[LlamaRunner]:
-    runner = LlamaRunner(path, LlamaSettings(**{"num_slots": 2, "context_tokens": 128, "batch_tokens": 64, **settings}))
+    runner = LlamaRunner(path, EngineSettings(**{"num_slots": 2, "context_tokens": 128, "batch_tokens": 64, **settings}))
     try:
         yield runner
     finally:
@@ -138,7 +138,7 @@ def test_adapters_that_are_none(tiny: Path, tmp_path: Path) -> None:
 def test_progress_rises_to_one(smollm2_path: Path) -> None:
     told: list[float] = []
     LlamaRunner(
-        smollm2_path, LlamaSettings(num_slots=1, context_tokens=64), on_progress=lambda part: told.append(part) is None
+        smollm2_path, EngineSettings(slots=1, context_tokens=64), on_progress=lambda part: told.append(part) is None
     ).close()
     assert told == sorted(told)
     assert (told[0], told[-1], len(told) > 10) == (0.0, 1.0, True)
@@ -152,7 +152,7 @@ def test_loading_ends_when_nobody_wants_it_any_more(smollm2_path: Path) -> None:
         return part < 0.5
 
     with pytest.raises(LoadCancelled):
-        LlamaRunner(smollm2_path, LlamaSettings(num_slots=1, context_tokens=64), on_progress=until_half)
+        LlamaRunner(smollm2_path, EngineSettings(slots=1, context_tokens=64), on_progress=until_half)
     assert 0.5 <= told[-1] < 1
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from services.protocol.engine import EngineSettings
 from services.protocol.sampling import SamplingParams, StopConditions
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.llama_model import LlamaSettings
 from services.worker.engine.sampling import Sampled, Sampler
 from services.worker.engine.scheduler import Span
 from services.worker.engine.sequence import Sequence
@@ -42,7 +42,7 @@ QUESTIONS = [
 @pytest.fixture(scope="module", params=["smollm2_path", "gemma3_path"], ids=["SmolLM2", "Gemma 3"])
 def runner(request: pytest.FixtureRequest) -> Iterator[LlamaRunner]:
     path: Path = request.getfixturevalue(request.param)
-    runner = LlamaRunner(path, LlamaSettings(num_slots=8, context_tokens=512))
+    runner = LlamaRunner(path, EngineSettings(slots=8, context_tokens=512))
     yield runner
     runner.close()
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from services.protocol.engine import EngineSettings
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.llama_model import LlamaSettings
 from services.worker.engine.sequence import Sequence
 from tests.ggufs import write_mamba
 from tests.worker.engine.factories import GREEDY, completion, make_engine, make_sampler, run
@@ -16,7 +16,7 @@ from tests.worker.engine.factories import GREEDY, completion, make_engine, make_
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaRunner]:
     path = write_mamba(tmp_path_factory.mktemp("model") / "mamba.gguf")
-    runner = LlamaRunner(path, LlamaSettings(num_slots=3, context_tokens=128, batch_tokens=64))
+    runner = LlamaRunner(path, EngineSettings(slots=3, context_tokens=128, batch_tokens=64))
     yield runner
     runner.close()
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from services.protocol.engine import EngineSettings
 from services.worker.engine.fake import FakeRunner
 from services.worker.engine.grammar import GrammarCompiler
-from services.worker.engine.llama import LlamaRunner, LlamaSettings
+from services.worker.engine.llama import LlamaRunner
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,7 @@ def byte_grammars() -> GrammarCompiler:
 @pytest.fixture(scope="module")
 def smollm2(smollm2_path: Path) -> Iterator[LlamaRunner]:
     # On a busy machine several threads wait for each other more than they compute.
-    runner = LlamaRunner(smollm2_path, LlamaSettings(num_slots=16, context_tokens=192, batch_tokens=512, threads=1))
+    runner = LlamaRunner(smollm2_path, EngineSettings(slots=16, context_tokens=192, batch_tokens=512, threads=1))
     yield runner
     runner.close()
 

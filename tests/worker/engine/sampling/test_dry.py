@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_cpp
 
+from services.protocol.engine import EngineSettings
 from services.protocol.sampling import SamplingParams
-from services.worker.engine.llama import LlamaRunner, LlamaSettings
+from services.worker.engine.llama import LlamaRunner
 from services.worker.engine.sampling.dry import Dry, repeats
 from tests.ggufs import write_gguf
 from tests.worker.engine.sampling.reference import Reference
@@ -35,7 +36,7 @@ def log() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_path: Path) -> Iterator[LlamaRunner]:
-    runner = LlamaRunner(smollm2_path, LlamaSettings(num_slots=1, context_tokens=64))
+    runner = LlamaRunner(smollm2_path, EngineSettings(slots=1, context_tokens=64))
     yield runner
     runner.close()
 
