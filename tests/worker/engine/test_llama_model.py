@@ -27,7 +27,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def running(path: Path, **settings: Any) -> Iterator[LlamaRunner]:
-    runner = LlamaRunner(path, EngineSettings(**{"num_slots": 2, "context_tokens": 128, "batch_tokens": 64, **settings}))
+    runner = LlamaRunner(path, EngineSettings(**{"slots": 2, "context_tokens": 128, "batch_tokens": 64, **settings}))
     try:
         yield runner
     finally:
@@ -74,7 +74,7 @@ def test_flash_attention_on_and_off_agree(tiny: Path) -> None:
     [
         ({}, 128, 256),
         ({"kv_tokens": 1024}, 128, 1024),
-        ({"num_slots": 8, "kv_tokens": 256}, 128, 256),
+        ({"slots": 8, "kv_tokens": 256}, 128, 256),
         ({"kv_tokens": 100}, 100, 256),
         ({"kv_unified": False}, 128, 512),
         ({"kv_unified": False, "kv_tokens": 200}, 100, 512),
