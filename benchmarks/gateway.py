@@ -22,6 +22,7 @@ from pathlib import Path
 import uvloop
 from redis.asyncio import Redis
 
+from load import litellm
 from load.arrivals import Stretch, arrive, keep_busy, latencies
 from load.client import Client, Outcome, post
 from load.platform import ROUTES, VERSION, Cpu, Others, gateway, listening, url_of, valkey
@@ -71,7 +72,7 @@ class ScriptedWorker:
     async def run(self) -> None:
         await self._queue.report(WorkerReport(WORKER, "r", VERSION, "n", WorkerState.READY, slots=STREAMS), lease_ms=600_000)
         while True:
-            claims = await self._queue.claim(VERSION, WORKER, capacity=STREAMS)
+            claims = (await self._queue.claim(VERSION, WORKER, capacity=STREAMS)).claims
             if claims:
                 await self._answer(claims)
             else:
@@ -204,6 +205,37 @@ async def measure(url: str, *, seconds: float) -> Table:
     return table
 
 
+async def measure_litellm(*, seconds: float) -> Table:
+    """What it serves at most is far below the rate at which the gateway is measured, so that is left out."""
+    path = "/v1/chat/completions"
+    figures: dict[str, float] = {}
+    with litellm.proxy(1) as (port, pid):
+        await answering(port, path)
+        client, request, cpu = Client(port), body_of(path, stream=False), Cpu(pid)
+        for _ in range(WARM_UP):
+            await client.ask(request)
+        cpu.since_last_s()
+        figures |= await one_by_one(lambda: client.ask(request))
+        figures["cpu_ms"] = cpu.since_last_s() * 1000 / REQUESTS
+        figures["most_per_s"] = len(await keep_busy(lambda: client.ask(request), clients=16, seconds=seconds)) / seconds
+        client.close()
+    with litellm.proxy(TOKENS) as (port, pid):
+        await answering(port, path)
+        figures |= await throughput(port, path, Cpu(pid))
+    return {"LiteLLM": figures}
+
+
+async def answering(port: int, path: str) -> None:
+    """Until the first answer."""
+    client = Client(port)
+    while True:
+        with contextlib.suppress(OSError):
+            if (await client.ask(body_of(path, stream=False))).status == 200:
+                client.close()
+                return
+        await asyncio.sleep(0.5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -218,6 +250,9 @@ def main() -> None:
         return
     with valkey() as server:
         table = uvloop.run(measure(url_of(server), seconds=arguments.seconds))
+    if arguments.litellm:
+        litellm.fetch()
+        table |= uvloop.run(measure_litellm(seconds=arguments.seconds))
     for name, figures in table.items():
         print(name)
         for figure, value in figures.items():

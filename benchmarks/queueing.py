@@ -103,7 +103,7 @@ async def measure(redis: Redis, depth: int) -> Table:
         claimed: list[tuple[str, int]] = []
 
         async def claim(into: list[tuple[str, int]] = claimed) -> None:
-            [got] = await queue.claim(VERSION, WORKER, capacity=1)
+            [got] = (await queue.claim(VERSION, WORKER, capacity=1)).claims
             into.append((got.request.id, got.epoch))
 
         await clock.run("ping", [redis.ping] * CALLS_PER_ROUND)

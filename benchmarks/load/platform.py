@@ -55,15 +55,18 @@ def gateway(url: str, settings: Mapping[str, str] | None = None) -> Iterator[tup
 
 
 @contextlib.contextmanager
-def fake_worker(url: str, *, slots: int, step_s: float, token_s: float) -> Iterator[int]:
+def fake_worker(
+    url: str, *, slots: int, step_s: float, token_s: float, replica: str = "replica-1", context_tokens: int = 4096
+) -> Iterator[int]:
     """A real worker whose model is scripted and takes so long for a step and for each token in it. Yields its process id."""
     settings = {
         "CORRAL_REDIS_URL": url,
         "CORRAL_NODE": "node-1",
-        "CORRAL_REPLICA": "replica-1",
+        "CORRAL_REPLICA": replica,
         "CORRAL_VERSION": VERSION,
         "CORRAL_RUNNER": "fake",
         "CORRAL_SLOTS": str(slots),
+        "CORRAL_CONTEXT_TOKENS": str(context_tokens),
         "CORRAL_FAKE_STEP_S": str(step_s),
         "CORRAL_FAKE_TOKEN_S": str(token_s),
         "CORRAL_ORPHAN_S": "3600",
@@ -96,9 +99,9 @@ async def listening(port: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def claiming(redis: Redis) -> None:
-    """Until a worker waits for requests."""
-    while not await redis.scard(f"corral:idle:{VERSION}"):
+async def claiming(redis: Redis, *, workers: int = 1) -> None:
+    """Until so many workers wait for requests."""
+    while await redis.scard(f"corral:idle:{VERSION}") < workers:
         await asyncio.sleep(0.05)
 
 

@@ -46,8 +46,8 @@ class ClientGone(Exception):
 
 class Generation:
     """`committed` has the token ids of each choice. `abandoned`: nobody waits for it any more. `withdrawn`: whoever holds it has
-    been told so. `lost_workers` are those that died or went silent with it, `breaks` counts the claims that
-    were broken off by a worker that could not go on. `place` is where it stood in the queue when it was let
+    been told so. Since the answer last got further, `lost_workers` died or went silent with it and `breaks` claims were broken off by
+    a worker that could not go on; `losses` counts both from the beginning. `place` is where it stood in the queue when it was let
     in, `expires_at` (time.monotonic) when it leaves the queue if no worker has begun with it."""
 
     def __init__(self, request: Request) -> None:
@@ -56,6 +56,7 @@ class Generation:
         self.committed: list[list[int]] = [[] for _ in range(request.n if isinstance(request, GenerateRequest) else 1)]
         self.lost_workers: set[str] = set()
         self.breaks = 0
+        self.losses = 0
         self.place: Place | None = None
         self.expires_at = math.inf
         self.abandoned = False
@@ -123,6 +124,16 @@ class Generation:
         self.epoch = epoch
         self._next_seq = 0
 
+    def lose(self, worker: str) -> None:
+        """The worker died or went silent with it."""
+        self.lost_workers.add(worker)
+        self.losses += 1
+
+    def lose_claim(self) -> None:
+        """Its worker broke it off."""
+        self.breaks += 1
+        self.losses += 1
+
     def fail(self, error: Exception) -> None:
         """Ends the wait; an error that came first stays."""
         self._error = self._error or error
@@ -152,6 +163,9 @@ class Generation:
         elif isinstance(event, Frame):
             self.committed[event.choice].extend(event.token_ids)
             self._reasons[event.choice] = event.reason
+            if event.token_ids:
+                self.lost_workers.clear()
+                self.breaks = 0
 
 
 def _as_of(started: Started, finished: Finished) -> Finished:

@@ -17,11 +17,11 @@ from typing import Any
 
 from services.gateway.backoff import Backoff
 from services.gateway.generation import WORKER_LOST, ClientGone, Generation, Verdict, is_broken_off
-from services.gateway.limits import refusal
 from services.gateway.tasks import end
 from services.protocol.errors import DeadlineExceeded, Unavailable, WorkerLost
 from services.protocol.gateways import KEEP_S, Gateways
 from services.protocol.messages import Event, Failed, Finished, HandedOver, Request, Usage
+from services.protocol.prefixes import prefixes
 from services.protocol.queue import Queue
 from services.protocol.records import Records
 from services.protocol.replies import ReplyReader
@@ -42,8 +42,10 @@ CONFIRM_S = 0.05
 RECOVERY_S = 1.0
 #: What is in flight waits for so long for a Redis that does not answer.
 OUTAGE_S = 10.0
-#: A request that so many workers were lost with is answered with an error.
+#: A request that so many workers were lost with, one after the other, without its answer getting any further, is answered with an error:
+#: it is likely to be the cause. So is one that has lost so many in all.
 MAX_LOST_WORKERS = 2
+MAX_LOSSES = 10
 #: The driver's pool holds 100 connections and refuses the next; a burst of requests waits here instead.
 MAX_COMMANDS = 64
 
@@ -92,11 +94,13 @@ class Inflight:
         try:
             async with self._commands:
                 place = await self._queue.enqueue(
-                    request, cost=cost, limit=self._max_queue, terms=terms, keep_alive_ms=keep_alive_ms
+                    request,
+                    cost=cost,
+                    limit=self._max_queue,
+                    terms=terms,
+                    keep_alive_ms=keep_alive_ms,
+                    begins=prefixes(request),
                 )
-                refused = refusal(place, terms)
-                if refused and await self._queue.expire(request.id):  # otherwise a worker has begun with it all the same
-                    raise refused
         except BaseException:  # should it have been admitted all the same, its events are strays
             del self._open[request.id]
             raise
@@ -198,7 +202,7 @@ class Inflight:
         verdict = generation.accept(event)
         if verdict is Verdict.TAKEN and is_broken_off(event) and not generation.abandoned:
             logger.warning("request %s: worker %s has broken off", event.request, worker)
-            generation.breaks += 1
+            generation.lose_claim()
             generation.supersede(event.epoch + 1)
             self._spawn(self._recover(generation, event.epoch))
         elif isinstance(event, Finished | Failed) and (verdict is Verdict.TAKEN or generation.abandoned):
@@ -249,17 +253,16 @@ class Inflight:
                 await self._queue.settle(request, epoch, cost=generation.spent if generation else 0)
                 self._open.pop(request, None)
             elif epoch >= generation.epoch:
-                generation.lost_workers.add(workers[request, epoch])
+                generation.lose(workers[request, epoch])
                 await self._recover(generation, epoch)
         self._suspected = lost
 
     async def _recover(self, generation: Generation, epoch: int) -> None:
-        """The claim of `epoch` is lost. Another worker goes on behind what the client has; where two have died of the request, it is
-        likely to be the cause, and no third is tried."""
+        """The claim of `epoch` is lost. Another worker goes on behind what the client has."""
         request = generation.request.id
         generation.supersede(epoch + 1)
         try:
-            worth_it = not generation.abandoned and await self._losses(generation) < MAX_LOST_WORKERS
+            worth_it = not generation.abandoned and not await self._is_deadly(generation)
             if worth_it and await self._queue.requeue(request, epoch, generation.resumption):
                 return
             await self._queue.settle(request, epoch, cost=generation.spent)
@@ -269,11 +272,12 @@ class Inflight:
         self._open.pop(request, None)
         generation.fail(WorkerLost(WORKER_LOST))
 
-    async def _losses(self, generation: Generation) -> int:
+    async def _is_deadly(self, generation: Generation) -> bool:
         """A worker that was frozen or cut off and is back did not die of the request."""
         if len(generation.lost_workers) + generation.breaks >= MAX_LOST_WORKERS:
             generation.lost_workers -= {report.worker for report in await self._queue.workers()}
-        return len(generation.lost_workers) + generation.breaks
+        in_a_row = len(generation.lost_workers) + generation.breaks
+        return in_a_row >= MAX_LOST_WORKERS or generation.losses >= MAX_LOSSES
 
     async def _replace_claim(self, generation: Generation, epoch: int) -> None:
         """The worker lives, but not all that it said arrived."""

@@ -7,17 +7,12 @@ from collections.abc import Mapping
 
 import msgspec
 
-from services.protocol.errors import BadRequest, QueueFull
-from services.protocol.queue import SERVER_BUSY
+from services.protocol.errors import BadRequest
 from services.protocol.routes import LOCAL_CALLER, Caller
-from services.protocol.waiting import MAX_RETRY_S, MIN_RETRY_S, Place, Priority, Terms
+from services.protocol.waiting import Priority, Terms
 
 PRIORITY_HEADER = "x-priority"
 TIMEOUT_HEADER = "x-request-timeout"
-
-#: A request is refused at once where it is likely to wait for more than this part of its time: estimates err, and what it was let
-#: in for it should also get.
-_HOPEFUL = 0.5
 
 #: A request's record in Redis lives no longer.
 _LONGEST_S = 12 * 3600.0
@@ -57,14 +52,6 @@ class Limits(msgspec.Struct, frozen=True):
         if not seconds > 0:
             raise BadRequest(f"{TIMEOUT_HEADER}: must be a number of seconds greater than 0")
         return min(seconds, _LONGEST_S)
-
-
-def refusal(place: Place, terms: Terms) -> QueueFull | None:
-    """Of a request that is likely not to be begun in time. Told now, its caller can go elsewhere, and the queue stays so short that
-    those in it are served in time. None: it may wait."""
-    if place.wait_s is None or terms.timeout_ms is None or 1000 * place.wait_s <= _HOPEFUL * terms.timeout_ms:
-        return None
-    return QueueFull(SERVER_BUSY, retry_after_s=math.ceil(min(max(place.wait_s, MIN_RETRY_S), MAX_RETRY_S)))
 
 
 def _priority(header: str | None) -> Priority | None:

@@ -30,6 +30,12 @@ LoraAdapter = tuple[str, float]
 UNQUANTIZED: frozenset[str] = frozenset({"f32", "f16", "bf16"})
 
 
+#: Sequences in the cache for each that may run.
+KEPT_PER_SLOT = 4
+#: llama.cpp's own limit (LLAMA_MAX_SEQ).
+MAX_SEQUENCES = 256
+
+
 class EngineSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     """What each means is said in EngineVariables. 0 (`gpu_layers`: -1, `pooling`: empty) leaves the choice to the worker."""
 
@@ -53,6 +59,12 @@ class EngineSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     pooling: Pooling = ""
     rope_freq_base: Share = 0.0
     rope_freq_scale: Share = 0.0
+
+    @property
+    def sequences(self) -> int:
+        """That the cache keeps, running or not. Where they share their cells, one costs nothing but what it keeps, so there are more
+        than may run."""
+        return max(self.slots, min(KEPT_PER_SLOT * self.slots, MAX_SEQUENCES)) if self.kv_unified else self.slots
 
     def __post_init__(self) -> None:
         """Raises ValueError; where settings are decoded, that comes as a ValidationError."""

@@ -133,7 +133,7 @@ def memory_needed(metadata: Mapping[str, Any], *, tensor_bytes: int, engine: Eng
     if pooling_of(metadata, engine.pooling) == "none":
         cells = kv_cells(trained, engine)
         seen = cells if engine.kv_unified else cells // engine.slots
-        compute = _compute_bytes(shape, engine, seen, tokens=engine.batch_tokens, logits=2 * engine.slots)
+        compute = _compute_bytes(shape, engine, seen, tokens=engine.batch_tokens, logits=engine.sequences + engine.slots)
     else:
         tokens = max(engine.batch_tokens, slot_context_tokens(trained, engine))
         cells = -(-tokens // CELLS_STEP) * CELLS_STEP

@@ -8,8 +8,9 @@ cannot serve. Driver errors leave here as Unavailable.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal, cast
 
@@ -19,6 +20,7 @@ from redis.asyncio import Redis
 from services.protocol.connection import BLOCK_S, redis_answers, wait_for_answer
 from services.protocol.errors import CallerLimited, QueueFull
 from services.protocol.messages import Cancel, Claim, Committed, Control, Crash, Request, Wake
+from services.protocol.prefixes import Prefix, pack
 from services.protocol.reports import WorkerReport, WorkerState
 from services.protocol.script import Script
 from services.protocol.waiting import Place, Priority, Terms, VersionQueue, place, retry_after_s
@@ -79,6 +81,15 @@ class RefusedRequest(msgspec.Struct, frozen=True):
     gateway: str
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a worker's call of `claim` brought. After `again_s` there may be more for it that is left to other workers until then; None:
+    a Wake will tell."""
+
+    claims: list[Claim]
+    again_s: float | None
+
+
 class Queue:
     """Raises Unavailable from every method when Redis does not answer."""
 
@@ -95,11 +106,18 @@ class Queue:
             return await self._script([self._prefix], [command, *args])
 
     async def enqueue(
-        self, request: Request, *, cost: float, limit: int, terms: Terms = _PLAIN_TERMS, keep_alive_ms: int | None = None
+        self,
+        request: Request,
+        *,
+        cost: float,
+        limit: int,
+        terms: Terms = _PLAIN_TERMS,
+        keep_alive_ms: int | None = None,
+        begins: tuple[Prefix, ...] = (),
     ) -> Place:
         """Puts the request in its version's queue.
 
-        `cost` is the estimate in tokens. Raises QueueFull where `limit` requests wait, CallerLimited where the caller has as many
+        `cost` is the estimate in tokens, `begins` what a worker may hold in its cache of the request's prompt. Raises QueueFull where `limit` requests wait or it would be likely to wait for more than half of its time, CallerLimited where the caller has as many
         waiting as it may.
         """
         admitted, depth, position, rate = await self._call(
@@ -118,31 +136,38 @@ class Queue:
             _or_empty(keep_alive_ms),
             REQUEST_TTL_MS,
             _WAKE,
+            pack(begins),
         )
         per_second = _known(rate)
         if admitted == 1:
             return place(position, per_second)
         wait_s = retry_after_s(position, per_second)
-        if admitted == 0:
+        if admitted in (0, -2):
             raise QueueFull(SERVER_BUSY, retry_after_s=wait_s)
         raise CallerLimited(
             "too many of your requests are waiting for this model: let some finish before you send more", retry_after_s=wait_s
         )
 
-    async def claim(self, version: str, worker: str, *, capacity: int) -> list[Claim]:
-        """Takes up to `capacity` requests, the fairest first. One that gets fewer will find a Wake in its inbox.
+    async def claim(self, version: str, worker: str, *, capacity: int, dropped: Collection[bytes] = ()) -> Taken:
+        """Takes up to `capacity` requests, the fairest first, but leaves those to other workers for a moment that have much more of
+        their prompts in the cache. A worker that gets fewer will find a Wake in its inbox.
+
+        `dropped` are the digests of prefixes that the worker's cache holds no longer; it counts as holding those of all it ever claimed.
 
         A worker without a lease (see `report`) gets nothing. One call at a time for each worker: where a call failed, Redis
         may have carried it out all the same, and the worker's next call answers for both.
         """
         repeated = worker in self._unanswered
         claim = self._unanswered.setdefault(worker, secrets.token_hex(8))
-        flat = await self._call("claim", version, worker, capacity, REQUEST_TTL_MS, claim, int(repeated), self._aging_ms)
+        again_ms, *flat = await self._call(
+            "claim", version, worker, capacity, REQUEST_TTL_MS, claim, int(repeated), self._aging_ms, *dropped
+        )
         del self._unanswered[worker]
-        return [
+        claims = [
             Claim(_decode_request(payload).request, epoch, _decode_resumption(resumption).committed if resumption else ())
             for _, epoch, payload, resumption in _rows(flat, 4)
         ]
+        return Taken(claims, None if again_ms == b"" else again_ms / 1000)
 
     async def settle(self, request: str, epoch: int, *, cost: float) -> bool:
         """Ends the request, charging what it really cost. False where that claim is no longer the current one."""
@@ -170,8 +195,8 @@ class Queue:
 
     async def report(self, report: WorkerReport, *, lease_ms: int) -> None:
         """Publishes the worker's state and extends its lease. One that has a free slot while requests wait is woken."""
-        can_claim = report.state is WorkerState.READY and report.running < report.slots
-        await self._call("report", report.worker, encode(report), lease_ms, report.version, _WAKE if can_claim else b"")
+        free = max(0, report.slots - report.running) if report.state is WorkerState.READY else ""
+        await self._call("report", report.worker, encode(report), lease_ms, report.version, _WAKE, free)
 
     async def leave(self, worker: str, version: str) -> None:
         """Ends the worker's lease; requests that it still holds count as lost from now on."""

@@ -102,7 +102,12 @@ def _fake_mode(settings: Settings) -> Mode:
     if settings.pooling in ("", "none"):
         script, template = _FAKES[settings.fake_script]
         runner = FakeRunner(
-            num_slots=settings.slots, context_tokens=context_tokens, script=script, cost=cost, chat_template=template
+            num_slots=settings.engine.sequences,
+            max_running=settings.slots,
+            context_tokens=context_tokens,
+            script=script,
+            cost=cost,
+            chat_template=template,
         )
         return GeneratingMode(runner, settings)
     embedder = FakeEmbedder(

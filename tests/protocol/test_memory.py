@@ -81,14 +81,14 @@ def test_the_whole_of_smollm2() -> None:
 @pytest.mark.parametrize(
     ("metadata", "engine", "kv_mib", "compute_mib"),
     [
-        (SMOLLM2, EngineSettings(), 720, 47.0),
-        (SMOLLM2, EngineSettings(flash_attention="off"), 720, 647.9),
-        (SMOLLM2, EngineSettings(kv_type_k="q8_0", kv_type_v="q8_0"), 382.5, 45.9),
+        (SMOLLM2, EngineSettings(), 720, 51.5),
+        (SMOLLM2, EngineSettings(flash_attention="off"), 720, 652.4),
+        (SMOLLM2, EngineSettings(kv_type_k="q8_0", kv_type_v="q8_0"), 382.5, 50.4),
         (SMOLLM2, EngineSettings(kv_unified=False), 720, 19.0),
-        (SMOLLM2, EngineSettings(batch_tokens=2048), 720, 182.0),
-        (GEMMA3 | {"gemma3.vocab_size": 262144}, EngineSettings(), 576, 87.5),
-        (GEMMA3 | {"gemma3.vocab_size": 262144}, EngineSettings(flash_attention="off"), 576, 401.8),
-        (GEMMA3 | {"gemma3.vocab_size": 262144}, EngineSettings(slots=1, batch_tokens=64), 72, 4.2),
+        (SMOLLM2, EngineSettings(batch_tokens=2048), 720, 188.1),
+        (GEMMA3 | {"gemma3.vocab_size": 262144}, EngineSettings(), 576, 113.8),
+        (GEMMA3 | {"gemma3.vocab_size": 262144}, EngineSettings(flash_attention="off"), 576, 425.8),
+        (GEMMA3 | {"gemma3.vocab_size": 262144}, EngineSettings(slots=1, batch_tokens=64), 72, 8.2),
     ],
 )
 def test_what_llama_cpp_allocated(metadata: dict[str, Any], engine: EngineSettings, kv_mib: float, compute_mib: float) -> None:

@@ -31,7 +31,7 @@ async def put(queue: Queue, *ids: str, cost: float = 10, **fields: str) -> None:
 
 
 async def take(queue: Queue, capacity: int = 1, worker: str = "worker-1") -> list[str]:
-    return [claim.request.id for claim in await queue.claim(VERSION, worker, capacity=capacity)]
+    return [claim.request.id for claim in (await queue.claim(VERSION, worker, capacity=capacity)).claims]
 
 
 async def waiting(queue: Queue, version: str = VERSION) -> int:
@@ -74,7 +74,7 @@ class TestClaim:
         await join(queue, "worker-1")
         request = a_request(text="naïve 🐎")
         await queue.enqueue(request, cost=10, limit=10)
-        [claim] = await queue.claim(VERSION, "worker-1", capacity=1)
+        [claim] = (await queue.claim(VERSION, "worker-1", capacity=1)).claims
         assert (claim.request, claim.epoch) == (request, 1)
 
     async def test_takes_no_more_than_it_asked_for(self, queue: Queue) -> None:
@@ -130,7 +130,7 @@ class TestClaim:
             with pytest.raises(Unavailable):
                 await take(distant)
             relay.lose_answers = False
-            again = await distant.claim(VERSION, "worker-1", capacity=1)
+            again = (await distant.claim(VERSION, "worker-1", capacity=1)).claims
             assert [(claim.request.id, claim.epoch) for claim in again] == [("2", 1)]
             assert await take(distant) == ["3"]
 
@@ -298,7 +298,7 @@ class TestSettle:
         await take(queue)
         await queue.requeue("1", 1)
         assert not await queue.settle("1", 1, cost=10)
-        [claim] = await queue.claim(VERSION, "worker-1", capacity=1)
+        [claim] = (await queue.claim(VERSION, "worker-1", capacity=1)).claims
         assert claim.epoch == 3
         assert await queue.settle("1", 3, cost=10)
 
@@ -335,7 +335,7 @@ class TestRequeue:
         await put(queue, "4", caller="bob")
         assert await queue.requeue("2", 1)
         assert await queue.requeue("1", 1)
-        claims = await queue.claim(VERSION, "worker-1", capacity=4)
+        claims = (await queue.claim(VERSION, "worker-1", capacity=4)).claims
         assert [(claim.request.id, claim.epoch) for claim in claims] == [("1", 3), ("2", 3), ("4", 1), ("3", 1)]
 
     async def test_only_the_current_claim_can_be_put_back(self, queue: Queue) -> None:

@@ -48,7 +48,7 @@ class Load:
     async def run(self, requests: int) -> None:
         """Until so many requests have been served."""
         for _ in range(requests):
-            for claim in await self.queue.claim(VERSION, WORKER, capacity=SLOTS - len(self._running)):
+            for claim in (await self.queue.claim(VERSION, WORKER, capacity=SLOTS - len(self._running))).claims:
                 self._running[claim.request.id] = (claim.request.caller, claim.epoch)
             request = self.random.choice(list(self._running))
             caller, epoch = self._running.pop(request)
@@ -100,7 +100,7 @@ async def test_a_flood_does_not_delay_another_caller(queue: Queue) -> None:
     await load.start()
     await load.run(50)
     await queue.enqueue(a_request("newcomer", caller="newcomer"), cost=500, limit=100_000)
-    claimed = [claim.request.id for claim in await queue.claim(VERSION, WORKER, capacity=2)]
+    claimed = [claim.request.id for claim in (await queue.claim(VERSION, WORKER, capacity=2)).claims]
     assert "newcomer" in claimed
 
 

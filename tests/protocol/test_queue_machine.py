@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from services.protocol.connection import connect
+from services.protocol.errors import QueueFull
+from services.protocol.prefixes import Prefix, prefixes
 from services.protocol.queue import LostRequest, Queue, RefusedRequest
 from services.protocol.waiting import Priority, Terms
 from tests.protocol.samples import LEASE_MS, a_report, a_request
@@ -24,6 +26,7 @@ WORKERS = {worker: version for version, workers in VERSIONS.items() for worker i
 QUEUES = [(version, priority.band) for version in VERSIONS for priority in Priority]
 GATEWAYS = ["g1", "g2"]
 CALLERS = ["alice", "bob", "carol"]
+BEGINS = [(), *(prefixes(a_request(text=text * 4000)) for text in "ab")]
 
 T = TypeVar("T")
 
@@ -37,7 +40,9 @@ terms = st.builds(
     timeout_ms=st.sampled_from([None, None, 3_600_000, 0]),
 )
 arrivals = st.lists(
-    st.tuples(versions, st.sampled_from(CALLERS), st.sampled_from(GATEWAYS), costs, terms), min_size=1, max_size=4
+    st.tuples(versions, st.sampled_from(CALLERS), st.sampled_from(GATEWAYS), costs, terms, st.sampled_from(BEGINS)),
+    min_size=1,
+    max_size=4,
 )
 
 
@@ -50,6 +55,7 @@ class Entry:
     caller: str
     gateway: str
     priority: Priority = Priority.NORMAL
+    begins: tuple[Prefix, ...] = ()
     overdue: bool = False
     epoch: int = 0
     worker: str | None = None
@@ -57,6 +63,10 @@ class Entry:
     @property
     def id(self) -> str:
         return f"{self.number:06}"
+
+    def is_like(self, other: Entry) -> bool:
+        """Whether what is passed over for one of them is passed over for the other."""
+        return (self.caller, self.priority, self.begins) == (other.caller, other.priority, other.begins)
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -109,11 +119,15 @@ class QueueMachine(RuleBasedStateMachine):
         data.draw(st.sampled_from(actions))(data)
 
     def arrive(self, data: st.DataObject) -> None:
-        for version, caller, gateway, cost, on in data.draw(arrivals):
+        for version, caller, gateway, cost, on, begins in data.draw(arrivals):
             self.admitted += 1
-            entry = Entry(self.admitted, version, caller, gateway, on.priority, overdue=on.timeout_ms == 0)
+            entry = Entry(self.admitted, version, caller, gateway, on.priority, begins, overdue=on.timeout_ms == 0)
             request = a_request(entry.id, version=version, caller=caller, gateway=gateway)
-            place = self.do(self.queue.enqueue(request, cost=cost, limit=1000, terms=on))
+            try:
+                place = self.do(self.queue.enqueue(request, cost=cost, limit=1000, terms=on, begins=begins))
+            except QueueFull:
+                assert entry.overdue, "refused, though there is time"
+                continue
             self.alive[entry.id] = entry
             assert 0 <= place.position <= len(self.waiting(version))
 
@@ -121,14 +135,16 @@ class QueueMachine(RuleBasedStateMachine):
         worker, capacity = data.draw(workers), data.draw(st.sampled_from([1, 1, 2, 3, 0]))
         version = WORKERS[worker]
         expected = min(capacity, len(self.in_time(version))) if worker in self.leased else 0
-        claims = self.do(self.queue.claim(version, worker, capacity=capacity))
-        assert len(claims) == expected
-        for claim in claims:
+        dropped = data.draw(st.sampled_from([[], [], [prefix.digest for prefix in BEGINS[1]]]))
+        taken = self.do(self.queue.claim(version, worker, capacity=capacity, dropped=dropped))
+        assert len(taken.claims) <= expected
+        assert len(taken.claims) == expected or taken.again_s is not None, "left without a reason"
+        for claim in taken.claims:
             entry = self.alive[claim.request.id]
             assert entry.worker is None, "claimed while claimed"
             others = self.in_time(version)
             assert entry.priority.band == min(other.priority.band for other in others), "overtook a more urgent one"
-            own = [other for other in others if (other.caller, other.priority) == (entry.caller, entry.priority)]
+            own = [other for other in others if other.is_like(entry)]
             assert entry == min(own, key=lambda other: other.number), "overtook an earlier request of its caller"
             assert claim.epoch == entry.epoch + 1
             assert (entry.id, claim.epoch) not in self.handed_out, "claimed twice under one epoch"

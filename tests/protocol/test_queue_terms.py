@@ -28,7 +28,7 @@ async def put(queue: Queue, *ids: str, caller: str = "alice", cost: float = 10, 
 
 
 async def take(queue: Queue, capacity: int = 1) -> list[str]:
-    return [claim.request.id for claim in await queue.claim(VERSION, "worker-1", capacity=capacity)]
+    return [claim.request.id for claim in (await queue.claim(VERSION, "worker-1", capacity=capacity)).claims]
 
 
 class TestShares:
@@ -229,6 +229,18 @@ class TestDrainRate:
             await put(queue, "more", caller="bob", caller_limit=1)
         assert limited.value.retry_after_s is not None
         assert limited.value.retry_after_s < expected, "few go before what bob has waiting"
+
+    async def test_who_would_hardly_be_served_in_time_is_refused_at_once(self, queue: Queue, redis: Redis) -> None:
+        measured = await self.drain(queue)
+        keys = set(await redis.keys("*"))
+        [place] = await put(queue, "patient")
+        wait_ms = round(1000 * place.position / measured)
+        with pytest.raises(QueueFull) as full:
+            await put(queue, "hurried", timeout_ms=wait_ms)
+        assert full.value.retry_after_s == pytest.approx(wait_ms / 1000, abs=1.5)
+        assert set(await redis.keys("*")) == keys | {b"corral:request:patient"}
+        await put(queue, "in-time", timeout_ms=8 * wait_ms)
+        await put(queue, "goes-first", timeout_ms=wait_ms, priority=INTERACTIVE)
 
     async def test_falls_while_nothing_leaves(self, queue: Queue) -> None:
         await self.drain(queue)

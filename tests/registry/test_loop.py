@@ -32,7 +32,7 @@ async def ask(queue: Queue, version: str, *, keep_alive_ms: int | None = None) -
 
 async def serve(queue: Queue, version: str, replica: str) -> None:
     """As the worker would: takes what waits and answers it."""
-    for claim in await queue.claim(version, f"w-{replica}", capacity=100):
+    for claim in (await queue.claim(version, f"w-{replica}", capacity=100)).claims:
         await queue.settle(claim.request.id, claim.epoch, cost=1)
 
 

@@ -34,6 +34,7 @@ class EmbeddingLoop:
     def __init__(self, embedder: Embedder, *, emit: Callable[[list[Addressed]], None]) -> None:
         self._embedder = embedder
         self._emit = emit
+        self.holders = frozenset[str]()
         self._batches = Batches(batch_tokens=embedder.batch_tokens, max_sequences=embedder.max_sequences)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._embeddings: dict[str, Embedding] = {}

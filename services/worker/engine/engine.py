@@ -28,6 +28,7 @@ class Engine:
                 runner.num_slots, runner.num_cells, partial_reuse=runner.partial_reuse, shareable=runner.shareable_prefixes
             ),
             batch_tokens=batch_tokens,
+            max_running=runner.max_running,
             end_tokens=runner.end_tokens,
         )
 
@@ -37,6 +38,11 @@ class Engine:
     @property
     def has_work(self) -> bool:
         return self._scheduler.has_work
+
+    @property
+    def holders(self) -> frozenset[str]:
+        """The requests of which the cache holds something."""
+        return self._scheduler.holders
 
     def add(self, sequence: Sequence) -> None:
         self._scheduler.add(sequence)

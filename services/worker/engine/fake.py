@@ -88,6 +88,7 @@ class FakeRunner:
         self,
         *,
         num_slots: int = 8,
+        max_running: int | None = None,
         context_tokens: int = 4096,
         script: Script = babble,
         cost: CostModel = CostModel(),
@@ -96,10 +97,11 @@ class FakeRunner:
     ) -> None:
         self.chat_template: str | None = chat_template
         self.num_slots = num_slots
+        self.max_running = num_slots if max_running is None else max_running
         self.context_tokens = context_tokens
         self._script = script
         self._cost = cost
-        self.num_cells = num_slots * context_tokens if cells is None else cells
+        self.num_cells = self.max_running * context_tokens if cells is None else cells
         assert self.num_cells >= context_tokens
         self._cache: list[list[_Cell]] = [[] for _ in range(num_slots)]
         self._interrupted = threading.Event()

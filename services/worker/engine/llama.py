@@ -21,8 +21,10 @@ from services.worker.engine.llama_batch import LlamaBatch
 from services.worker.engine.llama_model import (
     LogLines,
     apply_adapters,
+    can_be_cut,
     load_model,
     new_context,
+    num_slots,
     slot_context,
 )
 from services.worker.engine.runner import DecodeAborted, EngineDead, NoRoom, OnProgress
@@ -51,11 +53,10 @@ class LlamaRunner:
         self._batch = LlamaBatch(settings.batch_tokens)
         self._abort = _AbortFlag()
         self.num_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self.num_slots = settings.slots
+        self.num_slots = num_slots(self._model, settings)
+        self.max_running = settings.slots
         self.context_tokens = slot_context(self._model, settings)
-        self.partial_reuse = not (
-            llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
-        )
+        self.partial_reuse = can_be_cut(self._model)
         self.shareable_prefixes = settings.kv_unified
         self.num_cells = llama_cpp.llama_n_ctx(self._context)
         if self.partial_reuse:  # a half-computed batch cannot be taken back out of a recurrent state

@@ -88,14 +88,25 @@ def slot_context(model: Any, settings: EngineSettings) -> int:
     return max(1, min(wanted, cells))
 
 
+def num_slots(model: Any, settings: EngineSettings) -> int:
+    """A recurrent model has a state for each sequence, kept or not: then no more of them than may run."""
+    return settings.sequences if can_be_cut(model) else settings.slots
+
+
+def can_be_cut(model: Any) -> bool:
+    """Whether what the memory holds of a sequence can be cut back to an earlier token: not a recurrent state."""
+    return not (llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
+
+
 def new_context(model: Any, settings: EngineSettings, messages: LogLines) -> Any:
     """A `llama_context` for generation. Raises ModelUnusable, and frees the model, where llama.cpp refuses the settings."""
     params = context_params(settings)
     params.n_ctx = settings.kv_tokens or slot_context(model, settings) * settings.slots
     params.n_batch = params.n_ubatch = settings.batch_tokens
-    params.n_seq_max = settings.slots
-    # Every slot samples at most one token a step; the default would hold a row of logits for each token of a batch.
-    params.n_outputs_max = settings.slots
+    params.n_seq_max = num_slots(model, settings)
+    # Every sequence samples at most one token a step; the default would hold a row of logits for each token of a batch. llama.cpp
+    # wants a row for each slot, though only as many as may run are ever used.
+    params.n_outputs_max = params.n_seq_max
     params.kv_unified = settings.kv_unified
     # A full-size cache keeps what lies behind a sliding window, so that a prefix can be reused in models that have one.
     params.swa_full = True

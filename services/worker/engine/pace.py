@@ -10,8 +10,8 @@ from __future__ import annotations
 #: Of the newest batch in the running mean.
 _WEIGHT = 0.3
 
-#: llama.cpp computes smaller parts of a prompt at a much higher price for each token: its attention works in tiles of so many.
-_LEAST = 64
+#: llama.cpp's attention works in tiles of so many tokens: a part of one costs what a whole one does.
+_TILE = 64
 
 #: Before the first batch has been seen.
 _UNKNOWN = 128
@@ -34,8 +34,9 @@ class Pace:
         if self._fixed:
             return min(self._fixed, self._batch_tokens)
         waiting = max(1.0, num_prefilling / num_decoding)
-        wanted = _UNKNOWN if self._token_s is None else int(self._prefill_s / self._token_s)
-        return min(max(_LEAST, int(waiting * wanted)), self._batch_tokens)
+        wanted = _UNKNOWN if self._token_s is None else self._prefill_s / self._token_s
+        tiles = max(1 + num_decoding // _TILE, round((waiting * wanted + num_decoding) / _TILE))
+        return min(tiles * _TILE - num_decoding, self._batch_tokens)
 
     def observe(self, *, num_prefill: int, num_tokens: int, seconds: float) -> None:
         """A batch of `num_tokens`, of which `num_prefill` were prompt, took so long."""

@@ -51,13 +51,15 @@ class LoadCancelled(EngineError):
 
 
 class ModelRunner(Protocol):
-    """Token ids are below `num_vocab`; `context_tokens` per slot, `num_cells` for all slots together, at least one context;
+    """Token ids are below `num_vocab`. At most `max_running` sequences are computed at a time; there may be more slots than that, which
+    keep prefixes of earlier ones. `context_tokens` per slot, `num_cells` for all slots together, at least one context;
     `partial_reuse` and `shareable_prefixes` as in SlotPool; `end_tokens` are the tokens that end a text. The `fim_*` tokens
     stand before the prefix, the suffix and the gap of a text that is to be filled in; None where the model has none.
     `tool_template`: for chats with tools, where the model brings one of its own for them."""
 
     num_vocab: int
     num_slots: int
+    max_running: int
     context_tokens: int
     num_cells: int
     partial_reuse: bool

@@ -53,12 +53,16 @@ class SampledToken:
 
 
 class Scheduler:
-    """`batch_tokens` bounds a batch. `end_tokens` end a text."""
+    """`batch_tokens` bounds a batch, `max_running` the sequences that have a slot at a time. `end_tokens` end a text."""
 
-    def __init__(self, slots: SlotPool, *, batch_tokens: int, end_tokens: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, slots: SlotPool, *, batch_tokens: int, max_running: int, end_tokens: frozenset[int] = frozenset()
+    ) -> None:
         assert batch_tokens > 0
+        assert max_running > 0
         self._slots = slots
         self._batch_tokens = batch_tokens
+        self._max_running = max_running
         self._end_tokens = end_tokens
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -66,6 +70,11 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._waiting or self._running)
+
+    @property
+    def holders(self) -> frozenset[str]:
+        """The requests of which the cache holds something."""
+        return self._slots.holders
 
     def add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
@@ -89,7 +98,7 @@ class Scheduler:
         """
         admitted = []
         for sequence in list(self._waiting):
-            if not self._slots.has_idle:
+            if not self._slots.has_idle or len(self._running) == self._max_running:
                 break
             if self._slots.is_worth_waiting(sequence.tokens):
                 continue
@@ -103,7 +112,7 @@ class Scheduler:
         promised = sum(running.num_uncomputed + 1 for running in self._running)
         if self._running and not self._slots.has_room(plan, promised + len(sequence.tokens) - plan.keep + 1):
             return False
-        self._slots.acquire(plan, sequence.tokens)
+        self._slots.acquire(plan, sequence.tokens, request=sequence.id)
         self._waiting.remove(sequence)
         self._running.append(sequence)
         sequence.status = SequenceStatus.RUNNING

@@ -19,12 +19,13 @@ _WORTH_WAITING = 32
 @dataclass
 class Slot:
     """The first `num_held` of `tokens` are in the cache. While a sequence runs here, `tokens` is that sequence's own list.
-    `used_at` counts uses."""
+    `request` is whose tokens they are. `used_at` counts uses."""
 
     id: int
     tokens: list[int] = field(default_factory=list)
     num_held: int = 0
     busy: bool = False
+    request: str = ""
     used_at: int = 0
 
 
@@ -79,6 +80,11 @@ class SlotPool:
     def has_idle(self) -> bool:
         return any(not slot.busy for slot in self._slots)
 
+    @property
+    def holders(self) -> frozenset[str]:
+        """The requests of which the cache holds something, or is about to."""
+        return frozenset(slot.request for slot in self._slots if slot.busy or slot.num_held)
+
     def take_operations(self) -> tuple[CacheOperation, ...]:
         """What is to be done to the cache before the next decode, in this order."""
         operations, self._operations = tuple(self._operations), []
@@ -118,8 +124,8 @@ class SlotPool:
         busy = [slot.id for slot in self._slots if slot.busy]
         return self._cells.num_free_beside(busy, prefix=(plan.source.id, plan.keep)) >= num_cells
 
-    def acquire(self, plan: Plan, tokens: list[int]) -> None:
-        """`tokens` is the list of the sequence that runs here from now on."""
+    def acquire(self, plan: Plan, tokens: list[int], *, request: str) -> None:
+        """`tokens` is the list of the sequence that runs here from now on, for `request`."""
         source, target = plan.source, plan.target
         if source is not target:
             self.cut(target.id, 0)
@@ -129,6 +135,7 @@ class SlotPool:
             source.used_at = next(self._clock)
         self.cut(target.id, plan.keep)
         target.busy = True
+        target.request = request
         target.tokens = tokens
 
     def release(self, slot_id: int) -> None:

@@ -96,6 +96,20 @@ def test_a_burst_goes_on_where_the_one_that_computes_its_prefix_is_cancelled() -
     assert completion(sequences[1]) == solo(f"{prefix}1")
 
 
+def test_there_are_more_slots_for_prefixes_than_may_run() -> None:
+    engine = make_engine(FakeRunner(num_slots=4, max_running=1))
+    prompts = [letter * 40 for letter in "abcd"]
+    for prompt in prompts:
+        engine.add(make_sequence(prompt, id=prompt))
+    assert len(engine.admit()) == 1
+    run(engine)
+    again = [make_sequence(prompt + "!", id=prompt) for prompt in prompts]
+    for sequence in again:
+        engine.add(sequence)
+    run(engine)
+    assert [sequence.num_cached for sequence in again] == [40] * 4
+
+
 def test_a_prefix_is_taken_from_a_slot_that_is_in_use() -> None:
     engine = make_engine(FakeRunner(num_slots=2))
     first = make_sequence("the same beginning, one end", id="1", max_tokens=30)

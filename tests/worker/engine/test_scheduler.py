@@ -15,7 +15,7 @@ END = 0
 
 
 def make_scheduler(*, slots: int = 4, batch_tokens: int = 16) -> Scheduler:
-    return Scheduler(SlotPool(slots, num_cells=1000), batch_tokens=batch_tokens, end_tokens=frozenset({END}))
+    return Scheduler(SlotPool(slots, num_cells=1000), batch_tokens=batch_tokens, max_running=slots, end_tokens=frozenset({END}))
 
 
 def shape(batch: ScheduledBatch) -> list[tuple[str, int, int, bool]]:

@@ -11,7 +11,7 @@ from services.worker.engine.slots import Cut, Plan, Share, SlotPool, common_pref
 def occupy(pool: SlotPool, tokens: list[int]) -> Plan:
     """A sequence with these tokens runs in a slot and has computed all of them."""
     plan = pool.plan(tokens)
-    pool.acquire(plan, tokens)
+    pool.acquire(plan, tokens, request="r")
     assert pool.make_room(len(tokens) - plan.keep)
     pool.grow(plan.target.id, len(tokens) - plan.keep)
     return plan
@@ -37,6 +37,22 @@ def test_a_slot_whose_tokens_go_on_is_taken_over() -> None:
     assert choice(pool.plan([1, 2, 3, 4, 5, 6])) == (1, 1, 4)
 
 
+def test_a_request_is_a_holder_while_a_slot_has_something_of_it() -> None:
+    pool = SlotPool(2, 8)
+    for name, tokens in (("a", [1, 2, 3]), ("b", [4, 5, 6])):
+        plan = pool.plan(tokens)
+        pool.acquire(plan, tokens, request=name)
+        pool.grow(plan.target.id, 3)
+        pool.release(plan.target.id)
+    assert pool.holders == {"a", "b"}
+    assert pool.make_room(4)
+    assert pool.holders == {"b"}
+    pool.acquire(pool.plan([7]), [7], request="c")
+    assert pool.holders == {"b", "c"}
+    pool.acquire(pool.plan([8]), [8], request="d")
+    assert pool.holders == {"c", "d"}
+
+
 def test_the_last_token_is_always_computed_again() -> None:
     assert pool_holding([1, 2, 3]).plan([1, 2, 3]).keep == 2
 
@@ -46,7 +62,7 @@ def test_a_prefix_of_a_long_text_is_marked_for_another_slot_and_the_text_stays()
     pool = pool_holding(long, [7, 7])
     plan = pool.plan([1, 2, 3, 99])
     assert choice(plan) == (1, 0, 3)
-    pool.acquire(plan, [1, 2, 3, 99])
+    pool.acquire(plan, [1, 2, 3, 99], request="r")
     assert pool.take_operations() == (Cut(1, 0), Share(0, 1, 3))
     pool.release(1)
     assert pool.plan([*long, 50]).keep == len(long)
@@ -60,7 +76,7 @@ def test_a_prefix_is_marked_from_a_slot_that_is_in_use() -> None:
 
 def test_a_prefix_that_is_being_computed_is_worth_waiting_for_until_it_is_there() -> None:
     pool, prefix = SlotPool(2, 200), list(range(1, 101))
-    pool.acquire(pool.plan(prefix), prefix)
+    pool.acquire(pool.plan(prefix), prefix, request="r")
     assert pool.is_worth_waiting([*prefix, 7])
     assert not pool.is_worth_waiting([5, 6, 7])
     pool.grow(0, 100)
@@ -77,7 +93,7 @@ def test_marking_a_prefix_counts_as_a_use_of_its_slot() -> None:
     pool = pool_holding(long, [2, 2], [3, 3])
     plan = pool.plan([1, 2, 3, 99])
     assert choice(plan) == (1, 0, 3)
-    pool.acquire(plan, [1, 2, 3, 99])
+    pool.acquire(plan, [1, 2, 3, 99], request="r")
     assert choice(pool.plan([9, 9])) == (2, 2, 0)
 
 

@@ -38,7 +38,7 @@ def answers(runner: LlamaRunner, prompt: str, matchers: list[Matcher], *, seed: 
     waiting = found[::-1]
     running: dict[int, Answer] = {}
     while waiting or running:
-        for slot in set(range(runner.num_slots)) - running.keys():
+        for slot in set(range(runner.max_running)) - running.keys():
             if waiting:
                 runner.cut(slot, 0)
                 running[slot] = waiting.pop()

@@ -1,0 +1,143 @@
+"""Requests that begin alike meet the worker that holds their beginning, but do not wait for it for long."""
+
+from __future__ import annotations
+
+import pytest
+from redis.asyncio import Redis
+
+from services.protocol.messages import Wake
+from services.protocol.prefixes import Prefix, prefixes
+from services.protocol.queue import Queue
+from services.protocol.reports import WorkerState
+from tests.conditions import eventually
+from tests.protocol.samples import LEASE_MS, VERSION, a_report, a_request, join
+
+PIRATE = "You are a pirate and answer in rhymes. " * 200
+PARROT = "You are a parrot and repeat what is said. " * 200
+
+
+@pytest.fixture
+async def queue(redis: Redis) -> Queue:
+    queue = Queue(redis)
+    await join(queue, "w1", "w2")
+    return queue
+
+
+def begins(text: str) -> tuple[Prefix, ...]:
+    return prefixes(a_request(text=text))
+
+
+async def put(queue: Queue, request: str, text: str = PIRATE) -> None:
+    await queue.enqueue(a_request(request, text=text), cost=10, limit=100, begins=begins(text))
+
+
+async def take(queue: Queue, worker: str, capacity: int = 1, dropped: tuple[Prefix, ...] = ()) -> list[str]:
+    digests = [prefix.digest for prefix in dropped]
+    return [claim.request.id for claim in (await queue.claim(VERSION, worker, capacity=capacity, dropped=digests)).claims]
+
+
+async def serve(queue: Queue, worker: str, request: str, text: str = PIRATE) -> None:
+    """The worker answers one, and holds its prompt from then on."""
+    await put(queue, request, text)
+    assert await take(queue, worker) == [request]
+    assert await queue.settle(request, 1, cost=10)
+
+
+async def awake(queue: Queue, worker: str) -> bool:
+    return isinstance(await queue.next_control(worker, timeout_s=0.001), Wake)
+
+
+async def test_a_request_is_left_to_the_worker_that_holds_its_beginning(queue: Queue) -> None:
+    await serve(queue, "w1", "first")
+    await put(queue, "second", PIRATE + "Who are you?")
+    passed_over = await queue.claim(VERSION, "w2", capacity=1)
+    assert passed_over.claims == []
+    assert passed_over.again_s is not None
+    assert 0 < passed_over.again_s <= 0.1
+    assert await take(queue, "w1") == ["second"]
+
+
+async def test_what_does_not_concern_the_others_is_taken_meanwhile(queue: Queue) -> None:
+    await serve(queue, "w1", "first")
+    await put(queue, "second")
+    await put(queue, "other", PARROT)
+    assert await take(queue, "w2", capacity=2) == ["other"]
+
+
+async def test_a_request_waits_for_its_worker_no_longer_than_a_moment(queue: Queue) -> None:
+    await serve(queue, "w1", "first")
+    await put(queue, "second")
+
+    async def taken() -> bool:
+        return await take(queue, "w2") == ["second"]
+
+    await eventually(taken, timeout_s=5)
+
+
+async def test_an_idle_worker_that_holds_the_beginning_is_the_one_that_is_woken(queue: Queue) -> None:
+    await serve(queue, "w1", "first")
+    await serve(queue, "w2", "other", PARROT)
+    for text, holder, another in ((PIRATE, "w1", "w2"), (PARROT, "w2", "w1")) * 3:
+        assert await take(queue, "w1") == await take(queue, "w2") == []  # both idle
+        await put(queue, f"for {holder}", text)
+        assert await awake(queue, holder)
+        assert not await awake(queue, another)
+        assert await take(queue, holder) == [f"for {holder}"]
+        await queue.settle(f"for {holder}", 1, cost=10)
+
+
+async def test_a_beginning_that_all_share_does_not_bring_all_to_one_worker(queue: Queue) -> None:
+    short = PIRATE[:800]
+    await serve(queue, "w1", "first", short)
+    for number in range(8):
+        await put(queue, f"{number}", short)
+    taken = await take(queue, "w1", capacity=8)
+    assert 0 < len(taken) < 8
+    assert len(await take(queue, "w2", capacity=8)) + len(taken) == 8
+
+
+async def test_a_long_beginning_is_worth_some_crowding(queue: Queue) -> None:
+    await serve(queue, "w1", "first")
+    for number in range(5):
+        await put(queue, f"{number}")
+    assert len(await take(queue, "w1", capacity=5)) == 5
+
+
+async def test_what_a_worker_holds_no_longer_counts_no_longer(queue: Queue) -> None:
+    await serve(queue, "w1", "first")
+    assert await take(queue, "w1", dropped=begins(PIRATE)) == []
+    await put(queue, "second")
+    assert await take(queue, "w2") == ["second"]
+
+
+@pytest.mark.parametrize("how", ["leaves", "drains", "falls silent"])
+async def test_nothing_is_left_to_a_worker_that_does_not_serve_any_more(queue: Queue, how: str) -> None:
+    await serve(queue, "w1", "first")
+    if how == "leaves":
+        await queue.leave("w1", VERSION)
+    elif how == "drains":
+        await queue.report(a_report("w1", state=WorkerState.DRAINING), lease_ms=LEASE_MS)
+    else:
+        await queue.report(a_report("w1"), lease_ms=1)
+
+        async def silent() -> bool:
+            return "w1" not in {report.worker for report in await queue.workers()}
+
+        await eventually(silent, timeout_s=5)
+    await put(queue, "second")
+    assert await take(queue, "w2") == ["second"]
+
+
+async def test_a_request_whose_worker_was_lost_waits_for_no_other(queue: Queue) -> None:
+    await serve(queue, "w1", "first")
+    await put(queue, "second")
+    assert await take(queue, "w1") == ["second"]
+    assert await queue.requeue("second", 1)
+    assert await take(queue, "w2") == ["second"]
+
+
+async def test_a_worker_that_has_left_leaves_nothing_behind(queue: Queue, redis: Redis) -> None:
+    await serve(queue, "w1", "first")
+    for worker in ("w1", "w2"):
+        await queue.leave(worker, VERSION)
+    assert not [key for key in await redis.keys("*") if b":held:" in key or b":serving:" in key]
