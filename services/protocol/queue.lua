@@ -55,7 +55,7 @@ local WINDOW_MS = 30000
 local MEASURED_MS = 500
 local STRAIGHT_MS = 20
 
--- A request that a worker works on weighs as much as so many bytes of a prompt that another one would have to compute: as a prompt of 256
+-- A request that a worker works on weighs as much as so many bytes of a prompt that another one would have to compute: as a prompt of 64
 -- tokens does, about. A beginning that everybody shares is soon held by every worker, then.
 local LOAD_BYTES = 256
 
