@@ -187,9 +187,15 @@ sync() { # sync UV
     fi
     # CMake looks for nvcc on the PATH alone.
     [ "$accelerator" != cuda ] || ! nvcc=$(find_nvcc) || export CUDACXX=${CUDACXX:-$nvcc}
+    # From what is already here, where that is enough: behind an index that sends no caching headers uv takes what it fetched before for
+    # something new, and compiles it again.
+    run_uv "$1" --offline || run_uv "$1" || explain
+}
+
+run_uv() { # run_uv UV [OPTION]
     compiling_since='' shown=''
     set -m # a process group of its own, so that stopping us stops its compilers too
-    UV_PROJECT_ENVIRONMENT=.venv "$1" sync --locked --all-extras ${GROUP:+--group "$GROUP"} ${option:+--config-settings-package "llama-cpp-python:cmake.define.$option=ON"} --compile-bytecode --verbose >"$LOG" 2>&1 </dev/null &
+    UV_PROJECT_ENVIRONMENT=.venv "$1" sync ${2:-} --locked --all-extras ${GROUP:+--group "$GROUP"} ${option:+--config-settings-package "llama-cpp-python:cmake.define.$option=ON"} --compile-bytecode --verbose >"$LOG" 2>&1 </dev/null &
     local pid=$!
     set +m
     trap 'kill -- -'$pid' 2>/dev/null || true; echo >&2; exit 130' INT TERM HUP
@@ -199,7 +205,7 @@ sync() { # sync UV
     done
     trap - INT TERM HUP
     [ ! -t 2 ] || printf '\r\033[K' >&2
-    wait $pid || explain
+    wait $pid
 }
 
 compiled() {

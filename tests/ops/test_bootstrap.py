@@ -76,11 +76,19 @@ def test_everything_is_installed_once(checkout: Checkout) -> None:
     first = checkout.run()
     assert (first.returncode, first.stdout) == (0, "")
     assert "llama.cpp is compiled for this machine: " in first.stderr
-    assert checkout.asked == ["sync --locked --all-extras --compile-bytecode --verbose"]
+    assert checkout.asked == ["sync --offline --locked --all-extras --compile-bytecode --verbose"]
     started = time.monotonic()
     second = checkout.run()
     assert time.monotonic() - started < 0.3
     assert (second.returncode, second.stderr, len(checkout.asked)) == (0, "", 1)
+
+
+def test_the_index_is_asked_only_for_what_is_not_here_yet(checkout: Checkout) -> None:
+    checkout.uv(f'[ "$2" != --offline ] || exit 1\n{SUCCESS}')
+    done = checkout.run()
+    assert done.returncode == 0, done.stderr
+    offline, online = checkout.asked
+    assert offline.replace(" --offline", "") == online
 
 
 def test_a_change_of_the_lock_installs_again_without_talk_of_compiling(checkout: Checkout) -> None:
@@ -97,7 +105,7 @@ def test_a_group_is_added_when_it_is_asked_for_and_then_stays(checkout: Checkout
     checkout.uv(SUCCESS)
     checkout.run()
     checkout.run("bench")
-    assert checkout.asked[1:] == ["sync --locked --all-extras --group bench --compile-bytecode --verbose"]
+    assert checkout.asked[1:] == ["sync --offline --locked --all-extras --group bench --compile-bytecode --verbose"]
     checkout.run()
     checkout.run("bench")
     assert len(checkout.asked) == 2
