@@ -190,7 +190,7 @@ def test_cuda_where_its_compiler_and_a_driver_are(checkout: Checkout) -> None:
     checkout.program("nvidia-smi")
     done = checkout.run()
     assert f"It is compiled for CUDA too, which takes longer, with {nvcc}.\n" in done.stderr
-    assert checkout.asked == [f"sync --locked --all-extras {CUDA} --compile-bytecode --verbose"]
+    assert checkout.asked == [f"sync --offline --locked --all-extras {CUDA} --compile-bytecode --verbose"]
     assert (checkout.bin / "uv.cudacxx").read_text() == f"{nvcc}\n"
 
 
