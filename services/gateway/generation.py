@@ -46,16 +46,15 @@ class ClientGone(Exception):
 
 class Generation:
     """`committed` has the token ids of each choice. `abandoned`: nobody waits for it any more. `withdrawn`: whoever holds it has
-    been told so. Since the answer last got further, `lost_workers` died or went silent with it and `breaks` claims were broken off by
-    a worker that could not go on; `losses` counts both from the beginning. `place` is where it stood in the queue when it was let
+    been told so. `losses` counts the claims that were lost with their workers, or broken off by one that could not go on; `crashes` those
+    since the answer last got further of which the request may be the cause. `place` is where it stood in the queue when it was let
     in, `expires_at` (time.monotonic) when it leaves the queue if no worker has begun with it."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.epoch = 0
         self.committed: list[list[int]] = [[] for _ in range(request.n if isinstance(request, GenerateRequest) else 1)]
-        self.lost_workers: set[str] = set()
-        self.breaks = 0
+        self.crashes = 0
         self.losses = 0
         self.place: Place | None = None
         self.expires_at = math.inf
@@ -124,14 +123,9 @@ class Generation:
         self.epoch = epoch
         self._next_seq = 0
 
-    def lose(self, worker: str) -> None:
-        """The worker died or went silent with it."""
-        self.lost_workers.add(worker)
-        self.losses += 1
-
-    def lose_claim(self) -> None:
-        """Its worker broke it off."""
-        self.breaks += 1
+    def lose(self, *, crashed: bool) -> None:
+        """Its worker is gone or gave it up, by its own fault where it `crashed`."""
+        self.crashes += crashed
         self.losses += 1
 
     def fail(self, error: Exception) -> None:
@@ -164,8 +158,7 @@ class Generation:
             self.committed[event.choice].extend(event.token_ids)
             self._reasons[event.choice] = event.reason
             if event.token_ids:
-                self.lost_workers.clear()
-                self.breaks = 0
+                self.crashes = 0
 
 
 def _as_of(started: Started, finished: Finished) -> Finished:

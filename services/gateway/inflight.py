@@ -42,10 +42,10 @@ CONFIRM_S = 0.05
 RECOVERY_S = 1.0
 #: What is in flight waits for so long for a Redis that does not answer.
 OUTAGE_S = 10.0
-#: A request that so many workers were lost with, one after the other, without its answer getting any further, is answered with an error:
-#: it is likely to be the cause. So is one that has lost so many in all.
-MAX_LOST_WORKERS = 2
-MAX_LOSSES = 10
+#: A request with which so many workers crashed, one after the other, without its answer getting any further, is answered with an error: it
+#: is likely to be the cause. Workers that were killed or cut off say nothing of it; with so many losses of any kind it is given up too.
+MAX_CRASHES = 2
+MAX_LOSSES = 16
 #: The driver's pool holds 100 connections and refuses the next; a burst of requests waits here instead.
 MAX_COMMANDS = 64
 
@@ -202,7 +202,7 @@ class Inflight:
         verdict = generation.accept(event)
         if verdict is Verdict.TAKEN and is_broken_off(event) and not generation.abandoned:
             logger.warning("request %s: worker %s has broken off", event.request, worker)
-            generation.lose_claim()
+            generation.lose(crashed=True)
             generation.supersede(event.epoch + 1)
             self._spawn(self._recover(generation, event.epoch))
         elif isinstance(event, Finished | Failed) and (verdict is Verdict.TAKEN or generation.abandoned):
@@ -245,15 +245,15 @@ class Inflight:
 
     async def _recover_lost(self) -> None:
         """Acts on claims that were lost at the last look already: by now the reader has seen all that their worker wrote."""
-        workers = {(claim.request, claim.epoch): claim.worker for claim in await self._queue.lost(self.gateway)}
-        lost = set(workers)
+        crashed = {(claim.request, claim.epoch): claim.crashed for claim in await self._queue.lost(self.gateway)}
+        lost = set(crashed)
         for request, epoch in lost & self._suspected:
             generation = self._open.get(request)
             if generation is None or generation.abandoned:
                 await self._queue.settle(request, epoch, cost=generation.spent if generation else 0)
                 self._open.pop(request, None)
             elif epoch >= generation.epoch:
-                generation.lose(workers[request, epoch])
+                generation.lose(crashed=crashed[request, epoch])
                 await self._recover(generation, epoch)
         self._suspected = lost
 
@@ -262,7 +262,7 @@ class Inflight:
         request = generation.request.id
         generation.supersede(epoch + 1)
         try:
-            worth_it = not generation.abandoned and not await self._is_deadly(generation)
+            worth_it = not generation.abandoned and not _is_deadly(generation)
             if worth_it and await self._queue.requeue(request, epoch, generation.resumption):
                 return
             await self._queue.settle(request, epoch, cost=generation.spent)
@@ -271,13 +271,6 @@ class Inflight:
             return
         self._open.pop(request, None)
         generation.fail(WorkerLost(WORKER_LOST))
-
-    async def _is_deadly(self, generation: Generation) -> bool:
-        """A worker that was frozen or cut off and is back did not die of the request."""
-        if len(generation.lost_workers) + generation.breaks >= MAX_LOST_WORKERS:
-            generation.lost_workers -= {report.worker for report in await self._queue.workers()}
-        in_a_row = len(generation.lost_workers) + generation.breaks
-        return in_a_row >= MAX_LOST_WORKERS or generation.losses >= MAX_LOSSES
 
     async def _replace_claim(self, generation: Generation, epoch: int) -> None:
         """The worker lives, but not all that it said arrived."""
@@ -352,6 +345,10 @@ class Inflight:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception():
             logger.error("a task of the gateway broke off", exc_info=task.exception())
+
+
+def _is_deadly(generation: Generation) -> bool:
+    return generation.crashes >= MAX_CRASHES or generation.losses >= MAX_LOSSES
 
 
 def _cost(usage: Usage) -> int:

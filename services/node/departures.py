@@ -40,7 +40,8 @@ class Departures:
             gone = frozenset()
 
     async def _end_leases(self, replicas: frozenset[str]) -> None:
+        crashed = {process.replica for process in self._runtime.reports() if process.crashed}
         for report in await self._queue.workers():
             if report.node == self._node and report.replica in replicas and report.state is not WorkerState.FAILED:
                 log.warning("the worker of replica %s ended without taking its leave", report.replica)
-                await self._queue.leave(report.worker, report.version)
+                await self._queue.leave(report.worker, report.version, crashed=report.replica in crashed)

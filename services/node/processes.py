@@ -30,10 +30,8 @@ from services.node import hardware
 from services.node.runtime import StartSpec
 from services.protocol.engine_variables import to_environment
 from services.protocol.errors import BadRequest, ModelLoadFailed
-from services.protocol.reports import Device, ProcessReport
+from services.protocol.reports import UNKNOWN_EXIT, Device, ProcessReport
 
-#: Reported where a worker ended while no agent was there to see how.
-UNKNOWN_EXIT = 255
 #: How long a worker that ended by itself is reported, so that the registry sees it.
 ENDED_KEPT_S = 60.0
 #: A worker ends its own drain after the deadline; this is for the rest of its way out.

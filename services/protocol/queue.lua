@@ -23,6 +23,7 @@ Keys, all under one prefix (K below, KEYS[1] in the script; one Redis, not a Red
   K:claims:<worker>      set          ids of the requests that the worker has claimed
   K:held:<worker>        set          digests of the prefixes that the worker's cache holds, or will once it has what it claimed
   K:worker:<worker>      string       the worker's last WorkerReport; it expires with the lease
+  K:crashed:<worker>     string       its process ended by its own fault; expires after INBOX_MS
   K:workers              sorted set   workers by the time (ms) at which their lease ends
   K:demand               set          versions that have been asked for
   K:demand:<version>     hash         used_at (ms), keep_alive_ms (negative: for ever; absent: the platform's default)
@@ -562,8 +563,11 @@ elseif command == "report" then
   return 1
 
 elseif command == "leave" then
-  -- worker, version: ends the lease now; what it still holds becomes lost at once
-  local worker, version = ARGV[2], ARGV[3]
+  -- worker, version, crashed (1 or 0): ends the lease now; what it still holds becomes lost at once
+  local worker, version, crashed = ARGV[2], ARGV[3], ARGV[4]
+  if crashed == "1" then
+    redis.call("SET", K .. ":crashed:" .. worker, "", "PX", INBOX_MS)
+  end
   redis.call("DEL", K .. ":worker:" .. worker, K .. ":inbox:" .. worker, K .. ":held:" .. worker)
   redis.call("SREM", K .. ":idle:" .. version, worker)
   redis.call("HDEL", K .. ":serving:" .. version, worker)
@@ -571,7 +575,7 @@ elseif command == "leave" then
   return 1
 
 elseif command == "lost" then
-  -- gateway -> triples id, epoch, worker, flat: this gateway's requests whose worker's lease has ended
+  -- gateway -> id, epoch, worker, crashed (1 or 0), flat: this gateway's requests whose worker's lease has ended
   local gateway = ARGV[2]
   local lost = {}
   for _, worker in ipairs(redis.call("ZRANGEBYSCORE", K .. ":workers", "-inf", "(" .. now_ms())) do
@@ -584,6 +588,7 @@ elseif command == "lost" then
         lost[#lost + 1] = id
         lost[#lost + 1] = tonumber(field[2])
         lost[#lost + 1] = worker
+        lost[#lost + 1] = redis.call("EXISTS", K .. ":crashed:" .. worker)
       end
     end
     if redis.call("EXISTS", claims) == 0 then

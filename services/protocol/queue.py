@@ -66,11 +66,12 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 class LostRequest(msgspec.Struct, frozen=True):
-    """A claim whose worker's lease has ended."""
+    """A claim whose worker's lease has ended. `crashed`: its process ended by its own fault."""
 
     request: str
     epoch: int
     worker: str
+    crashed: bool
 
 
 class RefusedRequest(msgspec.Struct, frozen=True):
@@ -198,13 +199,17 @@ class Queue:
         free = max(0, report.slots - report.running) if report.state is WorkerState.READY else ""
         await self._call("report", report.worker, encode(report), lease_ms, report.version, _WAKE, free)
 
-    async def leave(self, worker: str, version: str) -> None:
-        """Ends the worker's lease; requests that it still holds count as lost from now on."""
-        await self._call("leave", worker, version)
+    async def leave(self, worker: str, version: str, *, crashed: bool = False) -> None:
+        """Ends the worker's lease; requests that it still holds count as lost from now on. `crashed`: its process ended by its own
+        fault, which one of them may have caused."""
+        await self._call("leave", worker, version, int(crashed))
 
     async def lost(self, gateway: str) -> list[LostRequest]:
         flat = await self._call("lost", gateway)
-        return [LostRequest(request.decode(), epoch, worker.decode()) for request, epoch, worker in _rows(flat, 3)]
+        return [
+            LostRequest(request.decode(), epoch, worker.decode(), bool(crashed))
+            for request, epoch, worker, crashed in _rows(flat, 4)
+        ]
 
     async def workers(self) -> list[WorkerReport]:
         reports = (_decode_report.known(report) for report in await self._call("workers"))

@@ -7,6 +7,7 @@ same kind of lease: a machine that stops reporting disappears by itself.
 from __future__ import annotations
 
 import enum
+import signal
 from typing import cast
 
 import msgspec
@@ -51,6 +52,12 @@ class Device(msgspec.Struct, frozen=True):
     memory_bytes: int
 
 
+#: Of a process that ended while no agent was there to see how.
+UNKNOWN_EXIT = 255
+#: Exit codes of a process that was told to end, was killed, or was not seen ending.
+_NO_FAULT = (0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL, UNKNOWN_EXIT)
+
+
 class ProcessReport(msgspec.Struct, frozen=True):
     """The worker process (or container) of one replica. `exit_code` is None while it runs; negative: the signal."""
 
@@ -58,6 +65,11 @@ class ProcessReport(msgspec.Struct, frozen=True):
     pid: int
     exit_code: int | None
     last_line: str
+
+    @property
+    def crashed(self) -> bool:
+        """It ended by its own fault: of a signal like SIGSEGV or SIGABRT, or with an error. Anybody may have killed one that was killed."""
+        return self.exit_code is not None and self.exit_code not in _NO_FAULT
 
 
 class BlobReport(msgspec.Struct, frozen=True):

@@ -77,6 +77,22 @@ async def test_a_killed_worker_is_missed_within_half_a_second(cluster: Cluster, 
     await disturbance.said()
 
 
+@pytest.mark.parametrize(("number", "crashed"), [(signal.SIGABRT, True), (signal.SIGKILL, False)])
+async def test_a_crash_is_told_from_a_kill(
+    cluster: Cluster, http: httpx.AsyncClient, number: signal.Signals, crashed: bool
+) -> None:
+    disturbance = await ask_everything(cluster, http)
+    await disturbance.reached(1)
+    os.kill(disturbance.pid, number)
+
+    async def left() -> bool:
+        return not await cluster.redis.exists(f"corral:worker:{disturbance.victim.worker}")
+
+    await eventually(left)
+    assert await cluster.redis.exists(f"corral:crashed:{disturbance.victim.worker}") == crashed
+    await disturbance.said()
+
+
 async def test_a_worker_that_wakes_up_drops_what_it_has_lost(cluster: Cluster, http: httpx.AsyncClient) -> None:
     disturbance = await ask_everything(cluster, http)
     await disturbance.reached(1)

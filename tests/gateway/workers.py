@@ -101,9 +101,9 @@ class Worker:
     async def publish(self, gateway: str, *events: Event) -> None:
         await self._writer.publish({gateway: StepReply(self.id, events)})
 
-    async def die(self) -> None:
+    async def die(self, *, crashed: bool = False) -> None:
         """Its lease ends; what it claimed is lost."""
-        await self.queue.leave(self.id, self.version)
+        await self.queue.leave(self.id, self.version, crashed=crashed)
 
     async def run(self) -> None:
         await self.report()

@@ -373,14 +373,14 @@ class TestLost:
         await take(queue)
         assert await queue.lost("gateway-1") == []
         await end_lease(queue, "worker-1")
-        assert await queue.lost("gateway-1") == [LostRequest("1", 1, "worker-1")]
+        assert await queue.lost("gateway-1") == [LostRequest("1", 1, "worker-1", crashed=False)]
 
     async def test_a_claim_is_lost_at_once_when_the_worker_leaves(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1")
         await take(queue)
         await queue.leave("worker-1", VERSION)
-        assert await queue.lost("gateway-1") == [LostRequest("1", 1, "worker-1")]
+        assert await queue.lost("gateway-1") == [LostRequest("1", 1, "worker-1", crashed=False)]
         assert await queue.workers() == []
 
     async def test_each_gateway_hears_of_its_own(self, queue: Queue) -> None:

@@ -231,7 +231,7 @@ class QueueMachine(RuleBasedStateMachine):
         lost = self.do(self.queue.lost(gateway))
         assert len(lost) == len(set(lost))
         assert set(lost) == {
-            LostRequest(entry.id, entry.epoch, entry.worker)
+            LostRequest(entry.id, entry.epoch, entry.worker, crashed=False)
             for entry in self.alive.values()
             if entry.worker and entry.worker not in self.leased and entry.gateway == gateway
         }
