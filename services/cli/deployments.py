@@ -31,6 +31,9 @@ def deploy(
     lora: Annotated[
         list[str] | None, typer.Option(help="A LoRA adapter on the node, as FILE or FILE=SCALE; repeatable.")
     ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="A worker image with another build of llama.cpp, on nodes that run containers.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any engine setting; repeatable.")
     ] = None,
@@ -46,6 +49,7 @@ def deploy(
         "gpu_layers": gpu_layers,
         "tensor_split": _numbers(tensor_split) if tensor_split else None,
         "lora": [_adapter(text) for text in lora] if lora else None,
+        "image": image,
     }
     engine |= dict(_setting(text) for text in settings or [])
     given = {name: value for name, value in engine.items() if value is not None}

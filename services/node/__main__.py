@@ -14,40 +14,43 @@ import logging
 import signal
 import sys
 import threading
+from contextlib import ExitStack, closing
 from types import FrameType
 
 from pydantic import ValidationError
 
 from services.node.agent import Agent
-from services.node.config import Settings, pip_environment, worker_environment
+from services.node.config import Settings, container_environment, pip_environment, worker_environment
+from services.node.containers.runtime import ContainerRuntime
+from services.node.containers.template import Template
 from services.node.heartbeat import Heartbeat
 from services.node.processes import ProcessRuntime
+from services.node.runtime import Runtime
 from services.node.store import Store
 from services.node.tasks import JobConsumer
 from services.node.uplink import Uplink
-from services.protocol.errors import Conflict
+from services.protocol.errors import CorralError
 from services.protocol.jobs import JobEvents
 
 log = logging.getLogger("services.node")
 
 
 def main() -> int:
-    try:
-        settings = Settings()
-        store = Store(settings.store)
-        runtime = _runtime(settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        print(f"corral node: CORRAL_{str(first['loc'][0]).upper()}: {first['msg']}", file=sys.stderr)  # noqa: T201 the log is not set up
-        return 2
-    except (Conflict, OSError) as error:
-        print(f"corral node: {error}", file=sys.stderr)  # noqa: T201 likewise
-        return 1
-    _log(settings.log_level)
-    try:
+    with ExitStack() as opened:
+        try:
+            settings = Settings()
+            _log(settings.log_level)
+            store = opened.enter_context(closing(Store(settings.store)))
+            runtime = _runtime(settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = f"CORRAL_{str(first['loc'][0]).upper()}"
+            print(f"corral node: {name}: {first['msg']}", file=sys.stderr)  # noqa: T201 for whoever starts it, not for the log
+            return 2
+        except (CorralError, OSError) as error:
+            print(f"corral node: {error}", file=sys.stderr)  # noqa: T201 likewise
+            return 1
         return run(settings, store, runtime)
-    finally:
-        store.close()
 
 
 def _log(level: str) -> None:
@@ -56,20 +59,25 @@ def _log(level: str) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-def _runtime(settings: Settings) -> ProcessRuntime:
-    return ProcessRuntime(
-        settings.state / "workers",
-        environment={
-            **worker_environment(),
-            "CORRAL_REDIS_URL": settings.redis_url,
-            "CORRAL_NODE": settings.node,
-            "CORRAL_RUNNER": settings.runner,
-        },
+def _runtime(settings: Settings) -> Runtime:
+    told = {"CORRAL_REDIS_URL": settings.redis_url, "CORRAL_NODE": settings.node, "CORRAL_RUNNER": settings.runner}
+    if settings.runtime == "processes":
+        environment = {**worker_environment(), **told}
+        return ProcessRuntime(settings.state / "workers", environment=environment, drain_s=settings.drain_s)
+    template = Template(
+        node=settings.node,
+        network=settings.worker_network,
+        store=settings.store,
+        volume=settings.store_volume or str(settings.store),
+        environment={**container_environment(), **told},
         drain_s=settings.drain_s,
+        gpus=settings.gpus,
     )
+    backend = None if settings.backend == "auto" else settings.backend
+    return ContainerRuntime(template, image=settings.worker_image, backend=backend)
 
 
-def run(settings: Settings, store: Store, runtime: ProcessRuntime) -> int:
+def run(settings: Settings, store: Store, runtime: Runtime) -> int:
     """The exit code: 1 where the agent cannot go on; then its workers are left for the next one."""
     stop = _stop_signal(runtime)
     uplink = Uplink(settings.redis_url)
@@ -98,7 +106,7 @@ def run(settings: Settings, store: Store, runtime: ProcessRuntime) -> int:
     return 0
 
 
-def _stop_signal(runtime: ProcessRuntime) -> threading.Event:
+def _stop_signal(runtime: Runtime) -> threading.Event:
     """Set by the first SIGTERM or SIGINT; the second one hurries the runtime."""
     stop = threading.Event()
 

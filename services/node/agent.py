@@ -131,7 +131,8 @@ class Agent:
                 return pull(job, self._store, progress, environment=self._pip_environment)
             case Start():
                 path = self._store.blob(job.model)
-                self._runtime.start(StartSpec(job.replica, job.version, path, self._with_files(job.engine)))
+                engine = self._with_files(job.engine)
+                self._runtime.start(StartSpec(job.replica, job.version, path, engine, job.memory_bytes))
             case Stop():
                 self._runtime.stop(job.replica)
             case Delete():

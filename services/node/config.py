@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, NonNegativeInt, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
@@ -16,6 +16,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|DATABASE_URL|^PG", re.IGNORECASE)
 _OURS = re.compile(r"^CORRAL_")
 _INDEX = re.compile(r"^(PIP|UV)_")
+_FOR_CONTAINERS = re.compile(r"^(CORRAL|GGML|HSA|LLAMA|OTEL)_")
 
 
 class Settings(BaseSettings):
@@ -28,6 +29,31 @@ class Settings(BaseSettings):
     store: Path = Field(default=Path("~/.local/state/corral/models"), description="Models on disk, laid out like Ollama's.")
     state: Path = Field(
         default=Path("~/.local/state/corral/node"), description="Where the agent keeps pid files and the workers' logs."
+    )
+    runtime: Literal["processes", "docker"] = Field(
+        default="processes", description="How workers run: as processes of the agent's user, or as containers beside the agent."
+    )
+    worker_image: str = Field(
+        default="corral-worker:dev-{backend}",
+        min_length=1,
+        description="docker: image of the workers; `{backend}` is filled in. The agent pulls nothing: the image is on the machine.",
+    )
+    worker_network: str = Field(
+        default="bridge", min_length=1, description="docker: network that workers join; they have to reach Redis there."
+    )
+    store_volume: str = Field(
+        default="",
+        description="docker: named volume, or folder of the host, that holds the store; workers get it read-only, under the same path "
+        "as the agent. Empty: the agent runs on the host, and the store's path is the host's.",
+    )
+    backend: Literal["auto", "cpu", "cuda", "rocm", "vulkan"] = Field(
+        default="auto",
+        description="docker: which llama.cpp workers run. auto: the fastest whose image is there and finds an accelerator, or cpu.",
+    )
+    gpus: tuple[NonNegativeInt, ...] = Field(
+        default=(),
+        description="docker: numbers of the accelerators that workers may use, as a JSON list such as [0, 2]; empty: all. "
+        "NVIDIA's count as in nvidia-smi.",
     )
     runner: Literal["llama", "fake"] = Field(default="llama", description="What workers run: llama.cpp, or scripted tokens.")
     drain_s: float = Field(default=30.0, ge=0, description="How long a worker that is stopped may finish its requests.")
@@ -47,6 +73,11 @@ class Settings(BaseSettings):
             raise ValueError("a node's name has at most 63 letters, digits, '.', '-' and '_'")
         return node
 
+    @field_validator("gpus")
+    @classmethod
+    def _each_once(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(numbers)))
+
     @field_validator("store", "state")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
@@ -62,6 +93,11 @@ def worker_environment() -> dict[str, str]:
     """The agent's own environment (CUDA_VISIBLE_DEVICES, the worker's settings) without package indexes: their URLs may hold
     passwords."""
     return _environment_without(_INDEX)
+
+
+def container_environment() -> dict[str, str]:
+    """What of the agent's own environment is meant for workers in containers: they have their image's, not the agent's PATH."""
+    return {name: value for name, value in _environment_without(_INDEX).items() if _FOR_CONTAINERS.search(name)}
 
 
 def _environment_without(names: re.Pattern[str]) -> dict[str, str]:

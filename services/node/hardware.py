@@ -44,6 +44,11 @@ def memory(root: Path = cgroups.ROOT) -> Memory:
     return Memory(total, available)
 
 
+def machine_memory_available() -> int:
+    """Of the whole machine, whatever limits this process has."""
+    return psutil.virtual_memory().available
+
+
 def devices(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Device, ...] | None:
     """The accelerators that `command` prints as JSON; None where it does not."""
     try:

@@ -9,7 +9,6 @@ import logging
 import shutil
 from collections.abc import Callable
 
-from services.node import hardware
 from services.node.departures import Departures
 from services.node.runtime import Runtime
 from services.node.store import Store
@@ -102,12 +101,12 @@ class Heartbeat:
             self._silent = False
 
     def _observe(self) -> NodeReport:
-        memory = hardware.memory()
+        memory = self._runtime.memory()
         disk = shutil.disk_usage(self._store.root)
         return NodeReport(
             node=self._node,
             agent=self._agent,
-            cpus=hardware.cpus(),
+            cpus=self._runtime.cpus(),
             memory_total=memory.total,
             memory_available=memory.available,
             disk_total=disk.total,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -27,21 +26,14 @@ import msgspec
 import psutil
 
 from services.node import hardware
-from services.node.runtime import StartSpec
-from services.protocol.engine_variables import to_environment
-from services.protocol.errors import BadRequest, ModelLoadFailed
+from services.node.hardware import Memory
+from services.node.runtime import ENDED_KEPT_S, KILL_GRACE_S, StartSpec, last_line, require_replica_id
+from services.protocol.errors import ModelLoadFailed, ModelRefused
 from services.protocol.reports import UNKNOWN_EXIT, Device, ProcessReport
-
-#: How long a worker that ended by itself is reported, so that the registry sees it.
-ENDED_KEPT_S = 60.0
-#: A worker ends its own drain after the deadline; this is for the rest of its way out.
-KILL_GRACE_S = 5.0
 
 _LOG_LIMIT_BYTES = 10 * 1024**2
 _LOG_KEPT_S = 7 * 24 * 3600
-_LAST_LINE_LIMIT = 500
 _POLL_S = 0.05
-_REPLICA = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +105,11 @@ class ProcessRuntime:
         self._forget_old_logs()
 
     def start(self, spec: StartSpec) -> None:
-        if not _REPLICA.fullmatch(spec.replica):
-            raise BadRequest(f"{spec.replica!r} is no replica id")
+        require_replica_id(spec.replica)
+        if spec.engine.image:
+            raise ModelRefused(
+                f"this node runs its workers as processes; only its Docker runtime could run {spec.engine.image}"
+            )
         with self._lock:
             if self._closed:
                 raise ModelLoadFailed("this node's agent is stopping")
@@ -131,6 +126,12 @@ class ProcessRuntime:
 
     def devices(self) -> tuple[Device, ...] | None:
         return hardware.devices(self._devices_command, self._environment)
+
+    def cpus(self) -> int:
+        return hardware.cpus()
+
+    def memory(self) -> Memory:
+        return hardware.memory()
 
     def reports(self) -> tuple[ProcessReport, ...]:
         with self._lock:
@@ -161,7 +162,7 @@ class ProcessRuntime:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env={**self._environment, **_settings(spec, self._drain_s)},
+                    env={**self._environment, **spec.environment(drain_s=self._drain_s)},
                     start_new_session=True,
                 )
         except OSError as error:
@@ -195,7 +196,7 @@ class ProcessRuntime:
 
     def _report(self, worker: _Worker) -> ProcessReport:
         code = worker.exit_code()
-        line = "" if code is None else _last_line(self._log_file(worker.replica))
+        line = "" if code is None else _last_line_of(self._log_file(worker.replica))
         return ProcessReport(worker.replica, worker.pid, code, line)
 
     def _forgotten(self, worker: _Worker) -> bool:
@@ -259,16 +260,6 @@ class ProcessRuntime:
                 path.unlink(missing_ok=True)
 
 
-def _settings(spec: StartSpec, drain_s: float) -> dict[str, str]:
-    return {
-        **to_environment(spec.engine),
-        "CORRAL_REPLICA": spec.replica,
-        "CORRAL_VERSION": spec.version,
-        "CORRAL_MODEL_PATH": str(spec.model_path),
-        "CORRAL_DRAIN_S": str(drain_s),
-    }
-
-
 def _adopted_exit_code(pid: int, created_at: float) -> int | None:
     """None while the process that had this pid at that time runs. Clocks are set: two seconds either way are the same."""
     try:
@@ -279,11 +270,10 @@ def _adopted_exit_code(pid: int, created_at: float) -> int | None:
         return UNKNOWN_EXIT
 
 
-def _last_line(path: Path) -> str:
+def _last_line_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().decode(errors="replace").split("\n")
+            return last_line(file.read())
     except OSError:
         return ""
-    return next((line.strip()[:_LAST_LINE_LIMIT] for line in reversed(lines) if line.strip()), "")

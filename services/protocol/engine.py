@@ -24,6 +24,9 @@ KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "
 FlashAttention = Literal["auto", "on", "off"]
 SplitMode = Literal["none", "layer", "row"]
 Pooling = Literal["", "none", "mean", "cls", "last", "rank"]
+_IMAGE = r"^([A-Za-z0-9][A-Za-z0-9._/:@{}-]{0,254})?$"
+#: A container image's name; `{backend}` in it stands for what a node's hardware asks for.
+Image = Annotated[str, Meta(pattern=_IMAGE), Field(pattern=_IMAGE)]
 #: A GGUF with an adapter, as a path on the node or the digest of a blob in its store (`sha256:<hex>`), and its scale.
 LoraAdapter = tuple[str, float]
 
@@ -37,7 +40,8 @@ MAX_SEQUENCES = 256
 
 
 class EngineSettings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What each means is said in EngineVariables. 0 (`gpu_layers`: -1, `pooling`: empty) leaves the choice to the worker."""
+    """What each means is said in EngineVariables. 0 (`gpu_layers`: -1, `pooling`: empty) leaves the choice to the worker.
+    `image` is for the node that starts it."""
 
     slots: Slots = 8
     context_tokens: NotNegative = 0
@@ -59,6 +63,7 @@ class EngineSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     pooling: Pooling = ""
     rope_freq_base: Share = 0.0
     rope_freq_scale: Share = 0.0
+    image: Image = ""
 
     @property
     def sequences(self) -> int:

@@ -12,6 +12,7 @@ from services.protocol.engine import (
     AtLeastOne,
     EngineSettings,
     FlashAttention,
+    Image,
     KvType,
     Layers,
     LoraAdapter,
@@ -93,6 +94,11 @@ class EngineVariables(BaseSettings):
     rope_freq_scale: Share = Field(
         default=_DEFAULT.rope_freq_scale,
         description="Factor of RoPE's frequencies: 0.5 stretches the trained context to twice its length; 0: the model's.",
+    )
+    image: Image = Field(
+        default=_DEFAULT.image,
+        description="Container image with another build of the worker, for nodes with the Docker runtime; `{backend}` in it is "
+        "filled in there: cpu, cuda, rocm or vulkan. Empty: the node's own.",
     )
 
     @model_validator(mode="after")

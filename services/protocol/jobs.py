@@ -38,13 +38,15 @@ class Pull(msgspec.Struct, frozen=True, tag="pull"):
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
-    """Starts the worker of one replica. `model` is the digest of the GGUF blob (`sha256:<hex>`), in the node's store."""
+    """Starts the worker of one replica. `model` is the digest of the GGUF blob (`sha256:<hex>`), in the node's store,
+    `memory_bytes` what placement reserved (0: it did not say)."""
 
     job: str
     replica: str
     version: str
     model: str
     engine: EngineSettings
+    memory_bytes: int = 0
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):

@@ -59,17 +59,21 @@ _NO_FAULT = (0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL, UNKNOWN_EXIT)
 
 
 class ProcessReport(msgspec.Struct, frozen=True):
-    """The worker process (or container) of one replica. `exit_code` is None while it runs; negative: the signal."""
+    """The worker process (or container) of one replica. `exit_code` is None while it runs; negative: the signal. Where the node
+    knows more than that, `reason` says why it ended and `error_code` names a class of services.protocol.errors."""
 
     replica: str
     pid: int
     exit_code: int | None
     last_line: str
+    reason: str = ""
+    error_code: str = ""
 
     @property
     def crashed(self) -> bool:
-        """It ended by its own fault: of a signal like SIGSEGV or SIGABRT, or with an error. Anybody may have killed one that was killed."""
-        return self.exit_code is not None and self.exit_code not in _NO_FAULT
+        """It ended by its own fault: of a signal like SIGSEGV or SIGABRT, or with an error. Anybody may have killed one that was killed,
+        unless its node knows better."""
+        return self.exit_code is not None and (self.exit_code not in _NO_FAULT or bool(self.error_code))
 
 
 class BlobReport(msgspec.Struct, frozen=True):

@@ -118,8 +118,8 @@ class Actor:
         match decision:
             case FetchModel(replica, version=version, node=node, source=source, name=name):
                 await jobs.create(session, Pull(new_id(), source, name), node=node, replica=replica, version=version)
-            case StartReplica(replica, version=version, node=node, model_blob=blob, engine=engine):
-                start = Start(new_id(), replica, version, blob, engine)
+            case StartReplica(replica, version=version, node=node, model_blob=blob, memory_bytes=memory, engine=engine):
+                start = Start(new_id(), replica, version, blob, engine, memory)
                 await jobs.create(session, start, node=node, replica=replica, version=version)
                 await nodes.mark_used(session, node, blob)
             case DrainReplica(replica, node=node, stop=True):

@@ -231,4 +231,6 @@ async def _jobs(session: AsyncSession, live: Sequence[str]) -> tuple[JobView, ..
 def _processes(reports: Iterable[NodeReport]) -> Iterable[ProcessView]:
     for report in reports:
         for process in report.processes:
-            yield ProcessView(process.replica, report.node, process.exit_code, process.last_line)
+            yield ProcessView(
+                process.replica, report.node, process.exit_code, process.last_line, process.reason, process.error_code
+            )

@@ -46,9 +46,11 @@ def observed_replica(world: World, replica: ReplicaView) -> ReplicaDecision | No
 
 
 def exit_reason(process: ProcessView | None) -> str:
-    """What became of a process, in words: exit code, signal, last line."""
+    """What became of a process, in words: as its node says, or exit code, signal, last line."""
     if process is None or process.exit_code is None:
         return "its process is gone"
+    if process.reason:
+        return process.reason
     line = f": {process.last_line}" if process.last_line else ""
     if process.exit_code < 0:
         return f"killed by {_signal_name(-process.exit_code)}{line}"
@@ -99,7 +101,7 @@ def _starting(world: World, replica: ReplicaView) -> ReplicaDecision | None:
     if failure := _failed_job(replica, start):
         return failure
     if process and not process.runs:
-        return _fail(replica, ModelLoadFailed.code, exit_reason(process))
+        return _fail(replica, process.error_code or ModelLoadFailed.code, exit_reason(process))
     if world.age_s(replica.state_changed_at) > world.policy.start_timeout_s:
         return _fail(replica, ModelLoadFailed.code, f"it did not serve within {world.policy.start_timeout_s:.0f} s")
     started = start is not None and start.state is JobState.SUCCEEDED

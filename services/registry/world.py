@@ -120,12 +120,14 @@ class JobView:
 
 @dataclass(frozen=True)
 class ProcessView:
-    """A replica's process as its node reports it now."""
+    """A replica's process as its node reports it now. `reason` and `error_code` where the node knows why it ended."""
 
     replica: str
     node: str
     exit_code: int | None
     last_line: str
+    reason: str = ""
+    error_code: str = ""
 
     @property
     def runs(self) -> bool:

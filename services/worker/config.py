@@ -39,4 +39,7 @@ class Settings(EngineVariables):
     drain_s: float = Field(default=30.0, ge=0, description="How long running requests may go on after SIGTERM.")
     lease_ms: int = Field(default=3000, ge=500, description="How long a silent worker counts as alive.")
     report_s: float = Field(default=1.0, gt=0, description="Time between two reports.")
+    pulse: Path | None = Field(
+        default=None, description="A file to touch after each report that Redis took, for health checks; unset: none."
+    )
     orphan_s: float = Field(default=60.0, gt=0, description="A worker whose node has been silent for so long ends itself.")

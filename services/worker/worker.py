@@ -338,6 +338,8 @@ class Worker:
         )
         await self._queue.report(report, lease_ms=lease_ms or self._settings.lease_ms)
         self._has_lease.set()
+        if self._settings.pulse:
+            self._settings.pulse.touch()
 
     async def _fail(self, failure: CorralError) -> None:
         log.error("%s", failure)

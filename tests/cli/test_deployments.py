@@ -40,6 +40,7 @@ def test_a_deployment_says_only_what_was_given(corral: Corral, gateway: Gateway)
         (["--kv-tokens", "20000", "--flash-attention", "off"], {"kv_tokens": 20000, "flash_attention": "off"}),
         (["--gpu-layers", "-1", "--tensor-split", "3,1"], {"gpu_layers": -1, "tensor_split": [3.0, 1.0]}),
         (["--lora", "/a.gguf", "--lora", "sha256:b=0.5"], {"lora": [["/a.gguf", 1.0], ["sha256:b", 0.5]]}),
+        (["--image", "corral-worker:b9000-{backend}"], {"image": "corral-worker:b9000-{backend}"}),
         (
             ["--set", "mlock=true", "--set", "batch_tokens=64", "--set", "pooling=mean"],
             {"mlock": True, "batch_tokens": 64, "pooling": "mean"},

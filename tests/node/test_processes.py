@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from services.node.config import worker_environment
-from services.node.processes import UNKNOWN_EXIT, ProcessRuntime
+from services.node.processes import ProcessRuntime
 from services.node.runtime import StartSpec
 from services.protocol.engine import EngineSettings
-from services.protocol.errors import BadRequest, ModelLoadFailed
-from services.protocol.reports import ProcessReport
+from services.protocol.errors import BadRequest, ModelLoadFailed, ModelRefused
+from services.protocol.reports import UNKNOWN_EXIT, ProcessReport
 from tests.conditions import eventually_sync
 
 PATIENT = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(0)); print('up', flush=True); signal.pause()"
@@ -185,6 +185,11 @@ def test_program_that_is_not_there(tmp_path: Path) -> None:
 def test_replica_ids_are_no_paths(make_runtime: MakeRuntime, replica: str) -> None:
     with pytest.raises(BadRequest):
         make_runtime().start(spec(replica))
+
+
+def test_an_image_is_for_the_other_runtime(make_runtime: MakeRuntime) -> None:
+    with pytest.raises(ModelRefused, match="only its Docker runtime could run acme/worker:1$"):
+        make_runtime().start(StartSpec("r1", "f" * 64, Path("/models/blob"), EngineSettings(image="acme/worker:1")))
 
 
 def start_from_another_process(folder: Path, *, crash_before_pid: bool = False) -> int:

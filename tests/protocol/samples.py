@@ -73,6 +73,7 @@ def engine_settings() -> st.SearchStrategy[EngineSettings]:
         "pooling": st.sampled_from(["", "none", "mean", "cls", "last", "rank"]),
         "rope_freq_base": _SHARE,
         "rope_freq_scale": _SHARE,
+        "image": st.sampled_from(["", "corral-worker:dev-{backend}", "registry.example:5000/team/worker@sha256:" + "a" * 64]),
     }
     assert set(fields) == set(EngineSettings.__struct_fields__)
     agree = st.fixed_dictionaries({}, optional=fields).filter(

@@ -58,6 +58,7 @@ def test_the_variables_have_the_messages_defaults() -> None:
         ("tensor_split", [-1.0]),
         ("pooling", "max"),
         ("lora", [["a"]]),
+        ("image", "a worker"),
     ],
 )
 def test_a_job_and_an_environment_refuse_the_same(name: str, value: Any) -> None:

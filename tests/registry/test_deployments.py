@@ -44,6 +44,7 @@ async def test_a_deployed_model_is_loaded_with_its_settings_and_stays(
     assert start.engine == EngineSettings(
         slots=3, context_tokens=16, batch_tokens=1, kv_type_k="q8_0", lora=(("sha256:abc", 0.5),)
     )
+    assert start.memory_bytes > 160 * 1024**2, "what placement reserved goes with it"
     await queue.touch(tiny, keep_alive_ms=0)
     (deployment,) = await listed(registry)
     assert (deployment["origin"], deployment["ready"], deployment["overrides"]["slots"]) == ("pinned", 1, 3)

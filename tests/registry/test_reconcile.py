@@ -52,6 +52,7 @@ from tests.registry.worlds import (
 R = ReplicaState
 WAITS = with_demand(demand(waiting=1))
 START_SENT = job(JobKind.START, JobState.SENT)
+OUT_OF_MEMORY = "ran out of memory: limit 2.0 GiB"
 ENGINE = EngineSettings()
 OTHER = EngineSettings(slots=2)
 
@@ -246,6 +247,14 @@ TABLE: list[tuple[str, World, list[Decision]]] = [
         ],
     ),
     (
+        "starting: its node knows why its process ended",
+        starting(processes=(process(-9, "loading", reason=OUT_OF_MEMORY, error_code="insufficient_memory"),)),
+        [
+            FailReplica("r1", R.STARTING, "insufficient_memory", OUT_OF_MEMORY),
+            RefuseWaiting(VERSION, "insufficient_memory", LOAD_FAILED + OUT_OF_MEMORY),
+        ],
+    ),
+    (
         "starting: nobody waits, nobody is refused",
         starting(processes=(process(-11),), demand=with_demand(demand())),
         [FailReplica("r1", R.STARTING, "model_load_failed", "killed by SIGSEGV")],
@@ -305,6 +314,11 @@ TABLE: list[tuple[str, World, list[Decision]]] = [
         "ready: crashed",
         serving(workers={}, processes=(process(-9, "last words"),)),
         [FailReplica("r1", R.READY, "worker_lost", "killed by SIGKILL: last words")],
+    ),
+    (
+        "ready: out of memory, which another try may mend",
+        serving(workers={}, processes=(process(-9, "", reason=OUT_OF_MEMORY, error_code="insufficient_memory"),)),
+        [FailReplica("r1", R.READY, "worker_lost", OUT_OF_MEMORY)],
     ),
     ("ready: silent", serving(workers={}), [FailReplica("r1", R.READY, "worker_lost", "its worker went silent")]),
     ("ready: vanished", serving(workers={}, processes=()), [FailReplica("r1", R.READY, "worker_lost", "its process is gone")]),

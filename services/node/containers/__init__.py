@@ -1,0 +1,1 @@
+"""Workers as containers beside the agent. `engine.py` alone knows Docker."""

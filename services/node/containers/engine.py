@@ -1,0 +1,212 @@
+"""The Docker Engine of this machine, as far as a node agent needs it. The only import of Docker's SDK.
+
+The engine's refusals become ModelLoadFailed with its own words, an engine that does not answer becomes Unavailable. What is to be
+removed or ended and is not there any more, is no error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import docker
+from docker.errors import APIError, DockerException, NotFound
+from requests.exceptions import RequestException
+
+from services.node.containers.template import NODE_LABEL, REPLICA_LABEL
+from services.node.runtime import last_line
+from services.protocol.errors import ModelLoadFailed, Unavailable
+
+#: A driver that wakes up from its sleep takes some seconds, also to give its card to a container.
+_ANSWER_S = 60
+_CONNECTIONS = 32
+_TAIL_LINES = 20
+_EXPLANATION_LIMIT = 400
+#: HTTP statuses: no such container; not running, or being removed.
+_DONE = (404, 409)
+#: A container's exit code is this and the signal's number where a signal ended its process.
+_SIGNALLED = 128
+_LAST_SIGNAL = 64
+
+
+class Container(NamedTuple):
+    """`exit_code` says something once it does not run, and is negative for a signal. `pid` is that of its first process on the
+    host. `memory_limit` in bytes, 0: none."""
+
+    id: str
+    replica: str
+    runs: bool
+    pid: int
+    exit_code: int
+    out_of_memory: bool
+    memory_limit: int
+
+
+class Listed(NamedTuple):
+    """`status` is the engine's word: created, running, paused, exited ..."""
+
+    replica: str
+    status: str
+
+
+class Event(NamedTuple):
+    """A container has ended, or (`exit_code` None) the kernel has killed something in it for want of memory."""
+
+    container: str
+    exit_code: int | None
+
+
+class Engine:
+    """Thread-safe. Where it is, the environment says (DOCKER_HOST), as to Docker's own command. Raises Unavailable where it does not
+    answer."""
+
+    def __init__(self) -> None:
+        with _answers("the Docker engine refuses this agent"):
+            self._api: Any = docker.from_env(timeout=_ANSWER_S, max_pool_size=_CONNECTIONS).api
+            self._api.trust_env = False  # or REQUESTS_CA_BUNDLE would come before the engine's own authority
+            info = self._api.info()
+        self.cpus: int = info["NCPU"]
+        self.memory_bytes: int = info["MemTotal"]
+        self._stream: Any = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Ends `events`, wherever that is."""
+        self._closed = True
+        self._end_stream()
+        self._api.close()
+
+    def require_image(self, image: str) -> None:
+        with _answers(f"image {image}", missing=f"there is no image {image} on this node: build it here, pull it or load it"):
+            self._api.inspect_image(image)
+
+    def require_network(self, network: str) -> None:
+        with _answers(f"network {network}", missing=f"there is no Docker network {network} on this node"):
+            self._api.inspect_network(network)
+
+    def require_volume(self, volume: str) -> None:
+        """The engine itself would make one that is missing, empty, and it would stay behind."""
+        with _answers(f"volume {volume}", missing=f"there is no Docker volume {volume} on this node"):
+            self._api.inspect_volume(volume)
+
+    def create(self, name: str, body: dict[str, Any]) -> str:
+        """The container's id."""
+        with _answers(f"the container {name} cannot be made"):
+            container: str = self._api.create_container_from_config(body, name)["Id"]
+        return container
+
+    def start(self, container: str) -> None:
+        with _answers("the worker's container cannot be started"):
+            self._api.start(container)
+
+    def find(self, container: str) -> Container | None:
+        """By name or id."""
+        with _answers("a container cannot be looked at"):
+            try:
+                found = self._api.inspect_container(container)
+            except NotFound:
+                return None
+        state = found["State"]
+        return Container(
+            id=found["Id"],
+            replica=(found["Config"]["Labels"] or {}).get(REPLICA_LABEL, ""),
+            runs=state["Running"],
+            pid=state["Pid"],
+            exit_code=_exit_code(state["ExitCode"]),
+            out_of_memory=state["OOMKilled"],
+            memory_limit=found["HostConfig"]["Memory"],
+        )
+
+    def workers(self, node: str) -> dict[str, Listed]:
+        """The node's worker containers by id, in whatever state."""
+        with _answers("containers cannot be listed"):
+            found = self._api.containers(all=True, filters={"label": [f"{NODE_LABEL}={node}", REPLICA_LABEL]})
+        return {entry["Id"]: Listed(entry["Labels"][REPLICA_LABEL], entry["State"]) for entry in found}
+
+    def signal(self, container: str, name: str) -> None:
+        """Does nothing where it does not run."""
+        with _answers("a container cannot be signalled"), _already():
+            self._api.kill(container, signal=name)
+
+    def remove(self, container: str) -> None:
+        """By name or id, running or not."""
+        with _answers("a container cannot be removed"), _already():
+            self._api.remove_container(container, force=True, v=True)
+
+    def tail(self, container: str) -> bytes:
+        """The end of what it printed; nothing where it is gone."""
+        tails: list[bytes] = []
+        with _answers("a container's log cannot be read"), _already():
+            tails.append(self._api.logs(container, tail=_TAIL_LINES))
+        return b"".join(tails)
+
+    def output(self, name: str, body: dict[str, Any]) -> bytes:
+        """What a container prints that ends by itself. Nothing of it stays."""
+        self.remove(name)  # of an agent that crashed
+        container = self.create(name, body)
+        try:
+            self.start(container)
+            with _answers(f"the container {name} did not end"):
+                code = self._api.wait(container, timeout=_ANSWER_S)["StatusCode"]
+                output: bytes = self._api.logs(container, stdout=True, stderr=False)
+            if code:
+                raise ModelLoadFailed(f"the container {name} ended with code {code}: {last_line(self.tail(container))}")
+            return output
+        finally:
+            self.remove(container)
+
+    def events(self, node: str, *, since: int, until: int) -> Iterator[Event]:
+        """Between two times, in seconds since the epoch. Ends earlier where the engine goes away. For one thread."""
+        filters = {"type": "container", "event": ["die", "oom"], "label": f"{NODE_LABEL}={node}"}
+        with _answers("the Docker engine gives no events"):
+            self._stream = self._api.events(since=since, until=until, filters=filters, decode=True)
+            if self._closed:
+                self._end_stream()
+            for event in self._stream:
+                actor = event["Actor"]
+                code = _exit_code(int(actor["Attributes"]["exitCode"])) if event["Action"] == "die" else None
+                yield Event(actor["ID"], code)
+
+    def _end_stream(self) -> None:
+        if self._stream is not None:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                self._stream.close()
+
+
+def _exit_code(status: int) -> int:
+    return _SIGNALLED - status if _SIGNALLED < status <= _SIGNALLED + _LAST_SIGNAL else status
+
+
+@contextlib.contextmanager
+def _answers(doing: str, *, missing: str = "") -> Iterator[None]:
+    """`missing` is said where the engine knows no such thing."""
+    try:
+        yield
+    except APIError as error:
+        if missing and isinstance(error, NotFound):
+            raise ModelLoadFailed(missing) from error
+        explanation = " ".join((error.explanation or type(error).__name__).split())[:_EXPLANATION_LIMIT]
+        raise ModelLoadFailed(f"{doing}: {explanation}") from error
+    except (DockerException, RequestException) as error:
+        raise Unavailable(f"the Docker engine does not answer: {_cause(error)}") from error
+
+
+@contextlib.contextmanager
+def _already() -> Iterator[None]:
+    """Passes over what is gone, and what is ending or being removed without us."""
+    try:
+        yield
+    except APIError as error:
+        if error.status_code not in _DONE:
+            raise
+
+
+def _cause(error: BaseException) -> str:
+    """The system's own word for it, which the driver wraps several times."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__

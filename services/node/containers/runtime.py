@@ -1,0 +1,325 @@
+"""The runtime whose workers are containers beside the agent.
+
+    start   image, network, volume are looked for → created → in the table → started
+    ended   the engine's event says so → looked at: exit code, memory, last line → reported, for a while → removed
+
+A container's name is made of the node's and the replica's, so the engine itself keeps a replica from having two. Labels say which
+containers are this node's: the next agent adopts those that were started and removes those that were not. Nothing is pulled: only
+images that somebody put on this machine can run.
+
+Writer of the table of workers: this object, under `_lock`, which is never held while the engine is asked. One thread follows the
+engine's events; every half minute, and whenever the engine answers again, it compares the table with what there is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from services.node import hardware
+from services.node.containers.accelerators import Machine, find_machine, image_for, share_of
+from services.node.containers.engine import Container, Engine, Event, Listed
+from services.node.containers.template import Backend, Template
+from services.node.hardware import Memory
+from services.node.runtime import ENDED_KEPT_S, KILL_GRACE_S, StartSpec, last_line, require_replica_id
+from services.protocol.errors import CorralError, InsufficientMemory, ModelLoadFailed, ModelRefused
+from services.protocol.memory import gib
+from services.protocol.reports import UNKNOWN_EXIT, Device, ProcessReport
+
+#: The stream of events is taken up anew this often, with a look at everything.
+LOOK_S = 30
+
+_RETRY_S = 0.5
+_POLL_S = 0.05
+_OVER = ("exited", "dead", "removing")
+
+log = logging.getLogger(__name__)
+
+
+class _End(NamedTuple):
+    at: float
+    report: ProcessReport
+
+
+@dataclass
+class _Worker:
+    """A container. `ended` is there once it has, and says how; `stopping`: it was told to."""
+
+    replica: str
+    container: str
+    pid: int = 0
+    stopping: bool = False
+    out_of_memory: bool = False
+    ended: _End | None = None
+
+    @property
+    def report(self) -> ProcessReport:
+        return self.ended.report if self.ended else ProcessReport(self.replica, self.pid, None, "")
+
+
+class ContainerRuntime:
+    """Adopts the workers of an earlier agent of the template's node. In `image`, `{backend}` is filled in; `backend` None: the fastest
+    that finds an accelerator. Raises Unavailable where the engine does not answer."""
+
+    def __init__(self, template: Template, *, image: str, backend: Backend | None = None) -> None:
+        self._template = template
+        self._image = image
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._finding = threading.Lock()
+        self._machine: Machine | None = None
+        self._closed = False
+        self._hurry = threading.Event()
+        self._over = threading.Event()
+        self._workers: dict[str, _Worker] = {}
+        self._starting: set[str] = set()
+        self._engine = Engine()
+        self._look()
+        self._following = threading.Thread(target=self._follow, name="docker-events", daemon=True)
+        self._following.start()
+
+    def start(self, spec: StartSpec) -> None:
+        require_replica_id(spec.replica)
+        with self._lock:
+            self._require_open()
+            worker = self._workers.get(spec.replica)
+            if spec.replica in self._starting or (worker and not worker.ended):
+                return
+            self._starting.add(spec.replica)
+        try:
+            self._begin(spec)
+        finally:
+            with self._lock:
+                self._starting.remove(spec.replica)
+
+    def stop(self, replica: str) -> None:
+        with self._lock:
+            worker = self._workers.get(replica)
+        if worker:
+            self._end([worker])
+
+    def devices(self) -> tuple[Device, ...] | None:
+        try:
+            return self._here().devices
+        except CorralError as error:
+            log.warning("accelerators are unknown: %s", error.message)
+            return None
+
+    def cpus(self) -> int:
+        return self._engine.cpus
+
+    def memory(self) -> Memory:
+        """The machine's: workers live beside the agent, not within its limits."""
+        total = self._engine.memory_bytes
+        return Memory(total, min(total, hardware.machine_memory_available()))
+
+    def reports(self) -> tuple[ProcessReport, ...]:
+        with self._lock:
+            return tuple(worker.report for worker in self._workers.values())
+
+    def running(self) -> frozenset[str]:
+        with self._lock:
+            return frozenset(worker.replica for worker in self._workers.values() if not worker.ended)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            workers = list(self._workers.values())
+        try:
+            self._end(workers)
+        except CorralError as error:
+            log.warning("%s; the workers are left to the next agent", error.message)
+        self._over.set()
+        self._engine.close()
+        self._following.join(timeout=KILL_GRACE_S)
+
+    def hurry(self) -> None:
+        self._hurry.set()
+
+    def _begin(self, spec: StartSpec) -> None:
+        self._require_adapters(spec)
+        machine = self._here()
+        image = image_for(machine.backend, spec.engine.image or self._image)
+        self._engine.require_image(image)
+        self._engine.require_network(self._template.network)
+        if self._template.named_volume:
+            self._engine.require_volume(self._template.volume)
+        name = self._template.name(spec.replica)
+        if not self._take_over(name):
+            share = share_of(spec.engine, len(machine.devices))
+            adapted = msgspec.structs.replace(spec, engine=share.engine)
+            body = self._template.worker(adapted, image, machine.backend, share.devices, cpus=self._engine.cpus)
+            self._run(_Worker(spec.replica, self._engine.create(name, body)))
+            log.info("started worker of replica %s as container %s from %s", spec.replica, name, image)
+
+    def _take_over(self, name: str) -> bool:
+        """Whether a container of that name runs already, unknown to the table; one that does not is removed."""
+        left = self._engine.find(name)
+        if left and left.runs:
+            self._adopt(left)
+            return True
+        if left:
+            self._engine.remove(left.id)
+        return False
+
+    def _run(self, worker: _Worker) -> None:
+        """A worker may end as soon as it is started, so it is in the table before."""
+        try:
+            with self._lock:
+                self._require_open()
+                self._workers[worker.replica] = worker
+            self._engine.start(worker.container)
+            found = self._engine.find(worker.container)
+            worker.pid = found.pid if found else 0
+        except CorralError:
+            self._forget(worker)
+            self._engine.remove(worker.container)
+            raise
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ModelLoadFailed("this node's agent is stopping")
+
+    def _require_adapters(self, spec: StartSpec) -> None:
+        for file, _ in spec.engine.lora:
+            if self._template.store not in Path(file).parents:
+                raise ModelRefused(f"the LoRA adapter {file} is not in the node's store, which is all that its workers see")
+
+    def _here(self) -> Machine:
+        """Asked until there is an answer, which then holds while the agent runs."""
+        with self._finding:
+            if self._machine is None:
+                self._machine = find_machine(self._engine, self._template, self._image, self._backend)
+                log.info("workers run on %s, with %d accelerators", self._machine.backend, len(self._machine.devices))
+            return self._machine
+
+    def _end(self, workers: Sequence[_Worker]) -> None:
+        with self._lock:
+            for worker in workers:
+                worker.stopping = True
+        for worker in workers:
+            self._engine.signal(worker.container, "SIGTERM")
+        if not self._wait(workers, self._template.drain_s + KILL_GRACE_S, unless=self._hurry):
+            for worker in workers:
+                self._engine.signal(worker.container, "SIGKILL")
+            self._wait(workers, KILL_GRACE_S, unless=None)
+        for worker in workers:
+            self._engine.remove(worker.container)
+            self._forget(worker)
+
+    def _wait(self, workers: Sequence[_Worker], timeout_s: float, *, unless: threading.Event | None) -> bool:
+        """True where all of them ended in time, and before the event."""
+        deadline = time.monotonic() + timeout_s
+        while not all(worker.ended for worker in workers):
+            if time.monotonic() > deadline or (unless and unless.is_set()):
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def _forget(self, worker: _Worker) -> None:
+        with self._lock:
+            if self._workers.get(worker.replica) is worker:
+                del self._workers[worker.replica]
+
+    def _follow(self) -> None:
+        """Until the runtime is closed."""
+        away = False
+        while not self._over.is_set():
+            since = int(time.time())
+            try:
+                self._look()
+                if away:
+                    log.info("the Docker engine answers again")
+                away = False
+                for event in self._engine.events(self._template.node, since=since, until=since + LOOK_S):
+                    self._note(event)
+            except CorralError as error:
+                if not away and not self._over.is_set():
+                    log.warning("%s", error.message)
+                away = True
+                self._over.wait(_RETRY_S)
+            except Exception:  # without this thread no worker's end would ever be seen
+                log.exception("following the Docker engine failed")
+                self._over.wait(_RETRY_S)
+
+    def _note(self, event: Event) -> None:
+        with self._lock:
+            worker = next((worker for worker in self._workers.values() if worker.container == event.container), None)
+            if worker and event.exit_code is None:
+                worker.out_of_memory = True
+        if worker and event.exit_code is not None:
+            self._ended(worker, event.exit_code)
+
+    def _look(self) -> None:
+        """Compares the table with what there is: events may have been missed."""
+        with self._lock:
+            known = {worker.container: worker for worker in self._workers.values()}
+            starting = set(self._starting)
+        there = self._engine.workers(self._template.node)
+        for container, worker in known.items():
+            if not worker.ended and (container not in there or there[container].status in _OVER):
+                self._ended(worker, UNKNOWN_EXIT)
+        for container, listed in there.items():
+            if container not in known and listed.replica not in starting:
+                self._find(container, listed)
+        for worker in known.values():
+            if worker.ended and time.monotonic() - worker.ended.at > ENDED_KEPT_S:
+                self._engine.remove(worker.container)
+                self._forget(worker)
+
+    def _find(self, container: str, listed: Listed) -> None:
+        """A container that the table does not know: of an agent that crashed, unless it was made a moment ago."""
+        with self._lock:
+            if listed.replica in self._starting or listed.replica in self._workers:
+                return
+        found = self._engine.find(container)
+        if found and listed.status == "created":
+            log.info("removed the container of replica %s, which was never started", listed.replica)
+            self._engine.remove(container)
+        elif found:
+            self._adopt(found)
+
+    def _adopt(self, found: Container) -> None:
+        worker = _Worker(found.replica, found.id, found.pid)
+        with self._lock:
+            self._workers[found.replica] = worker
+        log.info("found worker of replica %s as container %s", found.replica, found.id[:12])
+        if not found.runs:
+            self._ended(worker, found.exit_code)
+
+    def _ended(self, worker: _Worker, exit_code: int) -> None:
+        """That it ended and how are told together: the two are read together."""
+        if worker.ended:
+            return
+        report = ProcessReport(worker.replica, worker.pid, exit_code, "")
+        if not worker.stopping:
+            try:
+                report = self._post_mortem(worker, exit_code)
+            except CorralError as error:
+                log.warning("how the worker of replica %s ended is unknown: %s", worker.replica, error.message)
+        with self._lock:
+            worker.ended = _End(time.monotonic(), report)
+
+    def _post_mortem(self, worker: _Worker, exit_code: int) -> ProcessReport:
+        found = self._engine.find(worker.container)
+        if found is None:
+            return ProcessReport(worker.replica, worker.pid, exit_code, "", reason="its container was removed")
+        tail = self._engine.tail(worker.container)
+        report = ProcessReport(worker.replica, worker.pid, found.exit_code, last_line(tail))
+        if found.exit_code and (found.out_of_memory or worker.out_of_memory):
+            limit = f"limit {gib(found.memory_limit)}" if found.memory_limit else "the machine has no more"
+            reason = f"ran out of memory: {limit}"
+            report = msgspec.structs.replace(report, reason=reason, error_code=InsufficientMemory.code)
+        log.warning(
+            "the worker of replica %s ended with code %d%s; its last lines:\n%s",
+            *(worker.replica, found.exit_code, f", {report.reason}" if report.reason else ""),
+            tail.decode(errors="replace").rstrip(),
+        )
+        return report
