@@ -53,6 +53,7 @@ RATE = 500
 STREAMS = 64
 PATHS = ("/api/chat", "/v1/chat/completions")
 TOKENS = 500
+START_S = 60
 #: Steps in the reply stream at which the worker waits: more than a reader leaves untrimmed, too few to be lost.
 STEPS_AHEAD = 3 * TRIM_EVERY
 
@@ -228,12 +229,20 @@ async def measure_litellm(*, seconds: float) -> Table:
 async def answering(port: int, path: str) -> None:
     """Until the first answer."""
     client = Client(port)
-    while True:
-        with contextlib.suppress(OSError):
-            if (await client.ask(body_of(path, stream=False))).status == 200:
-                client.close()
-                return
-        await asyncio.sleep(0.5)
+    async with asyncio.timeout(START_S):
+        while True:
+            with contextlib.suppress(OSError):
+                if (await client.ask(body_of(path, stream=False))).status == 200:
+                    client.close()
+                    return
+            await asyncio.sleep(0.5)
+
+
+def show(table: Table) -> None:
+    for name, figures in table.items():
+        print(name)
+        for figure, value in figures.items():
+            print(f"    {figure:20} {value:12,.2f}", flush=True)
 
 
 def main() -> None:
@@ -250,13 +259,12 @@ def main() -> None:
         return
     with valkey() as server:
         table = uvloop.run(measure(url_of(server), seconds=arguments.seconds))
+    show(table)
     if arguments.litellm:
         litellm.fetch()
-        table |= uvloop.run(measure_litellm(seconds=arguments.seconds))
-    for name, figures in table.items():
-        print(name)
-        for figure, value in figures.items():
-            print(f"    {figure:20} {value:12,.2f}")
+        theirs = uvloop.run(measure_litellm(seconds=arguments.seconds))
+        show(theirs)
+        table |= theirs
     if arguments.json:
         arguments.json.write_text(json.dumps(table, indent=2) + "\n")
 

@@ -49,7 +49,11 @@ def proxy(tokens: int) -> Iterator[tuple[int, int]]:
         config.write_text(json.dumps({"model_list": [{"model_name": "m", "litellm_params": backend}]}))  # JSON is YAML
         command = [str(ENVIRONMENT / "bin" / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
         serving = [sys.executable, "-m", "load.litellm", str(backend_port), str(tokens)]
-        settings = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
+        settings = {
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+        }
         own = {"PYTHONPATH": str(Path(__file__).parents[1])}
         with (
             child(serving, log=folder / "backend.log", environment=own),

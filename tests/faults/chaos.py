@@ -27,8 +27,11 @@ from typing import Any
 import httpx
 
 from benchmarks.comparison.models import MODELS
-from tests.faults.cluster import Cluster, running
+from tests.faults.cluster import SLOTS, Cluster, running
 from tests.faults.kinds import KINDS, Asked
+
+#: Of a worker with weights and one thread: with more, what it loses takes longer to compute again than it lives.
+REAL_SLOTS = 4
 
 Said = dict[str, dict[str, Any]]
 
@@ -104,8 +107,9 @@ async def soak(folder: Path, options: argparse.Namespace) -> Tally:
     fake = {"CORRAL_RUNNER": "fake", "CORRAL_FAKE_STEP_S": "0.02", "CORRAL_FAKE_SCRIPT": "recite"}
     model = Path() if options.fake else MODELS["smollm2-135m"].fetch()
     settings = fake if options.fake else {"CORRAL_THREADS": "1"}
+    slots = SLOTS if options.fake else REAL_SLOTS
     tally = Tally()
-    async with running(folder, model=model, **settings) as cluster:
+    async with running(folder, model=model, slots=slots, **settings) as cluster:
         expected = await undisturbed(cluster) if options.fake else None
         until = time.monotonic() + options.minutes * 60
         clients = [client(cluster, number, tally, expected, until) for number in range(options.clients)]

@@ -40,15 +40,16 @@ _OF_REQUESTS = ("request", "queue", "waiting", "arrived", "callers", "claims", "
 
 
 class Cluster:
-    """`workers` are to run; `top_up` replaces those that were lost. `environment` is the workers' own."""
+    """`workers` are to run, with `slots` each; `top_up` replaces those that were lost. `environment` is the workers' own."""
 
-    def __init__(self, folder: Path, *, model: Path = Path(), workers: int = 3, **environment: str) -> None:
+    def __init__(self, folder: Path, *, model: Path = Path(), workers: int = 3, slots: int = SLOTS, **environment: str) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{free_port()}"
         self.redis_url = f"redis://127.0.0.1:{self.port}/0"
         self._model = model
         self._wanted = workers
+        self._slots = slots
         self._environment = environment
         self.gateway: Process | None = None
         self.embedder = ""
@@ -137,7 +138,7 @@ class Cluster:
     def top_up(self) -> None:
         running = self.runtime.running()
         for _ in range(self._wanted - len([name for name in running if name.startswith("r-")])):
-            self._start(f"r-{new_id()}", VERSION, EngineSettings(slots=SLOTS, context_tokens=1024))
+            self._start(f"r-{new_id()}", VERSION, EngineSettings(slots=self._slots, context_tokens=1024))
 
     async def start_embedder(self) -> str:
         """The replica's name."""
@@ -212,8 +213,10 @@ def frozen(*pids: int) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def running(folder: Path, *, model: Path = Path(), workers: int = 3, **environment: str) -> AsyncIterator[Cluster]:
-    cluster = Cluster(folder, model=model, workers=workers, **environment)
+async def running(
+    folder: Path, *, model: Path = Path(), workers: int = 3, slots: int = SLOTS, **environment: str
+) -> AsyncIterator[Cluster]:
+    cluster = Cluster(folder, model=model, workers=workers, slots=slots, **environment)
     await cluster.start()
     try:
         yield cluster
