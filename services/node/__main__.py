@@ -21,12 +21,15 @@ from pydantic import ValidationError
 from services.node.agent import Agent
 from services.node.config import Settings, pip_environment, worker_environment
 from services.node.heartbeat import Heartbeat
+from services.node.metrics import Metrics
 from services.node.processes import ProcessRuntime
 from services.node.store import Store
 from services.node.tasks import JobConsumer
 from services.node.uplink import Uplink
+from services.protocol import logs
 from services.protocol.errors import Conflict
 from services.protocol.jobs import JobEvents
+from services.protocol.telemetry import TelemetryRefused, telemetry
 
 log = logging.getLogger("services.node")
 
@@ -43,15 +46,20 @@ def main() -> int:
     except (Conflict, OSError) as error:
         print(f"corral node: {error}", file=sys.stderr)  # noqa: T201 likewise
         return 1
-    _log(settings.log_level)
+    _log(settings)
+    metrics = Metrics()
     try:
-        return run(settings, store, runtime)
+        with telemetry("node", settings, metrics.registry, redis_url=settings.redis_url) as opened:
+            return run(settings, store, runtime, metrics, metrics_address=opened.address)
+    except TelemetryRefused as error:
+        print(f"corral node: {error}", file=sys.stderr)  # noqa: T201 it is no line of the log but why there is none
+        return 1
     finally:
         store.close()
 
 
-def _log(level: str) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+def _log(settings: Settings) -> None:
+    logs.configure("node", settings.log_format, level=settings.log_level)
     for chatty in ("celery", "kombu"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -64,12 +72,13 @@ def _runtime(settings: Settings) -> ProcessRuntime:
             "CORRAL_REDIS_URL": settings.redis_url,
             "CORRAL_NODE": settings.node,
             "CORRAL_RUNNER": settings.runner,
+            "CORRAL_METRICS_PORT": "auto" if settings.metrics_port else "0",
         },
         drain_s=settings.drain_s,
     )
 
 
-def run(settings: Settings, store: Store, runtime: ProcessRuntime) -> int:
+def run(settings: Settings, store: Store, runtime: ProcessRuntime, metrics: Metrics, *, metrics_address: str) -> int:
     """The exit code: 1 where the agent cannot go on; then its workers are left for the next one."""
     stop = _stop_signal(runtime)
     uplink = Uplink(settings.redis_url)
@@ -80,8 +89,12 @@ def run(settings: Settings, store: Store, runtime: ProcessRuntime) -> int:
         runtime=runtime,
         publish=lambda event: uplink.call(events.publish, event),
         pip_environment=pip_environment(),
+        metrics=metrics,
     )
-    heartbeat = Heartbeat(settings.node, store=store, runtime=runtime, jobs=agent.jobs, uplink=uplink)
+    metrics.show(store, runtime, agent.jobs)
+    heartbeat = Heartbeat(
+        settings.node, store=store, runtime=runtime, jobs=agent.jobs, uplink=uplink, metrics_address=metrics_address
+    )
     jobs = JobConsumer(agent, redis_url=settings.redis_url, node=settings.node, threads=settings.job_threads)
     heartbeat.start()
     jobs.start()
