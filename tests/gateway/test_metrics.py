@@ -108,6 +108,15 @@ async def test_the_first_token_is_told_from_the_others(watched: Watched, worker:
     assert await watched.ended(outcome="answered") == 1
 
 
+async def test_a_frame_may_bring_several_tokens(watched: Watched, worker: Worker) -> None:
+    asking = asyncio.create_task(watched.http.post("/api/chat", json=ASKED))
+    answer = await begin(worker)
+    await answer.frame("two three four", 102, 103, 104)
+    await answer.finished()
+    assert (await asking).status_code == 200
+    assert (await watched.scrape()).sum("corral_completion_tokens_total", model=MODEL) == 4
+
+
 async def test_who_leaves_is_counted_by_how_far_it_came(watched: Watched, worker: Worker) -> None:
     beginning = asyncio.create_task(begin(worker))
     async with watched.http.stream("POST", "/api/chat", json=ASKED) as response:
