@@ -27,11 +27,18 @@ and the management API set them for one model, by the name behind `CORRAL_` in l
 """
 
 
+TELEMETRY = """
+What gateways, workers, node agents and the registry tell of themselves (see [metrics](metrics.md)). `corral up` and a node agent hand
+theirs on to what they start.
+"""
+
+
 def settings_classes() -> list[tuple[str, type[BaseSettings]]]:
     from services.cli.config import Settings as CliSettings
     from services.gateway.config import Settings as GatewaySettings
     from services.node.config import Settings as NodeSettings
     from services.protocol.engine_variables import EngineVariables
+    from services.protocol.telemetry_variables import TelemetryVariables
     from services.registry.config import Settings as RegistrySettings
     from services.worker.config import Settings as WorkerSettings
 
@@ -42,15 +49,20 @@ def settings_classes() -> list[tuple[str, type[BaseSettings]]]:
         ("Registry", RegistrySettings),
         ("Node agent", NodeSettings),
         ("Worker", WorkerSettings),
+        ("Telemetry", TelemetryVariables),
     ]
 
 
 def own_fields(settings: type[BaseSettings]) -> dict[str, FieldInfo]:
-    """Without those of the engine, which have a table of their own."""
+    """Without those that several classes share, which have tables of their own."""
     from services.protocol.engine_variables import EngineVariables
+    from services.protocol.telemetry_variables import TelemetryVariables
 
-    shared = {} if settings is EngineVariables else EngineVariables.model_fields
-    return {name: field for name, field in settings.model_fields.items() if name not in shared}
+    inherited = [
+        shared for shared in (EngineVariables, TelemetryVariables) if settings is not shared and issubclass(settings, shared)
+    ]
+    elsewhere = {name for shared in inherited for name in shared.model_fields}
+    return {name: field for name, field in settings.model_fields.items() if name not in elsewhere}
 
 
 def _variables(settings: type[BaseSettings], name: str) -> str:
@@ -75,7 +87,7 @@ def _default(settings: type[BaseSettings], name: str) -> str:
 def render_configuration() -> str:
     parts = [INTRODUCTION]
     for title, settings in settings_classes():
-        introduction = ENGINE if title == "Engine" else ""
+        introduction = {"Engine": ENGINE, "Telemetry": TELEMETRY}.get(title, "")
         parts.append(f"\n## {title}\n{introduction}\n| variable | default | meaning |\n|---|---|---|")
         for name, field in own_fields(settings).items():
             description = (field.description or "").replace("|", "\\|")

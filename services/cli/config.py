@@ -35,6 +35,10 @@ class Settings(BaseSettings):
     min_free_bytes: int = Field(
         default=1 << 30, ge=0, description="`corral up` does not start with less free disk than this, for PostgreSQL's sake."
     )
+    metrics_port: str = Field(
+        default="auto",
+        description="`corral up` serves the metrics of each part on a free port, which docs/metrics.md says how to find; with 0 none.",
+    )
     up_timeout_s: float = Field(
         default=120,
         gt=0,

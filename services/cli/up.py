@@ -90,6 +90,7 @@ class _Platform:
             registry_port=registry_port,
             database_url=self._postgres.url,
             redis_url=self._valkey.url,
+            metrics_port="0" if settings.metrics_port == "0" else "auto",
             secrets=secrets,
             client=client,
         )

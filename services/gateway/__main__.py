@@ -14,10 +14,14 @@ from types import FrameType
 from typing import NoReturn
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from services.gateway.app import create_app
 from services.gateway.config import BindAddress, Settings
+from services.gateway.metrics import Metrics
+from services.protocol import logs
+from services.protocol.telemetry import TelemetryRefused, telemetry
 
 logger = logging.getLogger("services.gateway")
 
@@ -31,7 +35,7 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         _refuse("; ".join(f"{_variable(problem['loc'])}: {problem['msg']}" for problem in error.errors()), status=2)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure("gateway", settings.log_format, level=settings.log_level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         listener = _listen(settings.bind)
@@ -39,12 +43,17 @@ def main() -> None:
         _refuse(f"cannot listen on {settings.host}: {error.strerror}; stop what uses it, or set CORRAL_HOST", status=1)
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again once it has shut down
         signal.signal(number, _exit)
-    _serve(settings, listener)
+    metrics = Metrics()
+    try:
+        with telemetry("gateway", settings, metrics.registry, redis_url=settings.redis_url, traced=True) as opened:
+            _serve(create_app(settings, metrics, opened), settings, listener)
+    except TelemetryRefused as error:
+        _refuse(str(error), status=1)
 
 
-def _serve(settings: Settings, listener: socket.socket) -> None:
+def _serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         loop="uvloop",
         http="httptools",
         ws="none",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -12,8 +13,10 @@ from services.gateway.dialects.reply import Reply
 from services.gateway.generation import Generation
 from services.gateway.inflight import Inflight
 from services.gateway.limits import Limits
+from services.gateway.observation import Observation, Observer
 from services.gateway.streaming import GenerationResponse
 from services.gateway.ticket import Target, Ticket
+from services.protocol.errors import CorralError
 from services.protocol.messages import EmbedRequest, GenerateRequest, Request, RerankRequest, new_id
 from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt
 from services.protocol.routes import Caller
@@ -29,27 +32,55 @@ CHARACTERS_PER_TOKEN = 4
 class Admission:
     """Of one caller's HTTP request, on the terms that its headers ask for and its key allows."""
 
-    def __init__(self, inflight: Inflight, limits: Limits, caller: Caller, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, inflight: Inflight, limits: Limits, observer: Observer, caller: Caller, headers: Mapping[str, str]
+    ) -> None:
+        self._arrived_s = time.monotonic()
+        self._model = ""
+        self._observation: Observation | None = None
         self._inflight = inflight
         self._limits = limits
+        self._observer = observer
         self._caller = caller
         self._headers = headers
 
     def ticket(self, target: Target) -> Ticket:
+        self._model = target.name.display
         return Ticket(new_id(), self._inflight.gateway, self._caller.id, target)
 
     async def admit(self, request: Request, *, keep_alive_ms: int | None, priority: Priority | None = None) -> Generation:
-        """`priority` is what the body asks for. Raises QueueFull, CallerLimited, BadRequest for a header that cannot be read, and
+        """Of the ticket's request. `priority` is what the body asks for. Raises QueueFull, CallerLimited, BadRequest for a header that cannot be read, and
         Unavailable while Redis does not answer."""
         terms = self._limits.terms(self._caller, self._headers, asked=priority)
-        request = _seeded(request)
-        return await self._inflight.admit(request, cost=estimated_cost(request), terms=terms, keep_alive_ms=keep_alive_ms)
+        observation = self._observer.begin(
+            request,
+            model=self._model,
+            caller=self._caller,
+            priority=terms.priority,
+            headers=self._headers,
+            arrived_s=self._arrived_s,
+        )
+        request = _prepared(request, observation.traceparent)
+        cost = estimated_cost(request)
+        try:
+            generation = await self._inflight.admit(request, cost=cost, terms=terms, keep_alive_ms=keep_alive_ms)
+        except CorralError as error:
+            observation.refused(error)
+            raise
+        observation.admitted()
+        self._observation = observation
+        return generation
 
     def response(self, generation: Generation, reply: Reply) -> GenerationResponse:
-        """With comments on its place in the queue where the headers ask for them and it is SSE."""
+        """To the request that was admitted, with comments on its place in the queue where the headers ask for them and it is SSE."""
+        assert self._observation is not None
         told = reply.content_type == openai.SSE and self._headers.get(UPDATES_HEADER, "").strip().lower() == "true"
         return GenerationResponse(
-            generation, reply, abandon=self._inflight.abandon, place_of=self._inflight.place if told else None
+            generation,
+            reply,
+            abandon=self._inflight.abandon,
+            observation=self._observation,
+            place_of=self._inflight.place if told else None,
         )
 
     async def unload(self, target: Target) -> None:
@@ -57,8 +88,11 @@ class Admission:
         await self._inflight.touch(target.version.digest, keep_alive_ms=0)
 
 
-def _seeded(request: Request) -> Request:
-    """A worker that goes on with another's answer has to draw as that one would have."""
+def _prepared(request: Request, traceparent: str) -> Request:
+    """With a seed, as a worker that goes on with another's answer has to draw as that one would have, and with what the worker's
+    span is a part of."""
+    if traceparent:
+        request = msgspec.structs.replace(request, traceparent=traceparent)
     if not isinstance(request, GenerateRequest) or request.sampling.seed is not None:
         return request
     sampling = msgspec.structs.replace(request.sampling, seed=secrets.randbits(63))

@@ -17,6 +17,8 @@ from services.gateway.config import Settings
 from services.gateway.dependencies import State
 from services.gateway.direct_routes import add_directly
 from services.gateway.inflight import Inflight
+from services.gateway.metrics import Metrics
+from services.gateway.observation import Observer
 from services.gateway.origins import OriginMiddleware, OriginPolicy
 from services.gateway.registry import RegistryClient
 from services.gateway.routes import chat, completions, embeddings, health, management, models, queue
@@ -30,14 +32,17 @@ from services.protocol.queue import Queue
 from services.protocol.records import Records
 from services.protocol.replies import ReplyReader
 from services.protocol.routes import LOCAL_CALLER, Routes
+from services.protocol.telemetry import UNSEEN, Telemetry
 
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, metrics: Metrics | None = None, telemetry: Telemetry = UNSEEN) -> FastAPI:
+    """`metrics` None: they are counted, and nobody asks."""
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        async with running(settings) as state:
+        async with running(settings, metrics or Metrics(), telemetry) as state:
             yield state
 
     app = FastAPI(
@@ -60,7 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[State]:
+async def running(settings: Settings, metrics: Metrics, telemetry: Telemetry) -> AsyncIterator[State]:
     """The parts behind the routes. They end in the order in which they depend on each other: what is still in flight is taken
     back while the connections stand, and the connections go last."""
     redis = connect(settings.redis_url)
@@ -69,27 +74,30 @@ async def running(settings: Settings) -> AsyncIterator[State]:
     inflight = Inflight(
         requests,
         ReplyReader(redis, gateway),
-        Gateways(redis, requests),
+        Gateways(redis, requests, metrics=telemetry.address),
         Records(redis),
         gateway=gateway,
         max_queue=settings.max_queue,
+        on_failover=lambda cause: metrics.failovers.labels(cause).inc(),
     )
+    metrics.show_connection(lambda: inflight.connected)
     routes = RoutesView(Routes(redis))
     registry = RegistryClient(settings.registry_url, settings.registry_token)
     inflight.start()
-    following = asyncio.create_task(routes.follow())
+    beside = [asyncio.create_task(loop) for loop in (routes.follow(), metrics.watch_lag())]
     try:
         yield State(
             routes=routes,
             queue=requests,
             inflight=inflight,
             limits=settings.limits,
+            observer=Observer(metrics, telemetry.tracer, log_prompts=settings.log_prompts),
             registry=registry,
             anonymous=None if settings.key_required else LOCAL_CALLER,
         )
     finally:
         await inflight.close()
-        await end([following])
+        await end(beside)
         await registry.aclose()
         await redis.aclose()
 

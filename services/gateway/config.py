@@ -8,9 +8,10 @@ from typing import Literal
 
 import msgspec
 from pydantic import AliasChoices, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from services.gateway.limits import Limits
+from services.protocol.telemetry_variables import TelemetryVariables
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11434
@@ -55,7 +56,7 @@ class BindAddress(msgspec.Struct, frozen=True):
             return False
 
 
-class Settings(BaseSettings):
+class Settings(TelemetryVariables):
     model_config = SettingsConfigDict(env_prefix="CORRAL_", extra="ignore", populate_by_name=True)
 
     host: str = Field(
@@ -102,6 +103,9 @@ class Settings(BaseSettings):
         default=30, ge=0, description="How long answers that are under way may go on after the gateway was told to stop."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Which log lines are written.")
+    log_prompts: bool = Field(
+        default=False, description="With CORRAL_LOG_FORMAT=json: what callers ask is a part of the log, as they wrote it."
+    )
 
     @field_validator("host")
     @classmethod

@@ -10,6 +10,7 @@ from services.gateway.admission import Admission
 from services.gateway.auth import identify, require_admin, sent_key
 from services.gateway.inflight import Inflight
 from services.gateway.limits import Limits
+from services.gateway.observation import Observer
 from services.gateway.registry import RegistryClient
 from services.gateway.snapshot import RoutesView
 from services.gateway.stopwatch import Stopwatch
@@ -24,6 +25,7 @@ class State(TypedDict):
     queue: Queue
     inflight: Inflight
     limits: Limits
+    observer: Observer
     registry: RegistryClient
     anonymous: Caller | None
 
@@ -70,7 +72,7 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 
 async def _admission(request: Request, caller: CallerDep) -> Admission:
     state = state_of(request)
-    return Admission(state["inflight"], state["limits"], caller, request.headers)
+    return Admission(state["inflight"], state["limits"], state["observer"], caller, request.headers)
 
 
 RoutesDep = Annotated[RoutesView, Depends(_routes)]

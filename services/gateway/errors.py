@@ -9,7 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from services.gateway.dependencies import state_of
 from services.gateway.dialects import ollama, openai
+from services.gateway.metrics import is_refusal
 from services.protocol.errors import CorralError, Unauthenticated
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ async def corral_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CorralError)
     if error.status >= 500:
         logger.info("%s %s: %d %s", request.method, request.url.path, error.status, error.message)
+    if is_refusal(error):
+        state_of(request)["observer"].metrics.refusals.labels(error.code).inc()
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from services.gateway.backoff import Backoff
@@ -63,6 +63,7 @@ class Inflight:
         gateway: str,
         max_queue: int,
         outage_s: float = OUTAGE_S,
+        on_failover: Callable[[str], None],
     ) -> None:
         self.gateway = gateway
         self.connected = False
@@ -71,6 +72,7 @@ class Inflight:
         self._gateways = gateways
         self._records = records
         self._outage_s = outage_s
+        self._on_failover = on_failover
         self._silent_since: float | None = None
         self._max_queue = max_queue
         self._open: dict[str, Generation] = {}
@@ -204,14 +206,14 @@ class Inflight:
             logger.warning("request %s: worker %s has broken off", event.request, worker)
             generation.lose(crashed=True)
             generation.supersede(event.epoch + 1)
-            self._spawn(self._recover(generation, event.epoch))
+            self._spawn(self._recover(generation, event.epoch, "broken_off"))
         elif isinstance(event, Finished | Failed) and (verdict is Verdict.TAKEN or generation.abandoned):
             del self._open[event.request]
             cost = _cost(event.usage) if isinstance(event, Finished) else generation.spent
             self._settle_soon(event.request, event.epoch, cost)
         elif isinstance(event, HandedOver) and verdict is Verdict.TAKEN:
             generation.supersede(event.epoch + 1)
-            self._spawn(self._recover(generation, event.epoch))
+            self._spawn(self._recover(generation, event.epoch, "handed_over"))
         elif verdict is Verdict.GAP and not generation.abandoned:
             logger.warning("request %s: events of claim %d are missing", event.request, event.epoch)
             generation.supersede(event.epoch + 1)  # now, so that nothing more of this claim is handed on
@@ -254,16 +256,17 @@ class Inflight:
                 self._open.pop(request, None)
             elif epoch >= generation.epoch:
                 generation.lose(crashed=crashed[request, epoch])
-                await self._recover(generation, epoch)
+                await self._recover(generation, epoch, "lost")
         self._suspected = lost
 
-    async def _recover(self, generation: Generation, epoch: int) -> None:
-        """The claim of `epoch` is lost. Another worker goes on behind what the client has."""
+    async def _recover(self, generation: Generation, epoch: int, cause: str) -> None:
+        """The claim of `epoch` is lost, by this `cause`. Another worker goes on behind what the client has."""
         request = generation.request.id
         generation.supersede(epoch + 1)
         try:
             worth_it = not generation.abandoned and not _is_deadly(generation)
             if worth_it and await self._queue.requeue(request, epoch, generation.resumption):
+                self._on_failover(cause)
                 return
             await self._queue.settle(request, epoch, cost=generation.spent)
         except Unavailable as error:
@@ -275,7 +278,7 @@ class Inflight:
     async def _replace_claim(self, generation: Generation, epoch: int) -> None:
         """The worker lives, but not all that it said arrived."""
         if await self._cancel(generation.request.id):
-            await self._recover(generation, epoch)
+            await self._recover(generation, epoch, "gap")
         else:
             self._give_up(generation, Unavailable("Redis does not answer"))
 

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.gateway.dialects.reply import Reply
 from services.gateway.generation import ClientGone, Generation
+from services.gateway.observation import Observation
 from services.protocol.errors import CorralError
 from services.protocol.messages import Finished
 from services.protocol.waiting import Place
@@ -41,6 +42,7 @@ class GenerationResponse(Response):
         reply: Reply,
         *,
         abandon: Callable[[Generation], None],
+        observation: Observation,
         place_of: Callable[[Generation], Awaitable[Place | None]] | None = None,
     ) -> None:
         self.status_code = 200
@@ -49,6 +51,7 @@ class GenerationResponse(Response):
         self._generation = generation
         self._reply = reply
         self._abandon = abandon
+        self._observation = observation
         self._place_of = place_of
         self._begun = False
 
@@ -56,8 +59,16 @@ class GenerationResponse(Response):
         departure = asyncio.ensure_future(self._notice_departure(receive))
         try:
             await (self._send_stream(send) if self._reply.stream else self._send_whole(send))
+            self._observation.answered()
         except ClientGone:
+            self._observation.cancelled()
             logger.debug("request %s: the client left", self._generation.request.id)
+        except Exception as error:
+            self._observation.failed(error)
+            if not self._begun or not isinstance(error, CorralError):
+                raise
+            logger.info("request %s failed after it began: %s", self._generation.request.id, error.message)
+            await send({"type": "http.response.body", "body": self._reply.render_error(error)})
         finally:
             departure.cancel()
             self._abandon(self._generation)
@@ -76,19 +87,13 @@ class GenerationResponse(Response):
         await send({"type": "http.response.body", "body": body})
 
     async def _send_stream(self, send: Send) -> None:
+        if self._place_of is not None:
+            await self._send_places(send, self._place_of)
         ended = False
-        try:
-            if self._place_of is not None:
-                await self._send_places(send, self._place_of)
-            while not ended:
-                part, ended = await self._next_part()
-                if part:  # the end goes with the last part: a write of its own would cost as much as the part's
-                    await self._send_part(send, part, ended=ended)
-        except CorralError as error:
-            if not self._begun:
-                raise
-            logger.info("request %s failed after it began: %s", self._generation.request.id, error.message)
-            await send({"type": "http.response.body", "body": self._reply.render_error(error)})
+        while not ended:
+            part, ended = await self._next_part()
+            if part:  # the end goes with the last part: a write of its own would cost as much as the part's
+                await self._send_part(send, part, ended=ended)
 
     async def _send_places(self, send: Send, place_of: Callable[[Generation], Awaitable[Place | None]]) -> None:
         """Until the request has left the queue."""
@@ -108,11 +113,13 @@ class GenerationResponse(Response):
     async def _next_part(self) -> tuple[bytes, bool]:
         """All that had arrived, which may have nothing to say, and whether it is the end. A stream's end has something to say."""
         events = await self._generation.events()
+        self._observation.handed_on(events, sum(map(len, self._generation.committed)))
         return b"".join([self._reply.render(event) for event in events]), isinstance(events[-1], Finished)
 
     async def _start(self, send: Send, *headers: tuple[bytes, bytes]) -> None:
         content_type = (b"content-type", self._reply.content_type.encode())
-        every = [content_type, *_place_headers(self._generation.place), *headers]
+        request = (b"x-request-id", self._generation.request.id.encode())
+        every = [content_type, request, *_place_headers(self._generation.place), *headers]
         await send({"type": "http.response.start", "status": self.status_code, "headers": every})
 
 

@@ -24,13 +24,16 @@ from services.node.config import Settings, container_environment, pip_environmen
 from services.node.containers.runtime import ContainerRuntime
 from services.node.containers.template import Template
 from services.node.heartbeat import Heartbeat
+from services.node.metrics import Metrics
 from services.node.processes import ProcessRuntime
 from services.node.runtime import Runtime
 from services.node.store import Store
 from services.node.tasks import JobConsumer
 from services.node.uplink import Uplink
+from services.protocol import logs
 from services.protocol.errors import CorralError
 from services.protocol.jobs import JobEvents
+from services.protocol.telemetry import TelemetryRefused, telemetry
 
 log = logging.getLogger("services.node")
 
@@ -39,22 +42,24 @@ def main() -> int:
     with ExitStack() as opened:
         try:
             settings = Settings()
-            _log(settings.log_level)
+            _log(settings)
             store = opened.enter_context(closing(Store(settings.store)))
             runtime = _runtime(settings)
+            metrics = Metrics()
+            seen = opened.enter_context(telemetry("node", settings, metrics.registry, redis_url=settings.redis_url))
         except ValidationError as error:
             first = error.errors()[0]
             name = f"CORRAL_{str(first['loc'][0]).upper()}"
             print(f"corral node: {name}: {first['msg']}", file=sys.stderr)  # noqa: T201 for whoever starts it, not for the log
             return 2
-        except (CorralError, OSError) as error:
+        except (CorralError, OSError, TelemetryRefused) as error:
             print(f"corral node: {error}", file=sys.stderr)  # noqa: T201 likewise
             return 1
-        return run(settings, store, runtime)
+        return run(settings, store, runtime, metrics, metrics_address=seen.address)
 
 
-def _log(level: str) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+def _log(settings: Settings) -> None:
+    logs.configure("node", settings.log_format, level=settings.log_level)
     for chatty in ("celery", "kombu"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -62,6 +67,7 @@ def _log(level: str) -> None:
 def _runtime(settings: Settings) -> Runtime:
     told = {"CORRAL_REDIS_URL": settings.redis_url, "CORRAL_NODE": settings.node, "CORRAL_RUNNER": settings.runner}
     if settings.runtime == "processes":
+        told["CORRAL_METRICS_PORT"] = "auto" if settings.metrics_port else "0"
         environment = {**worker_environment(), **told}
         return ProcessRuntime(settings.state / "workers", environment=environment, drain_s=settings.drain_s)
     template = Template(
@@ -77,7 +83,7 @@ def _runtime(settings: Settings) -> Runtime:
     return ContainerRuntime(template, image=settings.worker_image, backend=backend)
 
 
-def run(settings: Settings, store: Store, runtime: Runtime) -> int:
+def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *, metrics_address: str) -> int:
     """The exit code: 1 where the agent cannot go on; then its workers are left for the next one."""
     stop = _stop_signal(runtime)
     uplink = Uplink(settings.redis_url)
@@ -88,8 +94,12 @@ def run(settings: Settings, store: Store, runtime: Runtime) -> int:
         runtime=runtime,
         publish=lambda event: uplink.call(events.publish, event),
         pip_environment=pip_environment(),
+        metrics=metrics,
     )
-    heartbeat = Heartbeat(settings.node, store=store, runtime=runtime, jobs=agent.jobs, uplink=uplink)
+    metrics.show(store, runtime, agent.jobs)
+    heartbeat = Heartbeat(
+        settings.node, store=store, runtime=runtime, jobs=agent.jobs, uplink=uplink, metrics_address=metrics_address
+    )
     jobs = JobConsumer(agent, redis_url=settings.redis_url, node=settings.node, threads=settings.job_threads)
     heartbeat.start()
     jobs.start()

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
+from services.node.metrics import Metrics
 from services.node.progress import Progress, Stopping
 from services.node.pull import pull
 from services.node.runtime import Runtime, StartSpec
@@ -55,12 +57,14 @@ class Agent:
         runtime: Runtime,
         publish: Callable[[JobEvent], None],
         pip_environment: Mapping[str, str],
+        metrics: Metrics,
     ) -> None:
         self._node = node
         self._store = store
         self._runtime = runtime
         self._publish = publish
         self._pip_environment = pip_environment
+        self._metrics = metrics
         self._lock = threading.Lock()
         self._working: dict[str, threading.Event] = {}
         self._outcomes: OrderedDict[str, JobSucceeded | JobFailed] = OrderedDict()
@@ -109,6 +113,7 @@ class Agent:
 
     def _attempt(self, job: Job) -> JobSucceeded | JobFailed:
         kind = type(job).__name__.lower()
+        begun = time.monotonic()
         try:
             pulled = self._dispatch(job)
         except Stopping:
@@ -117,12 +122,21 @@ class Agent:
             if self._stopping.is_set():  # it may have failed for no other reason
                 raise Stopping from error
             log.info("%s %s failed: %s", kind, job.job, error.message)
+            self._count_failure(job)
             return JobFailed(job.job, self._node, error.code, error.message)
         except Exception as error:  # one broken job must not keep this node from doing the others
             log.exception("%s %s failed", kind, job.job)
+            self._count_failure(job)
             return JobFailed(job.job, self._node, CorralError.code, f"the node's agent failed: {type(error).__name__}")
         log.info("%s %s done", kind, job.job)
+        if pulled is not None:
+            size = sum(layer.size for layer in (pulled.config, *pulled.layers))
+            self._metrics.pulled(seconds=time.monotonic() - begun, size=size)
         return JobSucceeded(job.job, self._node, pulled)
+
+    def _count_failure(self, job: Job) -> None:
+        if isinstance(job, Pull):
+            self._metrics.pull_failed()
 
     def _dispatch(self, job: Job) -> PulledModel | None:
         match job:

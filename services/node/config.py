@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from services.protocol.telemetry_variables import TelemetryVariables
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 
@@ -19,7 +21,7 @@ _INDEX = re.compile(r"^(PIP|UV)_")
 _FOR_CONTAINERS = re.compile(r"^(CORRAL|GGML|HSA|LLAMA|OTEL)_")
 
 
-class Settings(BaseSettings):
+class Settings(TelemetryVariables):
     model_config = SettingsConfigDict(env_prefix="CORRAL_")
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis that jobs come from and reports go to.")

@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Runs on the uplink's loop from `start` to `stop`. `jobs` gives the ids of the jobs in work."""
+    """Runs on the uplink's loop from `start` to `stop`. `jobs` gives the ids of the jobs in work, `metrics_address` is the
+    `host:port` of the agent's own, empty where they are not served."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Heartbeat:
         runtime: Runtime,
         jobs: Callable[[], tuple[str, ...]],
         uplink: Uplink,
+        metrics_address: str,
     ) -> None:
         self._node = node
         self._agent = new_id()
@@ -45,6 +47,7 @@ class Heartbeat:
         self._runtime = runtime
         self._jobs = jobs
         self._uplink = uplink
+        self._metrics_address = metrics_address
         self._reports = NodeReports(uplink.redis)
         self._departures = Departures(node, runtime=runtime, queue=Queue(uplink.redis))
         self._devices: tuple[Device, ...] = ()
@@ -115,4 +118,5 @@ class Heartbeat:
             processes=self._runtime.reports(),
             blobs=self._store.blobs(),
             jobs=self._jobs(),
+            metrics=self._metrics_address,
         )

@@ -1,7 +1,7 @@
 """Which gateways live, and what becomes of the requests of one that died.
 
 Keys: `<prefix>:gateways` is the set of gateways that have not taken their leave, `<prefix>:gateway:<id>` a string that expires with
-that gateway's lease, `<prefix>:burial:<id>` another while somebody cleans up after it. A gateway writes its own lease; every
+that gateway's lease and holds the address of its metrics, `<prefix>:burial:<id>` another while somebody cleans up after it. A gateway writes its own lease; every
 gateway and every worker looks for leases that have ended, so that the last one left is enough.
 """
 
@@ -31,18 +31,20 @@ log = logging.getLogger(__name__)
 
 
 class Gateways:
-    """Raises Unavailable when Redis does not answer."""
+    """Raises Unavailable when Redis does not answer. `metrics` is the `host:port` at which the gateway that uses this serves its own,
+    empty where it serves none."""
 
-    def __init__(self, redis: Redis, queue: Queue, *, prefix: str = "corral") -> None:
+    def __init__(self, redis: Redis, queue: Queue, *, metrics: str = "", prefix: str = "corral") -> None:
         self._redis = redis
         self._queue = queue
         self._records = Records(redis, prefix=prefix)
+        self._metrics = metrics
         self._prefix = prefix
 
     async def keep(self, gateway: str, *, lease_ms: int = LEASE_MS) -> None:
         async with redis_answers(), self._redis.pipeline() as pipe:
             pipe.sadd(f"{self._prefix}:gateways", gateway)
-            pipe.set(f"{self._prefix}:gateway:{gateway}", b"", px=lease_ms)
+            pipe.set(f"{self._prefix}:gateway:{gateway}", self._metrics, px=lease_ms)
             await pipe.execute()
 
     async def withdraw(self, gateway: str) -> None:
@@ -51,6 +53,15 @@ class Gateways:
             pipe.srem(f"{self._prefix}:gateways", gateway)
             pipe.delete(f"{self._prefix}:gateway:{gateway}")
             await pipe.execute()
+
+    async def metrics(self) -> list[str]:
+        """Where gateways that live serve their metrics."""
+        async with redis_answers():
+            members = cast("set[bytes]", await self._redis.smembers(f"{self._prefix}:gateways"))
+            if not members:
+                return []
+            found = await self._redis.mget([f"{self._prefix}:gateway:{member.decode()}" for member in members])
+        return sorted(address.decode() for address in cast("list[bytes | None]", found) if address)
 
     async def silent(self) -> set[str]:
         """Those whose lease has ended."""

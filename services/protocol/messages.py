@@ -42,7 +42,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="gene
     `context` holds token ids that precede the rendered prompt (Ollama's `context`). `overflow` `truncate` drops the oldest
     messages of a prompt longer than the context (of a text: its oldest tokens). `shift`: an answer that fills the context goes
     on, by dropping the older half of what lies behind the first `keep_tokens` (-1: the whole prompt). `top_logprobs` None: no
-    logprobs; 0: those of the chosen tokens; else also of so many of the likeliest.
+    logprobs; 0: those of the chosen tokens; else also of so many of the likeliest. `traceparent` (W3C) is the span that the worker's is a
+    part of, empty where none is made; so it is of the other requests.
     """
 
     id: str
@@ -60,6 +61,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="gene
     shift: bool = False
     keep_tokens: int = 0
     return_prompt_ids: bool = False
+    traceparent: str = ""
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed"):
@@ -74,6 +76,7 @@ class EmbedRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed")
     dimensions: int | None = None
     normalize: bool = True
     overflow: Overflow = "refuse"
+    traceparent: str = ""
 
 
 class RerankRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="rerank"):
@@ -86,6 +89,7 @@ class RerankRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="rerank
     query: str
     documents: tuple[str, ...]
     overflow: Overflow = "refuse"
+    traceparent: str = ""
 
 
 Request = GenerateRequest | EmbedRequest | RerankRequest
@@ -233,11 +237,13 @@ class Committed(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """`committed` has one entry for each choice of a generation that another worker began, and is empty for a fresh request."""
+    """`committed` has one entry for each choice of a generation that another worker began, and is empty for a fresh request.
+    `held_bytes`: so much of the prompt's beginning the queue believed to be in the worker's cache already."""
 
     request: Request
     epoch: int
     committed: tuple[Committed, ...] = ()
+    held_bytes: int = 0
 
 
 def new_id() -> str:

@@ -407,18 +407,19 @@ elseif command == "claim" then
   -- version, worker, capacity, ttl_ms, claim (names this call), repeated (1: its answer may have been lost, give it again), aging_ms,
   -- digests of prefixes that the worker holds no longer...
   -- -> milliseconds after which there may be something to claim that is now passed over or "", then up to `capacity` times
-  -- id, epoch, payload, resumption or "", flat.
+  -- id, epoch, payload, resumption or "", bytes of its prompt that the worker held before (0 where it is given again), flat.
   -- A worker that gets fewer than it asked for is idle from now on and will be woken. One without a lease gets nothing:
   -- what it took could not be seen as lost. A request whose deadline is over leaves the queue on the way: its gateway finds it gone.
   local version, worker, capacity, ttl_ms, claim, repeated = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
   local aging_ms = tonumber(ARGV[8])
   local claims, held, now = K .. ":claims:" .. worker, K .. ":held:" .. worker, now_ms()
   local claimed = { "" }
-  local function give(id, epoch, payload, resumption)
+  local function give(id, epoch, payload, resumption, bytes)
     claimed[#claimed + 1] = id
     claimed[#claimed + 1] = tonumber(epoch)
     claimed[#claimed + 1] = payload
     claimed[#claimed + 1] = resumption or ""
+    claimed[#claimed + 1] = bytes
   end
   for argument = 9, #ARGV do
     redis.call("SREM", held, ARGV[argument])
@@ -427,7 +428,7 @@ elseif command == "claim" then
     for _, id in ipairs(redis.call("SMEMBERS", claims)) do
       local field = redis.call("HMGET", K .. ":request:" .. id, "epoch", "payload", "claim", "resumption")
       if field[3] == claim then
-        give(id, field[1], field[2], field[4])
+        give(id, field[1], field[2], field[4], 0)
       end
     end
   end
@@ -435,7 +436,7 @@ elseif command == "claim" then
     return claimed
   end
   local others = others_than(worker, version)
-  while #claimed < 1 + 4 * capacity do
+  while #claimed < 1 + 5 * capacity do
     local band = next_band(version, now, aging_ms)
     local id, start, again_ms
     if band then
@@ -461,15 +462,16 @@ elseif command == "claim" then
       redis.call("HSET", request, "worker", worker, "claim", claim)
       redis.call("SADD", claims, id)
       redis.call("PEXPIRE", claims, ttl_ms)
+      local held_before = held_bytes(worker, field[6])
       hold(held, field[6], ttl_ms)
       local virtual = number_or(redis.call("HGET", K .. ":vtime:" .. version, band), 0)
       redis.call("HSET", K .. ":vtime:" .. version, band, exact(math.max(virtual, start)))
       redis.call("PEXPIRE", K .. ":vtime:" .. version, ttl_ms)
       note_passed(version, band, ttl_ms)
-      give(id, redis.call("HINCRBY", request, "epoch", 1), field[1], field[3])
+      give(id, redis.call("HINCRBY", request, "epoch", 1), field[1], field[3], held_before)
     end
   end
-  local free = capacity - (#claimed - 1) / 4
+  local free = capacity - (#claimed - 1) / 5
   if free > 0 then
     redis.call("SADD", K .. ":idle:" .. version, worker)
     redis.call("PEXPIRE", K .. ":idle:" .. version, ttl_ms)

@@ -165,8 +165,8 @@ class Queue:
         )
         del self._unanswered[worker]
         claims = [
-            Claim(_decode_request(payload).request, epoch, _decode_resumption(resumption).committed if resumption else ())
-            for _, epoch, payload, resumption in _rows(flat, 4)
+            Claim(_decode_request(payload).request, epoch, _decode_resumption(resumption).committed if resumption else (), held)
+            for _, epoch, payload, resumption, held in _rows(flat, 5)
         ]
         return Taken(claims, None if again_ms == b"" else again_ms / 1000)
 

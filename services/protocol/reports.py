@@ -26,7 +26,8 @@ class WorkerState(enum.StrEnum):
 
 class WorkerReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """`memory_bytes` is the process's resident memory, `device_memory_bytes` what loading took of accelerators' own,
-    `context_tokens` what one slot holds, `load_progress` how much of the model is loaded (0 to 1). `error_code` and `error` say
+    `context_tokens` what one slot holds, `load_progress` how much of the model is loaded (0 to 1), `metrics` the
+    `host:port` at which the worker serves its metrics, empty where it serves none. `error_code` and `error` say
     why the model did not load (state FAILED); `error_code` names a class of services.protocol.errors."""
 
     worker: str
@@ -40,6 +41,7 @@ class WorkerReport(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_bytes: int = 0
     device_memory_bytes: int = 0
     load_progress: float = 0.0
+    metrics: str = ""
     error_code: str = ""
     error: str = ""
 
@@ -83,8 +85,8 @@ class BlobReport(msgspec.Struct, frozen=True):
     size: int
 
 
-class NodeReport(msgspec.Struct, frozen=True):
-    """Sizes in bytes. `jobs` are the ids of the jobs that the agent is working on."""
+class NodeReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Sizes in bytes. `jobs` are the ids of the jobs that the agent is working on, `metrics` is as in WorkerReport."""
 
     node: str
     agent: str
@@ -97,6 +99,7 @@ class NodeReport(msgspec.Struct, frozen=True):
     processes: tuple[ProcessReport, ...]
     blobs: tuple[BlobReport, ...]
     jobs: tuple[str, ...]
+    metrics: str = ""
 
 
 _decode = Decoder(NodeReport)

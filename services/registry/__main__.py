@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
+from services.protocol import logs
 from services.protocol.errors import Unavailable
+from services.protocol.telemetry import TelemetryRefused, telemetry
 from services.registry.app import create_app
 from services.registry.config import Settings
 from services.registry.db import SCHEMA_REVISION, Database
+from services.registry.metrics import Metrics
 
 #: A watched pull ends with the registry; its job goes on.
 SHUTDOWN_S = 3
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = Settings()
     except ValidationError as error:
@@ -27,9 +29,19 @@ def main() -> None:
         # What is wrong between two settings belongs to none of them.
         names = [f"setting CORRAL_{str(name).upper().removeprefix('CORRAL_')}: " for name in first["loc"][:1]]
         sys.exit(f"registry: {''.join(names)}{first['msg']}")
+    logs.configure("registry", settings.log_format)
     asyncio.run(_require_schema(settings.database_url))
+    metrics = Metrics()
+    try:
+        with telemetry("registry", settings, metrics.registry, redis_url=settings.redis_url) as opened:
+            _serve(create_app(settings, metrics, opened), settings)
+    except TelemetryRefused as error:
+        sys.exit(f"registry: {error}")
+
+
+def _serve(app: FastAPI, settings: Settings) -> None:
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.registry_host,
         port=settings.registry_port,
         loop="uvloop",

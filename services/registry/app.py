@@ -14,18 +14,21 @@ from starlette.exceptions import HTTPException
 
 from services.protocol.connection import connect
 from services.protocol.errors import BadRequest, CorralError
+from services.protocol.gateways import Gateways
 from services.protocol.jobs import JobEvents
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyWriter
 from services.protocol.reports import NodeReports
 from services.protocol.routes import Routes
+from services.protocol.telemetry import UNSEEN, Telemetry
 from services.registry.actor import Actor
-from services.registry.api import cluster, deployments, health, keys, models, pull
+from services.registry.api import cluster, deployments, health, http_sd, keys, models, pull
 from services.registry.api.dependencies import Parts, require_token
 from services.registry.config import Settings
 from services.registry.db import Database
 from services.registry.job_events import JobEventReader
 from services.registry.loop import ControlLoop
+from services.registry.metrics import Metrics
 from services.registry.publish import Publisher
 from services.registry.tasks import JobSender
 from services.registry.watchers import Watchers
@@ -34,10 +37,17 @@ from services.registry.world import Policy
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    app = FastAPI(title="Corral registry", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan(settings))
+def create_app(settings: Settings, metrics: Metrics | None = None, telemetry: Telemetry = UNSEEN) -> FastAPI:
+    """`metrics` None: they are counted, and nobody asks."""
+    app = FastAPI(
+        title="Corral registry",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=_lifespan(settings, metrics or Metrics(), telemetry),
+    )
     app.include_router(health.router)
-    for router in (pull.router, models.router, deployments.router, keys.router, cluster.router):
+    for router in (pull.router, models.router, deployments.router, keys.router, cluster.router, http_sd.router):
         app.include_router(router, prefix="/registry/v1", dependencies=[Depends(require_token)])
     app.add_exception_handler(CorralError, _render)
     app.add_exception_handler(RequestValidationError, _render_validation)
@@ -56,7 +66,9 @@ def policy(settings: Settings) -> Policy:
     )
 
 
-def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    settings: Settings, metrics: Metrics, telemetry: Telemetry
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
@@ -66,10 +78,14 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             stack.push_async_callback(database.close)
             sender = JobSender(settings.redis_url)
             stack.callback(sender.close)
-            queue, events, watchers = Queue(redis), JobEvents(redis), Watchers()
+            queue, events, watchers, nodes = Queue(redis), JobEvents(redis), Watchers(), NodeReports(redis)
             publisher = Publisher(database, Routes(redis), keep_alive_s=settings.keep_alive)
-            app.state.parts = Parts(settings, database, redis, queue, publisher, watchers)
-            reader = JobEventReader(database=database, events=events, publisher=publisher, queue=queue, watchers=watchers)
+            app.state.parts = Parts(
+                settings, database, redis, queue, publisher, watchers, Gateways(redis, queue), nodes, telemetry.address
+            )
+            reader = JobEventReader(
+                database=database, events=events, publisher=publisher, queue=queue, watchers=watchers, metrics=metrics
+            )
             actor = Actor(
                 database=database,
                 queue=queue,
@@ -81,10 +97,11 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             loop = ControlLoop(
                 database=database,
                 queue=queue,
-                node_reports=NodeReports(redis),
+                node_reports=nodes,
                 publisher=publisher,
                 actor=actor,
                 policy=policy(settings),
+                metrics=metrics,
             )
             # The loops end before what they stand on is closed.
             await stack.enter_async_context(_running(loop.run(), reader.run()))

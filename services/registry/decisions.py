@@ -68,11 +68,12 @@ class StartReplica:
 
 @dataclass(frozen=True)
 class ExplainReplica:
-    """It stays pending; this is why."""
+    """It stays pending; this is why. `short_of` is one word for it (see services.registry.placement.Shortage)."""
 
     replica: str
     seen: ReplicaState
     reason: str
+    short_of: str
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from services.protocol.names import ModelName
 from services.protocol.queue import Queue
 from services.registry import catalog, deployments, jobs, models, nodes
 from services.registry.db import Database
+from services.registry.metrics import Metrics
 from services.registry.outage import Outage
 from services.registry.publish import Publisher
 from services.registry.watchers import Watchers
@@ -28,13 +29,21 @@ READ_S = 2.0
 
 class JobEventReader:
     def __init__(
-        self, *, database: Database, events: JobEvents, publisher: Publisher, queue: Queue, watchers: Watchers
+        self,
+        *,
+        database: Database,
+        events: JobEvents,
+        publisher: Publisher,
+        queue: Queue,
+        watchers: Watchers,
+        metrics: Metrics,
     ) -> None:
         self._database = database
         self._events = events
         self._publisher = publisher
         self._queue = queue
         self._watchers = watchers
+        self._metrics = metrics
         self._position = b"0-0"
 
     async def run(self) -> None:
@@ -95,14 +104,16 @@ class JobEventReader:
     async def _record(self, event: JobSucceeded | JobFailed) -> bool:
         async with self._database.transaction() as session:
             if isinstance(event, JobFailed):
-                message = event.message or event.code
-                return await jobs.finish(session, event.job, error_code=event.code, error=message) is not None
-            row = await jobs.finish(session, event.job)
+                row = await jobs.finish(session, event.job, error_code=event.code, error=event.message or event.code)
+            else:
+                row = await jobs.finish(session, event.job)
             if row is None:
                 return False
-            if event.pulled:
+            if isinstance(event, JobSucceeded) and event.pulled:
                 await _take_model(session, row, event)
-            return True
+            kind, seconds = row.kind, jobs.lasted_s(row)
+        self._metrics.job_ended(kind, failed=isinstance(event, JobFailed), seconds=seconds)
+        return True
 
 
 async def _take_model(session: AsyncSession, row: models.Job, event: JobSucceeded) -> None:

@@ -81,6 +81,12 @@ async def finish(session: AsyncSession, job: str, *, error_code: str = "", error
     return row
 
 
+def lasted_s(row: models.Job) -> float:
+    """Of one that has ended."""
+    assert row.finished_at is not None
+    return (row.finished_at - row.created_at).total_seconds()
+
+
 async def outcome(session: AsyncSession, job: str) -> JobSucceeded | JobFailed | None:
     """How it ended, None while it has not."""
     row = await session.get(models.Job, job)

@@ -19,9 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.protocol.errors import Unavailable
 from services.protocol.queue import Queue, Signals
 from services.protocol.reports import NodeReports
+from services.protocol.routes import LOCAL_CALLER
 from services.registry import jobs, nodes, replicas
 from services.registry.actor import Actor
 from services.registry.db import Database
+from services.registry.metrics import Metrics, Sight
 from services.registry.observe import Reports, Sightings, load_world
 from services.registry.outage import Outage
 from services.registry.publish import Publisher
@@ -51,7 +53,15 @@ _ON_THE_WAY = (ReplicaState.PENDING, ReplicaState.FETCHING, ReplicaState.STARTIN
 
 class ControlLoop:
     def __init__(
-        self, *, database: Database, queue: Queue, node_reports: NodeReports, publisher: Publisher, actor: Actor, policy: Policy
+        self,
+        *,
+        database: Database,
+        queue: Queue,
+        node_reports: NodeReports,
+        publisher: Publisher,
+        actor: Actor,
+        policy: Policy,
+        metrics: Metrics,
     ) -> None:
         self._database = database
         self._queue = queue
@@ -59,6 +69,7 @@ class ControlLoop:
         self._publisher = publisher
         self._actor = actor
         self._policy = policy
+        self._metrics = metrics
         self._outage = Outage("control loop", log)
         self._pruned_at = float("-inf")
 
@@ -77,6 +88,8 @@ class ControlLoop:
                 # The platform without its control loop is worse off than with one bad turn.
                 log.exception("control loop: a turn failed; looking again")
                 await asyncio.sleep(LONGEST_GAP_S)
+            finally:
+                self._metrics.stands_by()
 
     async def _lead(self, lock: AsyncConnection, signals: Signals) -> None:
         sightings = Sightings()
@@ -108,8 +121,13 @@ class ControlLoop:
         decisions = reconcile(world)
         for decision in decisions:
             await self._actor.act(decision)
-        await self._publisher.publish()
-        log.debug("turn: %d decisions in %.1f ms", len(decisions), (time.perf_counter() - started) * 1000)
+            self._metrics.decided(world, decision)
+        routes = await self._publisher.publish()
+        teams = {caller.id: caller.team or caller.name for caller in (LOCAL_CALLER, *routes.callers.values())}
+        self._metrics.saw(Sight(world, await self._queue.depths(), teams))
+        seconds = time.perf_counter() - started
+        self._metrics.turns.observe(seconds)
+        log.debug("turn: %d decisions in %.1f ms", len(decisions), seconds * 1000)
         return bool(decisions), any(replica.state in _ON_THE_WAY for replica in world.replicas)
 
     async def _observe(self, sightings: Sightings) -> World:

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from services.protocol.memory import gib
+
+#: What is needed and no node has, the first that is missing: a node that is ready; the model's file, or where to fetch it; disk for it; memory.
+Shortage = Literal["nodes", "file", "disk", "memory"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,19 @@ def place(want: Want, rooms: Sequence[Room], residents: Sequence[Resident]) -> P
         return Placement(Place(chosen.node, fetch=not chosen.holds), refusals)
     tight = [room for room in rooms if _unfit(want, room) is None]
     return Placement(_make_room(want, tight, residents, free), refusals)
+
+
+def shortage(want: Want, rooms: Sequence[Room]) -> Shortage:
+    """Of a want that found no place."""
+    ready = [room for room in rooms if room.ready]
+    reachable = [room for room in ready if room.holds or want.fetchable]
+    if not ready:
+        return "nodes"
+    if not reachable:
+        return "file"
+    if not any(room.holds or room.disk_free >= want.file_bytes for room in reachable):
+        return "disk"
+    return "memory"
 
 
 def never(want: Want, rooms: Sequence[Room]) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from services.registry.decisions import Decision, ExplainReplica, FetchModel, StartReplica, UnwantDeployment
-from services.registry.placement import Evict, Place, Resident, Room, Wait, Want, never, place
+from services.registry.placement import Evict, Place, Resident, Room, Shortage, Wait, Want, never, place, shortage
 from services.registry.states import NodeState, Origin, ReplicaState
 from services.registry.world import DeploymentView, NodeView, ReplicaView, VersionView, World
 
@@ -22,7 +22,8 @@ def assign_pending(world: World) -> Iterator[Decision]:
         asked_for = deployment.origin is Origin.PINNED or world.waiting(version.digest)
         if not deployment.replicas_wanted or not version.wanted or not asked_for:
             continue
-        placement = place(_want(version, deployment.memory_bytes), rooms(world, version), residents)
+        want, found = _want(version, deployment.memory_bytes), rooms(world, version)
+        placement = place(want, found, residents)
         match placement.outcome:
             case Place(node, fetch):
                 residents.append(Resident(replica.id, node, deployment.memory_bytes, False, False, False, 0))
@@ -30,9 +31,10 @@ def assign_pending(world: World) -> Iterator[Decision]:
             case Evict(node, victims):
                 yield from _evictions(world, version, victims)
                 residents = [_leaving(resident) if resident.replica in victims else resident for resident in residents]
-                yield from _explain(replica, f"{placement.reason}; an idle model on {node} makes room")
+                reason = f"{placement.reason}; an idle model on {node} makes room"
+                yield from _explain(replica, reason, shortage(want, found))
             case Wait():
-                yield from _explain(replica, placement.reason)
+                yield from _explain(replica, placement.reason, shortage(want, found))
 
 
 def never_placed(world: World, version: str) -> str | None:
@@ -93,6 +95,6 @@ def _evictions(world: World, version: VersionView, victims: tuple[str, ...]) -> 
             yield UnwantDeployment(replica.deployment, replica.version, f"made room for {version.shown}", unused=True)
 
 
-def _explain(replica: ReplicaView, reason: str) -> Iterator[Decision]:
+def _explain(replica: ReplicaView, reason: str, short_of: Shortage) -> Iterator[Decision]:
     if replica.reason != reason:
-        yield ExplainReplica(replica.id, replica.state, reason)
+        yield ExplainReplica(replica.id, replica.state, reason, short_of)

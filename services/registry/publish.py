@@ -72,14 +72,15 @@ class Publisher:
         self._keep_alive_s = keep_alive_s
         self._one_at_a_time = asyncio.Lock()
 
-    async def publish(self) -> None:
-        """Also heals what Redis lost. The revision rises across restarts: from what Redis holds, or with the clock."""
+    async def publish(self) -> RoutesSnapshot:
+        """What there is now, of revision 0. Also heals what Redis lost. The revision rises across restarts: from what Redis holds, or with the clock."""
         async with self._one_at_a_time:
             wanted = await self._from_rows()
             current = await self._routes.load()
             if current is None or msgspec.structs.replace(current, revision=0) != wanted:
                 revision = max(time.time_ns() // 1_000_000, current.revision + 1 if current else 0)
                 await self._routes.publish(msgspec.structs.replace(wanted, revision=revision))
+            return wanted
 
     async def _from_rows(self) -> RoutesSnapshot:
         async with self._database.snapshot() as session:

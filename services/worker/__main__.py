@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import sys
 
 import uvloop
 
+from services.protocol import logs
 from services.protocol.connection import connect
+from services.protocol.telemetry import Telemetry, TelemetryRefused, telemetry
 from services.worker.config import Settings
 from services.worker.loading import load
+from services.worker.metrics import Metrics
 from services.worker.worker import Worker
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: Settings, metrics: Metrics, opened: Telemetry) -> int:
     redis = connect(settings.redis_url)
-    worker = Worker(settings, redis, load)
+    worker = Worker(settings, redis, load, metrics=metrics, telemetry=opened)
     loop = asyncio.get_running_loop()
 
     def terminate() -> None:
@@ -35,8 +37,15 @@ async def serve(settings: Settings) -> int:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    sys.exit(uvloop.run(serve(Settings())))
+    settings = Settings()
+    logs.configure("worker", settings.log_format)
+    metrics = Metrics(slots=settings.slots)
+    try:
+        with telemetry("worker", settings, metrics.registry, redis_url=settings.redis_url, traced=True) as opened:
+            code = uvloop.run(serve(settings, metrics, opened))
+    except TelemetryRefused as error:
+        sys.exit(f"corral worker: {error}")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

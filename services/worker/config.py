@@ -8,9 +8,10 @@ from typing import Literal
 from pydantic import Field
 
 from services.protocol.engine_variables import EngineVariables
+from services.protocol.telemetry_variables import TelemetryVariables
 
 
-class Settings(EngineVariables):
+class Settings(EngineVariables, TelemetryVariables):
     """Of its own, besides those of the engine."""
 
     redis_url: str = Field(description="Redis that queue and reply streams live in.")

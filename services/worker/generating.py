@@ -10,6 +10,7 @@ from services.worker.engine.engine import Engine
 from services.worker.engine.grammar import GrammarCompiler
 from services.worker.engine.runner import ModelRunner
 from services.worker.loop import Begin, EngineLoop
+from services.worker.metrics import Metrics
 from services.worker.mode import Emit
 from services.worker.prompt import PromptBuilder
 
@@ -26,7 +27,7 @@ class GeneratingMode:
         )
         self._grammars = GrammarCompiler(runner)
 
-    def loop(self, emit: Emit) -> EngineLoop:
+    def loop(self, emit: Emit, metrics: Metrics) -> EngineLoop:
         settings = self._settings
         engine = Engine(
             self._runner,
@@ -34,7 +35,7 @@ class GeneratingMode:
             prefill_s=settings.prefill_s,
             prefill_tokens=settings.prefill_tokens,
         )
-        return EngineLoop(self._runner, engine, exact_tokens=settings.exact_tokens, emit=emit)
+        return EngineLoop(self._runner, engine, exact_tokens=settings.exact_tokens, emit=emit, metrics=metrics)
 
     def begin(self, claim: Claim) -> Begin:
         request = claim.request

@@ -6,18 +6,20 @@ Wait for work, take in commands, step, emit: nothing else happens here.
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from services.protocol.errors import WorkerLost
 from services.protocol.messages import Committed, Event, Failed, Finished, FinishReason, GenerateRequest, HandedOver
-from services.worker.engine.engine import Engine
+from services.worker.engine.engine import Engine, Occupancy
 from services.worker.engine.grammar import Grammar
 from services.worker.engine.runner import EngineDead, ModelRunner
 from services.worker.engine.sampling import Sampler
 from services.worker.engine.scheduler import SampledToken, ScheduledBatch
 from services.worker.engine.sequence import Sequence
 from services.worker.generation import Choice, Generation
+from services.worker.metrics import Metrics
 from services.worker.prompt import Preparation
 
 
@@ -67,13 +69,20 @@ class EngineLoop:
     events of one step. Up to `exact_tokens` of a resumed answer are computed one by one (see Sequence.resume)."""
 
     def __init__(
-        self, runner: ModelRunner, engine: Engine, *, exact_tokens: int, emit: Callable[[list[Addressed]], None]
+        self,
+        runner: ModelRunner,
+        engine: Engine,
+        *,
+        exact_tokens: int,
+        emit: Callable[[list[Addressed]], None],
+        metrics: Metrics,
     ) -> None:
         self._runner = runner
         self._engine = engine
         self._exact_tokens = exact_tokens
         self._emit = emit
         self.holders = frozenset[str]()
+        self._metrics = metrics
         self._handing_over = False
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._generations: dict[str, Generation] = {}
@@ -84,6 +93,9 @@ class EngineLoop:
         self._commands.put(command)
         if isinstance(command, Quit | HandOver) or (isinstance(command, Abort) and command.request in self._computing):
             self._runner.interrupt()
+
+    def occupancy(self) -> Occupancy:
+        return self._engine.occupancy()
 
     def run(self) -> None:
         """Returns on Quit. Raises EngineDead after it has told every request so."""
@@ -178,9 +190,16 @@ class EngineLoop:
         self._emit_all((generation, generation.started()) for generation in admitted)
         batch = self._engine.schedule()
         self._computing = _dominant(batch)
+        begun = time.perf_counter()
         results = self._engine.compute(batch)
         self._computing = frozenset()
         self.holders = self._engine.holders
+        self._metrics.stepped(
+            seconds=time.perf_counter() - begun,
+            prefill=batch.num_prefill,
+            decode=batch.num_tokens - batch.num_prefill,
+            sequences=len(batch.spans),
+        )
         self._emit_all(self._told(result) for result in results if result.sequence in self._sequences)
 
     def _told(self, result: SampledToken) -> tuple[Generation, list[Event]]:

@@ -39,12 +39,15 @@ from services.protocol.queue import Queue, Taken
 from services.protocol.records import Records
 from services.protocol.replies import ReplyWriter
 from services.protocol.reports import NodeReports, WorkerReport, WorkerState
+from services.protocol.telemetry import Telemetry
 from services.worker.config import Settings
 from services.worker.engine.runner import LoadCancelled, OnProgress
 from services.worker.holdings import Holdings
 from services.worker.loading import Loaded
 from services.worker.loop import Abort, Addressed, HandOver, Quit
+from services.worker.metrics import Metrics
 from services.worker.mode import Loop, Mode
+from services.worker.observation import Observer
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +75,20 @@ class InFlight:
 class Worker:
     """`load` loads the model, in the engine thread (see services.worker.loading)."""
 
-    def __init__(self, settings: Settings, redis: Redis, load: Callable[[Settings, OnProgress], Loaded]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        redis: Redis,
+        load: Callable[[Settings, OnProgress], Loaded],
+        *,
+        metrics: Metrics,
+        telemetry: Telemetry,
+    ) -> None:
         self.id = new_id()
         self._settings = settings
+        self._metrics = metrics
+        self._metrics_address = telemetry.address
+        self._observer = Observer(metrics, telemetry.tracer, worker=self.id, replica=settings.replica)
         self._load = load
         self._queue = Queue(redis)
         self._records = Records(redis)
@@ -106,6 +120,7 @@ class Worker:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine") as engine_thread:
             async with asyncio.TaskGroup() as tasks:
                 reports = tasks.create_task(self._report())
+                begun = time.monotonic()
                 try:
                     self._loaded = await loop.run_in_executor(engine_thread, self._load, self._settings, self._note_progress)
                 except LoadCancelled:
@@ -116,6 +131,7 @@ class Worker:
                     reports.cancel()
                     await self._fail(error)
                     return 3
+                self._metrics.loaded(seconds=time.monotonic() - begun, device_memory_bytes=self._loaded.device_memory_bytes)
                 return await self._serve(self._loaded.mode, engine_thread, reports)
 
     def _note_progress(self, fraction: float) -> bool:
@@ -129,7 +145,8 @@ class Worker:
         def emit(events: list[Addressed]) -> None:
             loop.call_soon_threadsafe(self._outbox.put_nowait, events)
 
-        engine = mode.loop(emit)
+        engine = mode.loop(emit, self._metrics)
+        self._metrics.show(requests=lambda: len(self._in_flight), occupancy=engine.occupancy)
         self._enter(WorkerState.READY)
         engine_run = loop.run_in_executor(thread, engine.run)
         try:
@@ -192,6 +209,7 @@ class Worker:
                 for claim in taken.claims:
                     self._in_flight[claim.request.id] = InFlight(claim)
                     self._idle.clear()
+                    self._observer.claimed(claim)
                     beginning.create_task(self._begin(engine, mode, claim))
                 if len(taken.claims) < free or free <= 0:
                     await _wait(self._may_claim, timeout_s=min(self._settings.report_s, taken.again_s or math.inf))
@@ -277,6 +295,7 @@ class Worker:
             for addressed in (event for batch in batches for event in batch):
                 replies[addressed.gateway].append(addressed.event)
                 if addressed.is_terminal:
+                    self._observer.ended(addressed.event)
                     self._end(addressed.event)
             gone = await self._send({gateway: StepReply(self.id, tuple(events)) for gateway, events in replies.items()})
             for request, in_flight in list(self._in_flight.items()):
@@ -332,6 +351,7 @@ class Worker:
             context_tokens=loaded.mode.context_tokens if loaded else 0,
             memory_bytes=psutil.Process().memory_info().rss,
             device_memory_bytes=loaded.device_memory_bytes if loaded else 0,
+            metrics=self._metrics_address,
             load_progress=1.0 if loaded else self._load_progress,
             error_code=failure.code if failure else "",
             error=failure.message if failure else "",

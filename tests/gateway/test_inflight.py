@@ -62,6 +62,7 @@ async def inflight_on(
         gateway=gateway,
         max_queue=max_queue,
         outage_s=outage_s,
+        on_failover=lambda cause: None,
     )
     inflight.start()
     try:

@@ -202,7 +202,7 @@ TABLE: list[tuple[str, World, list[Decision]]] = [
     (
         "pending: short of memory, and says so once",
         pending(nodes={"n1": node(memory_available=GIB // 2)}),
-        [ExplainReplica("r1", R.PENDING, "n1 has 0.5 GiB of memory free, 1.0 GiB are needed")],
+        [ExplainReplica("r1", R.PENDING, "n1 has 0.5 GiB of memory free, 1.0 GiB are needed", "memory")],
     ),
     (
         "fetched: started",

@@ -78,7 +78,7 @@ def decisions(replica: str, seen: ReplicaState) -> list[ReplicaDecision]:
         StartReplica(replica, seen, "v", "n1", "b", 10, ENGINE),
         ReadyReplica(replica, seen, 20, 5, 8, 4096),
         MeasureReplica(replica, seen, 30),
-        ExplainReplica(replica, seen, "because"),
+        ExplainReplica(replica, seen, "because", "memory"),
         DrainReplica(replica, seen, "n1", "idle"),
         StopReplica(replica, seen, "gone"),
         FailReplica(replica, seen, "model_load_failed", "broken"),
@@ -124,7 +124,7 @@ async def row(database: Database, replica: str) -> Replica:
 async def test_a_whole_life(database: Database, deployment: int) -> None:
     replica = await a_replica(database, deployment)
     for decision in (
-        ExplainReplica(replica, S.PENDING, "no room"),
+        ExplainReplica(replica, S.PENDING, "no room", "memory"),
         FetchModel(replica, S.PENDING, "v", "n1", 10, "pypi:m", "m"),
         StartReplica(replica, S.FETCHING, "v", "n1", "b", 10, ENGINE),
         ReadyReplica(replica, S.STARTING, 20, 5, 8, 4096),

@@ -14,9 +14,11 @@ from services.protocol import cgroups, gguf
 from services.protocol.engine import EngineSettings
 from services.protocol.errors import InsufficientMemory, InvalidModelFile, ModelLoadFailed, ModelRefused
 from services.protocol.reports import WorkerState
+from services.protocol.telemetry import UNSEEN
 from services.worker.config import Settings
 from services.worker.engine.runner import LoadCancelled, OnProgress
 from services.worker.loading import Loaded, available_memory, load, read_model, require_memory, within_quota
+from services.worker.metrics import Metrics
 from services.worker.worker import Worker
 from tests.conditions import eventually
 from tests.ggufs import write_gguf
@@ -123,7 +125,7 @@ def load_for_ever(_: Settings, on_progress: OnProgress) -> Loaded:
 
 
 async def test_progress_is_reported_and_a_drain_ends_the_loading(gateway: ScriptedGateway, redis: Redis) -> None:
-    worker = Worker(settings(Path(), report_s=0.05), redis, load_for_ever)
+    worker = Worker(settings(Path(), report_s=0.05), redis, load_for_ever, metrics=Metrics(slots=1), telemetry=UNSEEN)
     run = asyncio.create_task(worker.run())
 
     async def quarter() -> bool:

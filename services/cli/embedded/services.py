@@ -48,6 +48,7 @@ class Services:
     registry_port: int
     database_url: str
     redis_url: str
+    metrics_port: str
     secrets: Secrets
     client: httpx.AsyncClient
 
@@ -138,7 +139,9 @@ class Services:
         return Part(
             name=name,
             command=(sys.executable, "-m", module),
-            environment=self._environment(settings | {"CORRAL_REDIS_URL": self.redis_url}),
+            environment=self._environment(
+                settings | {"CORRAL_REDIS_URL": self.redis_url, "CORRAL_METRICS_PORT": self.metrics_port}
+            ),
             ready=ready,
             port=port,
             grace_s=grace_s,

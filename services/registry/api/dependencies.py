@@ -11,7 +11,9 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from services.protocol.errors import Unauthenticated
+from services.protocol.gateways import Gateways
 from services.protocol.queue import Queue
+from services.protocol.reports import NodeReports
 from services.registry.config import Settings
 from services.registry.db import Database
 from services.registry.publish import Publisher
@@ -20,7 +22,7 @@ from services.registry.watchers import Watchers
 
 @dataclass(frozen=True)
 class Parts:
-    """What the lifespan built."""
+    """What the lifespan built. `metrics_address` is the `host:port` of the registry's own, empty where they are not served."""
 
     settings: Settings
     database: Database
@@ -28,6 +30,9 @@ class Parts:
     queue: Queue
     publisher: Publisher
     watchers: Watchers
+    gateways: Gateways
+    nodes: NodeReports
+    metrics_address: str
 
 
 def _parts(request: Request) -> Parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from services.worker.embedding.embedding import Embedding
 from services.worker.engine.embedder import Embedder
 from services.worker.engine.runner import EngineDead
 from services.worker.loop import Abort, Addressed, HandOver, Quit
+from services.worker.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,20 @@ class EmbeddingLoop:
     """`put` may be called from any thread; `run` is the engine thread. `emit` is called from the engine thread with the
     events of one batch. A cancelled request leaves before the next batch."""
 
-    def __init__(self, embedder: Embedder, *, emit: Callable[[list[Addressed]], None]) -> None:
+    def __init__(self, embedder: Embedder, *, emit: Callable[[list[Addressed]], None], metrics: Metrics) -> None:
         self._embedder = embedder
         self._emit = emit
         self.holders = frozenset[str]()
+        self._metrics = metrics
         self._batches = Batches(batch_tokens=embedder.batch_tokens, max_sequences=embedder.max_sequences)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._embeddings: dict[str, Embedding] = {}
 
     def put(self, command: Command) -> None:
         self._commands.put(command)
+
+    def occupancy(self) -> None:
+        """Every batch begins with nothing."""
 
     def run(self) -> None:
         """Returns on Quit. Raises EngineDead after it has told every request so."""
@@ -88,7 +94,14 @@ class EmbeddingLoop:
 
     def _step(self) -> None:
         batch = self._batches.next()
+        begun = time.perf_counter()
         rows = self._embedder.embed([given.ids for given in batch])
+        self._metrics.stepped(
+            seconds=time.perf_counter() - begun,
+            prefill=sum(len(given.ids) for given in batch),
+            decode=0,
+            sequences=len(batch),
+        )
         events = []
         for given, row in zip(batch, rows, strict=True):
             embedding = self._embeddings[given.request]

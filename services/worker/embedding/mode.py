@@ -7,6 +7,7 @@ from services.protocol.messages import Claim, GenerateRequest
 from services.worker.embedding.inputs import InputBuilder
 from services.worker.embedding.loop import BeginEmbedding, EmbeddingLoop
 from services.worker.engine.embedder import Embedder
+from services.worker.metrics import Metrics
 from services.worker.mode import Emit
 
 
@@ -18,8 +19,8 @@ class EmbeddingMode:
         self._embedder = embedder
         self._inputs = InputBuilder(embedder)
 
-    def loop(self, emit: Emit) -> EmbeddingLoop:
-        return EmbeddingLoop(self._embedder, emit=emit)
+    def loop(self, emit: Emit, metrics: Metrics) -> EmbeddingLoop:
+        return EmbeddingLoop(self._embedder, emit=emit, metrics=metrics)
 
     def begin(self, claim: Claim) -> BeginEmbedding:
         request = claim.request

@@ -26,6 +26,10 @@ class Cells:
     def num_free(self) -> int:
         return len(self._free)
 
+    @property
+    def num_used(self) -> int:
+        return len(self._owners) - len(self._free)
+
     def grow(self, slot: int, count: int) -> None:
         """The caller has checked `num_free`."""
         assert count <= self.num_free

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,18 @@ from services.worker.engine.sequence import Sequence
 from services.worker.engine.slots import Cut, Share, SlotPool
 
 
+@dataclass(frozen=True)
+class Occupancy:
+    """At one moment: busy slots; cells in all, those that hold a token, and of these those of sequences that run. `preemptions` counts from
+    the beginning."""
+
+    busy_slots: int
+    cells: int
+    used_cells: int
+    running_cells: int
+    preemptions: int
+
+
 class Engine:
     """Raises EngineDead from `step` when the model is lost; every sequence is then lost with it. For `prefill_s` and
     `prefill_tokens` see Pace."""
@@ -23,10 +36,11 @@ class Engine:
     def __init__(self, runner: ModelRunner, *, batch_tokens: int, prefill_s: float, prefill_tokens: int = 0) -> None:
         self._runner = runner
         self._pace = Pace(prefill_s=prefill_s, batch_tokens=batch_tokens, fixed=prefill_tokens)
+        self._slots = SlotPool(
+            runner.num_slots, runner.num_cells, partial_reuse=runner.partial_reuse, shareable=runner.shareable_prefixes
+        )
         self._scheduler = Scheduler(
-            SlotPool(
-                runner.num_slots, runner.num_cells, partial_reuse=runner.partial_reuse, shareable=runner.shareable_prefixes
-            ),
+            self._slots,
             batch_tokens=batch_tokens,
             max_running=runner.max_running,
             end_tokens=runner.end_tokens,
@@ -43,6 +57,13 @@ class Engine:
     def holders(self) -> frozenset[str]:
         """The requests of which the cache holds something."""
         return self._scheduler.holders
+
+    def occupancy(self) -> Occupancy:
+        """From any thread: it only reads, and while a step runs it may see a part of what that changes."""
+        slots = self._slots
+        return Occupancy(
+            slots.num_busy, self._runner.num_cells, slots.num_used, slots.num_running, self._scheduler.num_preempted
+        )
 
     def add(self, sequence: Sequence) -> None:
         self._scheduler.add(sequence)
@@ -72,8 +93,7 @@ class Engine:
             if not self._scheduler.give_way():
                 raise EngineDead("the KV cache has no room for the running sequence") from error
             return []
-        num_tokens = sum(len(span.tokens) for span in batch.spans)
-        self._pace.observe(num_prefill=batch.num_prefill, num_tokens=num_tokens, seconds=time.perf_counter() - begun)
+        self._pace.observe(num_prefill=batch.num_prefill, num_tokens=batch.num_tokens, seconds=time.perf_counter() - begun)
         return self._scheduler.update(batch, _sample(batch, logits))
 
     def _operate(self, batch: ScheduledBatch) -> None:

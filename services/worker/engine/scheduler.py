@@ -39,6 +39,10 @@ class ScheduledBatch:
     operations: TokenIds[CacheOperation]
     num_prefill: int
 
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(span.tokens) for span in self.spans)
+
 
 @dataclass(frozen=True)
 class SampledToken:
@@ -66,6 +70,7 @@ class Scheduler:
         self._end_tokens = end_tokens
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self.num_preempted = 0
 
     @property
     def has_work(self) -> bool:
@@ -155,6 +160,7 @@ class Scheduler:
     def _preempt(self) -> None:
         """The oldest sequence is never preempted: a context fits the cache, so alone it always has room."""
         assert len(self._running) > 1
+        self.num_preempted += 1
         sequence = self._running[-1]
         self._vacate(sequence)
         sequence.status = SequenceStatus.WAITING

@@ -85,6 +85,20 @@ class SlotPool:
         """The requests of which the cache holds something, or is about to."""
         return frozenset(slot.request for slot in self._slots if slot.busy or slot.num_held)
 
+    @property
+    def num_busy(self) -> int:
+        return sum(slot.busy for slot in self._slots)
+
+    @property
+    def num_used(self) -> int:
+        """Cells."""
+        return self._cells.num_used
+
+    @property
+    def num_running(self) -> int:
+        """Cells of busy slots. One that two of them share counts for both, as far as there are so many."""
+        return min(self.num_used, sum(slot.num_held for slot in self._slots if slot.busy))
+
     def take_operations(self) -> tuple[CacheOperation, ...]:
         """What is to be done to the cache before the next decode, in this order."""
         operations, self._operations = tuple(self._operations), []

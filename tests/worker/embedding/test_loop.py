@@ -27,6 +27,7 @@ from services.worker.engine.embedder import Pooling
 from services.worker.engine.fake_embedder import DIMENSIONS, FakeEmbedder
 from services.worker.engine.runner import EngineDead
 from services.worker.loop import Abort, Addressed, Quit
+from services.worker.metrics import Metrics
 
 
 class Gated(FakeEmbedder):
@@ -58,7 +59,7 @@ class Running:
     def __init__(self, embedder: FakeEmbedder) -> None:
         self.steps: queue.Queue[list[Addressed]] = queue.Queue()
         self.mode = EmbeddingMode(embedder)
-        self.loop: EmbeddingLoop = self.mode.loop(self.steps.put)
+        self.loop: EmbeddingLoop = self.mode.loop(self.steps.put, Metrics(slots=1))
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()

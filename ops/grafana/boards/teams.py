@@ -1,0 +1,79 @@
+"""Who uses how much."""
+
+from __future__ import annotations
+
+from ops.grafana.panels import Board, Panel, Query, Row, Variable, rate
+
+_ONE = 'team=~"$team"'
+
+
+def _in_range(counter: str, by: str) -> str:
+    return f"sum by ({by}) (increase({counter}{{{_ONE}}}[$__range]))"
+
+
+TEAMS = Board(
+    uid="corral-teams",
+    title="Corral: teams and usage",
+    text="Requests and tokens by team, now and over the chosen time. What is billed is the registry's usage, not these numbers.",
+    variables=(Variable("team", "corral_requests_total"),),
+    rows=(
+        Row(
+            "Over the chosen time",
+            (
+                Panel(
+                    "Tokens generated", [Query(_in_range("corral_completion_tokens_total", "team"), "{{team}}")], number=True
+                ),
+                Panel("Tokens of prompts", [Query(_in_range("corral_prompt_tokens_total", "team"), "{{team}}")], number=True),
+                Panel("Requests", [Query(_in_range("corral_requests_total", "team"), "{{team}}")], number=True),
+            ),
+        ),
+        Row(
+            "Now",
+            (
+                Panel(
+                    "Tokens generated",
+                    [Query(rate("corral_completion_tokens_total", by="team", where=_ONE), "{{team}}")],
+                    "suffix: tokens/s",
+                    stacked=True,
+                ),
+                Panel(
+                    "Tokens of prompts that were computed",
+                    [
+                        Query(
+                            f"{rate('corral_prompt_tokens_total', by='team', where=_ONE)}"
+                            f" - {rate('corral_cached_tokens_total', by='team', where=_ONE)}",
+                            "{{team}}",
+                        )
+                    ],
+                    "suffix: tokens/s",
+                    stacked=True,
+                ),
+                Panel(
+                    "Part of prompts that was cached",
+                    [
+                        Query(
+                            f"{rate('corral_cached_tokens_total', by='team', where=_ONE)}"
+                            f" / {rate('corral_prompt_tokens_total', by='team', where=_ONE)}",
+                            "{{team}}",
+                        )
+                    ],
+                    "percentunit",
+                ),
+                Panel(
+                    "Requests, by outcome",
+                    [Query(rate("corral_requests_total", by="team, outcome", where=_ONE), "{{team}} {{outcome}}")],
+                    "reqps",
+                    12,
+                    stacked=True,
+                ),
+                Panel(
+                    "Tokens generated, by team and model",
+                    [Query(rate("corral_completion_tokens_total", by="team, model", where=_ONE), "{{team}} {{model}}")],
+                    "suffix: tokens/s",
+                    12,
+                    stacked=True,
+                ),
+            ),
+        ),
+    ),
+)

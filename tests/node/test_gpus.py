@@ -1,0 +1,67 @@
+"""Accelerators as NVIDIA's library tells of them. There is none on most machines that run these tests, so the library is a stand-in."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from services.node.gpus import Gpu, Gpus
+
+
+class NVMLError(Exception):
+    """As the library's own."""
+
+
+class Nvml:
+    """Two accelerators; the second one does not tell of its power and load."""
+
+    NVMLError = NVMLError
+    NVML_TEMPERATURE_GPU = 0
+
+    def __init__(self, *, driver: bool = True) -> None:
+        self._driver = driver
+
+    def nvmlInit(self) -> None:
+        if not self._driver:
+            raise NVMLError("Driver Not Loaded")
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetName(self, handle: int) -> Any:
+        return "NVIDIA H100" if handle == 0 else b"Tesla T4"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+        return SimpleNamespace(total=80, used=20 + handle)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
+        if handle == 1:
+            raise NVMLError("Not Supported")
+        return SimpleNamespace(gpu=50)
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        if handle == 1:
+            raise NVMLError("Not Supported")
+        return 350_000
+
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
+        return 40 + handle
+
+
+def test_what_the_driver_tells() -> None:
+    assert Gpus(Nvml()).look() == [
+        Gpu(0, "NVIDIA H100", 80, 20, 0.5, 350.0, 40),
+        Gpu(1, "Tesla T4", 80, 21, None, None, 41),
+    ]
+
+
+def test_without_a_driver_there_are_none() -> None:
+    assert Gpus(Nvml(driver=False)).look() == []
+
+
+def test_the_real_library_may_find_none() -> None:
+    for gpu in Gpus().look():
+        assert gpu.memory_total

@@ -1,0 +1,69 @@
+"""The alert rules: promtool's unit tests of them, and the runbook's entries."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.ops.prometheus import program
+
+ROOT = Path(__file__).parents[2]
+RULES = sorted((ROOT / "ops" / "prometheus" / "rules").glob("*.yml"))
+RUNBOOK = (ROOT / "ops" / "runbook.md").read_text()
+ALERTS = [name for path in RULES for name in re.findall(r"alert: (\w+)", path.read_text())]
+
+
+def promtool(*arguments: str | Path) -> None:
+    found = program("promtool")
+    if found is None:
+        pytest.skip("promtool is not installed (Debian's package is called prometheus)")
+    done = subprocess.run([found, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_configuration_and_rules_are_valid(tmp_path: Path) -> None:
+    promtool("check", "rules", *RULES)
+    shutil.copytree(ROOT / "ops" / "prometheus", tmp_path / "prometheus")
+    config = tmp_path / "prometheus" / "prometheus.yml"
+    token = tmp_path / "token"
+    token.write_text("t")
+    config.write_text(config.read_text().replace("/run/secrets/corral_registry_token", str(token)))
+    promtool("check", "config", config)
+
+
+def test_alerts_fire_when_they_should_and_not_otherwise() -> None:
+    promtool("test", "rules", *sorted((ROOT / "ops" / "prometheus" / "tests").glob("*.yml")))
+
+
+def test_every_alert_has_a_unit_test() -> None:
+    tested = "".join(path.read_text() for path in (ROOT / "ops" / "prometheus" / "tests").glob("*.yml"))
+    fired = set(re.findall(r"- alertname: (\w+)", tested))
+    assert fired == set(ALERTS)
+
+
+def test_every_alert_has_a_severity_and_an_entry_in_the_runbook() -> None:
+    assert len(ALERTS) == len(set(ALERTS)) > 15
+    for path in RULES:
+        for text in re.split(r"\n(?= *- (?:alert|record): )", path.read_text())[1:]:
+            alert = re.search(r"alert: (\w+)", text)
+            if alert is None:
+                continue
+            assert re.search(r"severity: (page|ticket)", text), alert[1]
+            assert f"runbook: ops/runbook.md#{alert[1].lower()}" in text, alert[1]
+
+
+def test_the_runbook_has_an_entry_for_each_alert_and_for_nothing_else() -> None:
+    entries = re.findall(r"^### (\w+)$", RUNBOOK, re.MULTILINE)
+    assert sorted(entries) == sorted(ALERTS)
+    for entry in re.split(r"^### ", RUNBOOK, flags=re.MULTILINE)[1:]:
+        for part in ("*Symptom.*", "*Look here.*", "*Do this.*"):
+            assert part in entry, entry.splitlines()[0]
+
+
+def test_links_within_the_runbook_lead_somewhere() -> None:
+    anchors = {name.lower() for name in ALERTS}
+    assert set(re.findall(r"\]\(#(\w+)\)", RUNBOOK)) <= anchors

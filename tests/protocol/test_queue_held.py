@@ -1,0 +1,28 @@
+"""A claim says how much of its prompt the queue believes the worker to hold: what a metric compares with what it did hold."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from services.protocol.queue import Queue
+from tests.protocol.samples import VERSION, join
+from tests.protocol.test_queue_prefixes import PARROT, PIRATE, begins, put
+
+
+async def held(queue: Queue, *, dropped: tuple[bytes, ...] = ()) -> int:
+    [claim] = (await queue.claim(VERSION, "w1", capacity=1, dropped=dropped)).claims
+    await queue.settle(claim.request.id, claim.epoch, cost=10)
+    return claim.held_bytes
+
+
+async def test_a_claim_says_what_the_worker_held_before(redis: Redis) -> None:
+    queue = Queue(redis)
+    await join(queue, "w1")
+    await put(queue, "first")
+    assert await held(queue) == 0
+    await put(queue, "second", PIRATE + "Who are you?")
+    assert await held(queue) == begins(PIRATE)[-1].length
+    await put(queue, "third", PARROT)
+    assert await held(queue) == 0
+    await put(queue, "fourth")
+    assert await held(queue, dropped=tuple(prefix.digest for prefix in begins(PIRATE + "Who are you?"))) == 0
