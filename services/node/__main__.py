@@ -18,6 +18,7 @@ from contextlib import ExitStack, closing
 from types import FrameType
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from services.node.agent import Agent
 from services.node.config import Settings, container_environment, pip_environment, worker_environment
@@ -46,6 +47,9 @@ def main() -> int:
             first = error.errors()[0]
             name = f"CORRAL_{str(first['loc'][0]).upper()}"
             print(f"corral node: {name}: {first['msg']}", file=sys.stderr)  # noqa: T201 for whoever starts it, not for the log
+            return 2
+        except SettingsError as error:
+            print(f"corral node: {error.__cause__ or error}", file=sys.stderr)  # noqa: T201 likewise
             return 2
         except (CorralError, OSError) as error:
             print(f"corral node: {error}", file=sys.stderr)  # noqa: T201 likewise
@@ -89,7 +93,9 @@ def run(settings: Settings, store: Store, runtime: Runtime) -> int:
         publish=lambda event: uplink.call(events.publish, event),
         pip_environment=pip_environment(),
     )
-    heartbeat = Heartbeat(settings.node, store=store, runtime=runtime, jobs=agent.jobs, uplink=uplink)
+    heartbeat = Heartbeat(
+        settings.node, store=store, runtime=runtime, jobs=agent.jobs, uplink=uplink, pulse=settings.state / "pulse"
+    )
     jobs = JobConsumer(agent, redis_url=settings.redis_url, node=settings.node, threads=settings.job_threads)
     heartbeat.start()
     jobs.start()

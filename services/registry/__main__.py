@@ -8,6 +8,7 @@ import sys
 
 import uvicorn
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from services.protocol.errors import Unavailable
 from services.registry.app import create_app
@@ -27,6 +28,8 @@ def main() -> None:
         # What is wrong between two settings belongs to none of them.
         names = [f"setting CORRAL_{str(name).upper().removeprefix('CORRAL_')}: " for name in first["loc"][:1]]
         sys.exit(f"registry: {''.join(names)}{first['msg']}")
+    except SettingsError as error:
+        sys.exit(f"registry: {error.__cause__ or error}")
     asyncio.run(_require_schema(settings.database_url))
     uvicorn.run(
         create_app(settings),
