@@ -63,7 +63,14 @@ class Cluster:
         self.runtime = ProcessRuntime(self.folder / "workers", environment={**environment, **self._environment}, drain_s=5)
         self._uplink = Uplink(self.redis_url)
         self._store = Store(self.folder / "store")
-        self._heartbeat = Heartbeat(NODE, store=self._store, runtime=self.runtime, jobs=lambda: (), uplink=self._uplink)
+        self._heartbeat = Heartbeat(
+            NODE,
+            store=self._store,
+            runtime=self.runtime,
+            jobs=lambda: (),
+            uplink=self._uplink,
+            pulse=self.folder / "pulse",
+        )
         self._heartbeat.start()
         self.top_up()
         await self.start_gateway()
