@@ -1,10 +1,10 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test check format bench chaos clean sync
+.PHONY: help up test check format bench chaos secrets images cluster sbom test-compose clean sync
 
 BIN := .venv/bin
 
 help: ## Show these targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 up: sync ## Set everything up and start the platform in the foreground
 	@exec $(BIN)/corral up
@@ -28,6 +28,22 @@ bench: ## Run every benchmark: most of an hour
 
 chaos: sync ## Kill a worker every few seconds under 64 clients: three minutes
 	@$(BIN)/python -m tests.faults.chaos
+
+secrets: ## Make the passwords and keys of the cluster under Docker, and its .env
+	@ops/secrets.sh
+
+images: ## Build the images of the cluster under Docker; llama.cpp takes its time, once
+	docker compose build registry worker-image
+
+cluster: secrets ## Start the cluster under Docker, or say in one sentence what is in the way
+	@ops/cluster.sh up
+
+sbom: ## Write what is in the images to dist/, as CycloneDX
+	docker build --target sbom --output dist .
+	docker build --file Dockerfile.worker --target sbom --output dist .
+
+test-compose: sync ## Start a whole cluster under Docker and do to it what happens to clusters
+	@$(BIN)/python -m tests.compose
 
 clean: ## Remove what was built, but not ~/.corral
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from alembic import context
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from sqlalchemy import Connection, create_engine, pool, text
+from sqlalchemy.exc import OperationalError
 
 from services.registry.config import DatabaseSettings
 from services.registry.models import Base
@@ -32,11 +37,24 @@ def migrate(connection: Connection) -> None:
         context.run_migrations()
 
 
+def database_url() -> str:
+    """Exits with one sentence where the settings do not say it."""
+    try:
+        # pydantic fills the settings from the environment.
+        return DatabaseSettings().database_url  # type: ignore[call-arg]
+    except ValidationError as error:
+        sys.exit(f"migrations: CORRAL_DATABASE_URL: {error.errors()[0]['msg']}")
+    except SettingsError as error:
+        sys.exit(f"migrations: {error.__cause__ or error}")
+
+
 def main() -> None:
-    # pydantic fills the settings from the environment.
-    url = context.config.attributes.get("url") or DatabaseSettings().database_url  # type: ignore[call-arg]
-    engine = create_engine(url, poolclass=pool.NullPool)
-    with engine.connect() as connection:
+    engine = create_engine(context.config.attributes.get("url") or database_url(), poolclass=pool.NullPool)
+    try:
+        connection = engine.connect()
+    except OperationalError as error:
+        sys.exit(f"migrations: PostgreSQL does not answer ({type(error.orig).__name__}); is CORRAL_DATABASE_URL right?")
+    with connection:
         migrate(connection)
 
 

@@ -11,11 +11,16 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.cli.errors import CommandError
 
+#: Where a container finds the key, as a file `corral_api_key`; services.protocol.secrets says more.
+_SECRETS = Path("/run/secrets")
+
 
 class Settings(BaseSettings):
     """Where the platform is, and where `corral up` keeps it."""
 
-    model_config = SettingsConfigDict(env_prefix="CORRAL_", env_ignore_empty=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="CORRAL_", env_ignore_empty=True, populate_by_name=True, secrets_dir=_SECRETS if _SECRETS.is_dir() else None
+    )
 
     host: str = Field(
         default="127.0.0.1:11434",

@@ -16,6 +16,7 @@ from typing import NoReturn
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from services.gateway.app import create_app
 from services.gateway.config import BindAddress, Settings
@@ -35,6 +36,8 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         _refuse("; ".join(f"{_variable(problem['loc'])}: {problem['msg']}" for problem in error.errors()), status=2)
+    except SettingsError as error:
+        _refuse(str(error.__cause__ or error), status=2)
     logs.configure("gateway", settings.log_format, level=settings.log_level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:

@@ -11,6 +11,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.gateway.limits import Limits
+from services.protocol.secrets import SecretUrl, refuse_placeholder, secrets_folder
 from services.protocol.telemetry_variables import TelemetryVariables
 
 DEFAULT_HOST = "127.0.0.1"
@@ -57,7 +58,7 @@ class BindAddress(msgspec.Struct, frozen=True):
 
 
 class Settings(TelemetryVariables):
-    model_config = SettingsConfigDict(env_prefix="CORRAL_", extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix="CORRAL_", extra="ignore", populate_by_name=True, secrets_dir=secrets_folder())
 
     host: str = Field(
         default=f"{DEFAULT_HOST}:{DEFAULT_PORT}",
@@ -74,7 +75,7 @@ class Settings(TelemetryVariables):
         default=None,
         description="Who must send a key: `required` everyone, `off` nobody; unset: everyone unless the address is a loopback one.",
     )
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis or Valkey: all that inference needs.")
+    redis_url: SecretUrl = Field(default="redis://127.0.0.1:6379/0", description="Redis or Valkey: all that inference needs.")
     registry_url: str = Field(default="http://127.0.0.1:11435", description="The registry, for management requests.")
     registry_token: SecretStr = Field(
         min_length=16, description="Shared with the registry, which wants it as a bearer token; at least 16 characters."
@@ -112,6 +113,12 @@ class Settings(TelemetryVariables):
     def _bindable(cls, host: str) -> str:
         BindAddress.parse(host)
         return host
+
+    @field_validator("registry_token")
+    @classmethod
+    def _no_placeholder(cls, token: SecretStr) -> SecretStr:
+        refuse_placeholder(token.get_secret_value())
+        return token
 
     @field_validator("auth", mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from contextlib import ExitStack, closing
 from types import FrameType
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from services.node.agent import Agent
 from services.node.config import Settings, container_environment, pip_environment, worker_environment
@@ -51,6 +52,9 @@ def main() -> int:
             first = error.errors()[0]
             name = f"CORRAL_{str(first['loc'][0]).upper()}"
             print(f"corral node: {name}: {first['msg']}", file=sys.stderr)  # noqa: T201 for whoever starts it, not for the log
+            return 2
+        except SettingsError as error:
+            print(f"corral node: {error.__cause__ or error}", file=sys.stderr)  # noqa: T201 likewise
             return 2
         except (CorralError, OSError, TelemetryRefused) as error:
             print(f"corral node: {error}", file=sys.stderr)  # noqa: T201 likewise
@@ -98,7 +102,13 @@ def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *,
     )
     metrics.show(store, runtime, agent.jobs)
     heartbeat = Heartbeat(
-        settings.node, store=store, runtime=runtime, jobs=agent.jobs, uplink=uplink, metrics_address=metrics_address
+        settings.node,
+        store=store,
+        runtime=runtime,
+        jobs=agent.jobs,
+        uplink=uplink,
+        metrics_address=metrics_address,
+        pulse=settings.state / "pulse",
     )
     jobs = JobConsumer(agent, redis_url=settings.redis_url, node=settings.node, threads=settings.job_threads)
     heartbeat.start()

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.protocol.secrets import SecretUrl, secrets_folder
 from services.protocol.telemetry_variables import TelemetryVariables
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
@@ -22,9 +23,9 @@ _FOR_CONTAINERS = re.compile(r"^(CORRAL|GGML|HSA|LLAMA|OTEL)_")
 
 
 class Settings(TelemetryVariables):
-    model_config = SettingsConfigDict(env_prefix="CORRAL_")
+    model_config = SettingsConfigDict(env_prefix="CORRAL_", secrets_dir=secrets_folder())
 
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis that jobs come from and reports go to.")
+    redis_url: SecretUrl = Field(default="redis://127.0.0.1:6379/0", description="Redis that jobs come from and reports go to.")
     node: str = Field(
         default="", validate_default=True, description="Name of this machine, unique in the cluster; empty: its host name."
     )

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 from services.node.departures import Departures
 from services.node.runtime import Runtime
@@ -29,7 +30,8 @@ log = logging.getLogger(__name__)
 
 class Heartbeat:
     """Runs on the uplink's loop from `start` to `stop`. `jobs` gives the ids of the jobs in work, `metrics_address` is the
-    `host:port` of the agent's own, empty where they are not served."""
+    `host:port` of the agent's own, empty where they are not served. `pulse` is a file whose time is that of the last report that
+    Redis took, for the health check of a container."""
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class Heartbeat:
         jobs: Callable[[], tuple[str, ...]],
         uplink: Uplink,
         metrics_address: str,
+        pulse: Path,
     ) -> None:
         self._node = node
         self._agent = new_id()
@@ -51,10 +54,12 @@ class Heartbeat:
         self._reports = NodeReports(uplink.redis)
         self._departures = Departures(node, runtime=runtime, queue=Queue(uplink.redis))
         self._devices: tuple[Device, ...] = ()
+        self._pulse = pulse
         self._silent = False
         self._ending = asyncio.Event()
 
     def start(self) -> None:
+        self._pulse.parent.mkdir(parents=True, exist_ok=True)
         self._watching = self._uplink.spawn(self._watch_devices())
         self._parting = self._uplink.spawn(self._departures.watch())
         self._beating = self._uplink.spawn(self._beat())
@@ -102,6 +107,7 @@ class Heartbeat:
             if self._silent:
                 log.info("reports again")
             self._silent = False
+            self._pulse.touch()
 
     def _observe(self) -> NodeReport:
         memory = self._runtime.memory()

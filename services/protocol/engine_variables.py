@@ -22,6 +22,7 @@ from services.protocol.engine import (
     Slots,
     SplitMode,
 )
+from services.protocol.secrets import secrets_folder
 
 PREFIX = "CORRAL_"
 
@@ -31,7 +32,7 @@ _DEFAULT = EngineSettings()
 class EngineVariables(BaseSettings):
     """A variable for each field of EngineSettings, of the same name and default. Those that hold several values are JSON."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, secrets_dir=secrets_folder())
 
     slots: Slots = Field(default=_DEFAULT.slots, description="Requests that a replica answers at the same time.")
     context_tokens: NotNegative = Field(

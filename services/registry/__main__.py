@@ -8,6 +8,7 @@ import sys
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from services.protocol import logs
 from services.protocol.errors import Unavailable
@@ -29,6 +30,8 @@ def main() -> None:
         # What is wrong between two settings belongs to none of them.
         names = [f"setting CORRAL_{str(name).upper().removeprefix('CORRAL_')}: " for name in first["loc"][:1]]
         sys.exit(f"registry: {''.join(names)}{first['msg']}")
+    except SettingsError as error:
+        sys.exit(f"registry: {error.__cause__ or error}")
     logs.configure("registry", settings.log_format)
     asyncio.run(_require_schema(settings.database_url))
     metrics = Metrics()

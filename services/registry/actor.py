@@ -12,7 +12,7 @@ from services.protocol.jobs import JobEvents, JobFailed, Pull, Start, Stop
 from services.protocol.messages import Event, Failed, StepReply, new_id
 from services.protocol.queue import Queue
 from services.protocol.replies import ReplyWriter
-from services.registry import catalog, deployments, jobs, nodes, replicas
+from services.registry import catalog, deployments, jobs, keys, nodes, replicas
 from services.registry.db import Database
 from services.registry.decisions import (
     CreateReplica,
@@ -53,6 +53,7 @@ class Actor:
         events: JobEvents,
         sender: JobSender,
         engine: EngineSettings,
+        admin_key: str | None = None,
     ) -> None:
         self._database = database
         self._queue = queue
@@ -60,11 +61,14 @@ class Actor:
         self._events = events
         self._sender = sender
         self._engine = engine
+        self._admin_key = admin_key
 
     async def follow_platform(self) -> None:
         """Once, before the first decision."""
         async with self._database.transaction() as session:
             await deployments.follow_platform(session, self._engine)
+            if self._admin_key:
+                await keys.keep_admin(session, self._admin_key)
 
     async def act(self, decision: Decision) -> None:
         log.log(

@@ -93,6 +93,7 @@ def _lifespan(
                 events=events,
                 sender=sender,
                 engine=settings.engine,
+                admin_key=settings.admin_key.get_secret_value() if settings.admin_key else None,
             )
             loop = ControlLoop(
                 database=database,

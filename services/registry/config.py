@@ -10,6 +10,8 @@ from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.protocol.engine_variables import EngineVariables
+from services.protocol.routes import KEY_PREFIX
+from services.protocol.secrets import SecretUrl, refuse_placeholder, secrets_folder
 from services.protocol.telemetry_variables import TelemetryVariables
 
 #: Names that can be pulled without saying where from.
@@ -38,9 +40,9 @@ Duration = Annotated[float, BeforeValidator(parse_duration_s)]
 class DatabaseSettings(BaseSettings):
     """What the migrations need."""
 
-    model_config = SettingsConfigDict(env_prefix="CORRAL_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CORRAL_", extra="ignore", secrets_dir=secrets_folder())
 
-    database_url: str = Field(description="PostgreSQL, as postgresql+psycopg://user:password@host/database.")
+    database_url: SecretUrl = Field(description="PostgreSQL, as postgresql+psycopg://user:password@host/database.")
 
     @field_validator("database_url")
     @classmethod
@@ -52,11 +54,19 @@ class DatabaseSettings(BaseSettings):
 class Settings(DatabaseSettings, EngineVariables, TelemetryVariables):
     """`engine`, of EngineVariables, is what a deployment has where it does not say otherwise."""
 
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis or Valkey; also the broker of control jobs.")
+    redis_url: SecretUrl = Field(
+        default="redis://127.0.0.1:6379/0", description="Redis or Valkey; also the broker of control jobs."
+    )
     registry_host: str = Field(default="127.0.0.1", description="Address that the registry listens on.")
     registry_port: int = Field(default=11435, ge=0, le=65535, description="Port that the registry listens on.")
     registry_token: SecretStr = Field(
         min_length=16, description="Shared with the gateway, which sends it as a bearer token; at least 16 characters."
+    )
+    admin_key: SecretStr | None = Field(
+        default=None,
+        min_length=24,
+        description="An API key that there is from the start, named `admin`, for administrators: `corral-` and a secret. Another one "
+        "here takes its place; one that was revoked stays so.",
     )
     keep_alive: Duration = Field(
         default=300.0,
@@ -80,9 +90,16 @@ class Settings(DatabaseSettings, EngineVariables, TelemetryVariables):
         description="A job that its node has not worked on for so long is sent again, then at doubling intervals.",
     )
 
-    @field_validator("registry_token")
+    @field_validator("registry_token", "admin_key")
     @classmethod
-    def _no_placeholder(cls, token: SecretStr) -> SecretStr:
-        if token.get_secret_value().lower().startswith("changethis"):
-            raise ValueError("is still the placeholder; set a secret of your own")
-        return token
+    def _no_placeholder(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret:
+            refuse_placeholder(secret.get_secret_value())
+        return secret
+
+    @field_validator("admin_key")
+    @classmethod
+    def _is_a_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key and not key.get_secret_value().startswith(KEY_PREFIX):
+            raise ValueError(f"an API key begins with {KEY_PREFIX}")
+        return key

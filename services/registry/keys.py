@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -16,6 +16,9 @@ from services.protocol.routes import KEY_PREFIX, Caller, key_hash
 from services.protocol.waiting import Priority
 from services.registry.db import transaction_time
 from services.registry.models import ApiKey
+
+#: Of the key that the settings name.
+ADMIN_NAME = "admin"
 
 #: Of the secret, kept to recognise a key by.
 PREFIX_LENGTH = 12
@@ -53,6 +56,24 @@ async def create(session: AsyncSession, *, name: str, team: str, admin: bool, te
         raise Conflict(f"a key named '{name}' exists already") from error
     await session.refresh(key)
     return key, secret
+
+
+async def keep_admin(session: AsyncSession, secret: str) -> None:
+    """Makes the key that the settings name, in the place of an earlier one. Once: if it was revoked it stays so."""
+    if await session.scalar(select(ApiKey.id).where(ApiKey.hash == key_hash(secret))):
+        return
+    await session.execute(
+        update(ApiKey).where(ApiKey.name == ADMIN_NAME, ApiKey.revoked_at.is_(None)).values(revoked_at=func.now())
+    )
+    row = {
+        "id": new_id(),
+        "name": ADMIN_NAME,
+        "team": "",
+        "admin": True,
+        "hash": key_hash(secret),
+        "prefix": secret[:PREFIX_LENGTH],
+    }
+    await session.execute(insert(ApiKey).values(row))
 
 
 async def listing(session: AsyncSession) -> Sequence[ApiKey]:

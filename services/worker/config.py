@@ -8,13 +8,14 @@ from typing import Literal
 from pydantic import Field
 
 from services.protocol.engine_variables import EngineVariables
+from services.protocol.secrets import SecretUrl
 from services.protocol.telemetry_variables import TelemetryVariables
 
 
 class Settings(EngineVariables, TelemetryVariables):
     """Of its own, besides those of the engine."""
 
-    redis_url: str = Field(description="Redis that queue and reply streams live in.")
+    redis_url: SecretUrl = Field(description="Redis that queue and reply streams live in.")
     node: str = Field(description="Name of the node that this worker runs on.")
     replica: str = Field(description="Id of the replica that this worker is.")
     version: str = Field(description="Manifest digest (64 hex digits) of the model version to serve.")

@@ -64,7 +64,13 @@ class Cluster:
         self._uplink = Uplink(self.redis_url)
         self._store = Store(self.folder / "store")
         self._heartbeat = Heartbeat(
-            NODE, store=self._store, runtime=self.runtime, jobs=lambda: (), uplink=self._uplink, metrics_address=""
+            NODE,
+            store=self._store,
+            runtime=self.runtime,
+            jobs=lambda: (),
+            uplink=self._uplink,
+            metrics_address="",
+            pulse=self.folder / "pulse",
         )
         self._heartbeat.start()
         self.top_up()

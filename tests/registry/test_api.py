@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from services.protocol.jobs import JobEvents, JobSucceeded, Layer, Pull
@@ -19,9 +20,10 @@ from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.routes import Caller, Routes, TagRoute, key_hash
 from services.protocol.waiting import Priority
+from services.registry.config import Settings
 from services.registry.pulls import pull_request, safe_name
 from tests.conditions import eventually
-from tests.registry.conftest import Registry
+from tests.registry.conftest import Registry, RunRegistry
 from tests.registry.scripted_node import MODEL, ScriptedNode, pulled_model, sha256
 
 TINY = "pypi:tiny"
@@ -347,3 +349,30 @@ async def test_nodes_and_status(registry: Registry, node: ScriptedNode, queue: Q
 async def test_unknown_paths(registry: Registry) -> None:
     answer = await registry.http.get("/registry/v1/nothing")
     assert (answer.status_code, answer.json()) == (404, {"error": "not found", "code": "not_found"})
+
+
+async def test_the_key_that_the_settings_name(settings: Settings, redis: Redis, run_registry: RunRegistry) -> None:
+    async def admins() -> list[str]:
+        snapshot = await Routes(redis).load()
+        return [key for key, caller in snapshot.callers.items() if caller.admin] if snapshot else []
+
+    first, second = ("corral-first-key-of-the-settings", "corral-second-key-of-the-settings")
+    with_first = settings.model_copy(update={"admin_key": SecretStr(first)})
+    for _ in range(2):  # a second start changes nothing
+        async with run_registry(with_first) as registry:
+            assert await eventually(admins) == [key_hash(first)]
+            assert len((await registry.get("keys"))["keys"]) == 1
+
+    async with run_registry(settings.model_copy(update={"admin_key": SecretStr(second)})) as registry:
+
+        async def replaced() -> bool:
+            return await admins() == [key_hash(second)]
+
+        await eventually(replaced)
+        await registry.http.delete("/registry/v1/keys/admin")
+
+    async with run_registry(with_first) as registry:
+        await eventually(lambda: registry.http.get("/healthz"))
+        await registry.http.post("/registry/v1/keys", json={"name": "another"})
+        assert await admins() == []
+        assert all(key["revoked_at"] for key in (await registry.get("keys"))["keys"] if key["name"] == "admin")

@@ -81,3 +81,22 @@ def test_two_deployers_take_turns(postgres_url: str) -> None:
     upgrade = [sys.executable, "-m", "alembic", "upgrade", "head"]
     deployers = [subprocess.Popen(upgrade, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [deployer.wait(timeout=60) for deployer in deployers] == [0, 0]
+
+
+def test_they_refuse_with_one_sentence() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
+    for settings, sentence in (
+        ({}, "migrations: CORRAL_DATABASE_URL: Field required"),
+        (
+            {"CORRAL_DATABASE_URL": "postgresql://u:changethis@127.0.0.1/d"},
+            "migrations: CORRAL_DATABASE_URL: Value error, still holds the placeholder; put a secret of your own there",
+        ),
+        (
+            {"CORRAL_DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d"},
+            "migrations: PostgreSQL does not answer (OperationalError); is CORRAL_DATABASE_URL right?",
+        ),
+    ):
+        upgrade = [sys.executable, "-m", "alembic", "upgrade", "head"]
+        done = subprocess.run(upgrade, cwd=ROOT, env=environment | settings, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert done.stderr.strip().splitlines() == [sentence]

@@ -1,4 +1,5 @@
-"""The accelerators that llama.cpp sees in this process: of its own build, and of what CUDA_VISIBLE_DEVICES and its like leave.
+"""The devices that llama.cpp computes on, of its own build: the processor's kernels, and the accelerators that CUDA_VISIBLE_DEVICES and
+its like leave to this process.
 
 llama_cpp's bindings leave these functions out (ggml/include/ggml-backend.h); its library exports them.
 """
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llama_cpp._ggml import libggml
+from llama_cpp._ggml import libggml, libggml_base_path
 
 #: ggml's enum ggml_backend_dev_type. An integrated one (2) lives in the machine's own memory, which is counted already.
 _GPU = 1
@@ -29,8 +30,16 @@ class Accelerator:
     memory_total: int
 
 
+def load_backends() -> None:
+    """A portable build keeps its backends in libraries of their own, several for the processor; ggml takes the best that it can run.
+    llama.cpp alone would look for them beside the Python program. A build for one machine has them in it."""
+    if not _call("ggml_backend_reg_count", _SIZE):
+        _call("ggml_backend_load_all_from_path", None, ctypes.c_char_p(bytes(libggml_base_path)))
+
+
 def accelerators() -> tuple[Accelerator, ...]:
     """Asking a driver for the first time takes a moment, and memory of the device."""
+    load_backends()
     return tuple(_describe(device) for device in _devices() if _call("ggml_backend_dev_type", ctypes.c_int, device) == _GPU)
 
 

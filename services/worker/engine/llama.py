@@ -26,6 +26,7 @@ from services.worker.engine.llama_model import (
     new_context,
     num_slots,
     slot_context,
+    start_llama,
 )
 from services.worker.engine.runner import DecodeAborted, EngineDead, NoRoom, OnProgress
 from services.worker.engine.scheduler import Span
@@ -44,7 +45,7 @@ class LlamaRunner:
 
     def __init__(self, path: Path, settings: EngineSettings, *, on_progress: OnProgress = lambda _: True) -> None:
         self._messages = LogLines()
-        llama_cpp.llama_backend_init()
+        start_llama()
         self._model = load_model(path, settings, self._messages, on_progress)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._context = new_context(self._model, settings, self._messages)

@@ -25,6 +25,7 @@ from services.worker.engine.llama_model import (
     init_context,
     load_model,
     slot_context,
+    start_llama,
 )
 from services.worker.engine.runner import EngineDead, OnProgress
 
@@ -43,7 +44,7 @@ class LlamaEmbedder:
         self, path: Path, settings: EngineSettings, *, pooling: Pooling, on_progress: OnProgress = lambda _: True
     ) -> None:
         self._messages = LogLines()
-        llama_cpp.llama_backend_init()
+        start_llama()
         self._model = load_model(path, settings, self._messages, on_progress)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.pooling = pooling

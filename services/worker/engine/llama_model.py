@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from llama_cpp import llama_cpp
 
 from services.protocol.engine import EngineSettings
+from services.worker.engine.devices import load_backends
 from services.worker.engine.runner import LoadCancelled, ModelUnusable, OnProgress
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,12 @@ def threads_used(settings: EngineSettings) -> int:
         return settings.threads
     # macOS knows no affinity.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_llama() -> None:
+    """Before anything else of llama.cpp. Done twice it does no harm."""
+    load_backends()
+    llama_cpp.llama_backend_init()
 
 
 def load_model(path: Path, settings: EngineSettings, messages: LogLines, on_progress: OnProgress) -> Any:

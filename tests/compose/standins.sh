@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# The images that the cluster is built on and made of. They are pulled; where no image registry can be reached, stand-ins are built from
+# Debian's packages under the same names, so that Dockerfiles and compose.yaml stay what users get. A stand-in is a version behind, and
+# Grafana, which Debian does not have, is a page that says so.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/standins"
+
+readonly BASE=corral-standin/debian:bookworm
+
+folder_of() { # folder_of IMAGE
+    local name=${1%%:*}
+    echo "${name##*/}"
+}
+
+stamp() { # stamp FOLDER
+    cat debian/* "$1"/* | sha256sum | cut -c1-12
+}
+
+# A stand-in of another version of its folder counts as missing; an image that was pulled has no such label.
+missing() { # missing IMAGE...
+    local image made_from
+    for image in "$@"; do
+        made_from=$(docker image inspect --format '{{index .Config.Labels "ai.corral.standin"}}' "$image" 2>/dev/null) || { echo "$image"; continue; }
+        [ -z "$made_from" ] || [ "$made_from" = "$(stamp "$(folder_of "$image")")" ] || echo "$image"
+    done
+}
+
+pull() { # pull IMAGE...
+    local image
+    for image in "$@"; do
+        timeout 300 docker pull --quiet "$image" >/dev/null 2>&1 || return
+    done
+}
+
+# The machine's extra certificate authorities are its proxy's: downloads in a build need them.
+make_base() {
+    local mirror
+    [ -f /etc/debian_version ] || { echo "no image registry can be reached, and stand-ins are made on Debian alone"; exit 3; }
+    command -v mmdebstrap >/dev/null || apt-get install -y -qq --no-install-recommends mmdebstrap >/dev/null 2>&1
+    mirror=$(sed -n 's/^URIs: //p' /etc/apt/sources.list.d/debian.sources | head -n1)
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    mmdebstrap --quiet --variant=minbase --include=ca-certificates,wget \
+        --dpkgopt=path-exclude=/usr/share/man/* --dpkgopt=path-exclude=/usr/share/doc/* --dpkgopt=path-exclude=/usr/share/locale/* \
+        bookworm - "deb $mirror bookworm main" "deb $mirror bookworm-updates main" "deb ${mirror%/debian}/debian-security bookworm-security main" |
+        docker import - $BASE-raw >/dev/null
+    cp debian/* "$folder"
+    cp /usr/local/share/ca-certificates/*.crt "$folder" 2>/dev/null || : >"$folder/none.crt"
+    docker build --quiet --tag $BASE "$folder" >/dev/null
+}
+
+make_standins() { # make_standins IMAGE...
+    local image folder
+    for image in "$@"; do
+        folder=$(folder_of "$image")
+        docker build --quiet --tag "$image" --label "ai.corral.standin=$(stamp "$folder")" "$folder" >/dev/null
+        echo "stand-in for $image"
+    done
+}
+
+readonly WANTED=(python:3.11-slim-bookworm $(sed -nE 's/^ *image: ([a-z/]+:[v0-9.]+)$/\1/p' ../../../compose.yaml ../../../compose.tls.yaml | sort -u))
+needed=$(missing "${WANTED[@]}")
+[ -n "$needed" ] || exit 0
+# shellcheck disable=SC2086 # names without spaces
+pull $needed && exit 0
+docker image inspect $BASE >/dev/null 2>&1 || make_base
+# shellcheck disable=SC2046
+make_standins $(missing "${WANTED[@]}")

