@@ -89,11 +89,11 @@ async def test_an_idle_worker_that_holds_the_beginning_is_the_one_that_is_woken(
 async def test_a_beginning_that_all_share_does_not_bring_all_to_one_worker(queue: Queue) -> None:
     short = PIRATE[:800]
     await serve(queue, "w1", "first", short)
-    for number in range(8):
+    for number in range(24):
         await put(queue, f"{number}", short)
-    taken = await take(queue, "w1", capacity=8)
-    assert 0 < len(taken) < 8
-    assert len(await take(queue, "w2", capacity=8)) + len(taken) == 8
+    taken = [len(await take(queue, worker, capacity=24)) for worker in ("w1", "w2", "w1")]
+    assert sum(taken) == 24
+    assert all(taken)
 
 
 async def test_a_long_beginning_is_worth_some_crowding(queue: Queue) -> None:
