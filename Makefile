@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test check format bench chaos secrets images cluster sbom test-compose clean sync
+.PHONY: help up test check format bench chaos rehearse secrets images cluster sbom test-compose clean sync
 
 BIN := .venv/bin
 
@@ -28,6 +28,9 @@ bench: ## Run every benchmark: most of an hour
 
 chaos: sync ## Kill a worker every few seconds under 64 clients: three minutes
 	@$(BIN)/python -m tests.faults.chaos
+
+rehearse: sync ## Ask every query of the dashboards and alerts of a real Prometheus: six minutes
+	@$(BIN)/python -m tests.ops.rehearsal
 
 secrets: ## Make the passwords and keys of the cluster under Docker, and its .env
 	@ops/secrets.sh

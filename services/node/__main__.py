@@ -38,6 +38,9 @@ from services.protocol.telemetry import TelemetryRefused, telemetry
 
 log = logging.getLogger("services.node")
 
+#: Of every worker in a container: each has an address of its own.
+CONTAINER_METRICS_PORT = "9464"
+
 
 def main() -> int:
     with ExitStack() as opened:
@@ -74,6 +77,8 @@ def _runtime(settings: Settings) -> Runtime:
         told["CORRAL_METRICS_PORT"] = "auto" if settings.metrics_port else "0"
         environment = {**worker_environment(), **told}
         return ProcessRuntime(settings.state / "workers", environment=environment, drain_s=settings.drain_s)
+    told["CORRAL_METRICS_HOST"] = "0.0.0.0"
+    told["CORRAL_METRICS_PORT"] = CONTAINER_METRICS_PORT if settings.metrics_port else "0"
     template = Template(
         node=settings.node,
         network=settings.worker_network,

@@ -11,6 +11,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from services.protocol.errors import InsufficientMemory, InvalidModelFile, ModelLoadFailed, ModelRefused, WorkerLost
 from services.protocol.waiting import VersionQueue
 from services.registry.decisions import CreateReplica, Decision, ExplainReplica, FailReplica
 from services.registry.placement import Shortage
@@ -19,6 +20,9 @@ from services.registry.world import ReplicaView, World
 
 _TURN_BOUNDS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _JOB_BOUNDS_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+
+#: What replicas mostly fail with.
+_FAILURES = tuple(error.code for error in (InsufficientMemory, InvalidModelFile, ModelLoadFailed, ModelRefused, WorkerLost))
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,14 @@ class Metrics:
         )
 
     def saw(self, sight: Sight) -> None:
+        """What may yet be counted of a model is there from its first deployment on: a counter that appears with 1 has not risen, to
+        Prometheus."""
         self._cluster.sight = sight
+        for deployment in sight.world.deployments:
+            model = _shown(sight.world, deployment.version)
+            self._restarts.labels(model)
+            for code in _FAILURES:
+                self._failures.labels(model, code)
 
     def stands_by(self) -> None:
         """Another process leads, or none."""

@@ -1,7 +1,7 @@
 """`python -m tests.ops.rehearsal`: every query of every panel and rule, put to a real Prometheus that scrapes a real cluster under load.
 
 Starts `corral up` with two models and a Prometheus, and for some minutes has two teams chat with it, some of whom leave early, ask for too
-much or for what is not there; kills workers, pulls what does not exist, and wants a replica that no node has room for. Fails where a
+much or for what is not there; kills workers, pulls what is there and what is not, and wants a replica that no node has room for. Fails where a
 query has no number to show. With `--images FOLDER` it draws what the panels show.
 """
 
@@ -35,6 +35,7 @@ from tests.ops.prometheus import program
 RULES = sorted((Path(__file__).parents[2] / "ops" / "prometheus" / "rules").glob("*.yml"))
 SECOND = "gemma3:270m"
 STEP_S = 2
+COLUMNS = 3
 #: What Grafana would put in the place of its variables.
 VARIABLES = {"$__rate_interval": "20s", "$__range": "5m", "$model": ".*", "$node": ".*", "$team": ".*"}
 #: Metrics that this machine may have nothing to say about.
@@ -44,6 +45,8 @@ _SELECTOR = re.compile(r"\b(?:corral_\w+|up|corral:[\w:]+)(?:\{[^}]*\})?")
 
 
 class Series(NamedTuple):
+    """`times` are seconds since the epoch; where they are drawn, minutes since the load began."""
+
     legend: str
     times: list[float]
     values: list[float]
@@ -119,7 +122,7 @@ class Team(threading.Thread):
     def __init__(self, url: str, key: str, name: str, priority: str, ending: threading.Event) -> None:
         super().__init__(daemon=True)
         self._http = httpx.Client(base_url=url, timeout=120, trust_env=False, headers={"authorization": f"Bearer {key}"})
-        self._begins = f"You work for {name}. " + " ".join(f"Rule {number} of {name}: be kind." for number in range(40))
+        self._begins = f"You work for {name}. " + " ".join(f"Rule {number} of {name}: be kind." for number in range(15))
         self._priority = priority
         self._ending = ending
         self._chance = random.Random(name)
@@ -147,9 +150,10 @@ class Team(threading.Thread):
 class Trouble(threading.Thread):
     """What goes wrong in a cluster, all of it every twenty seconds."""
 
-    def __init__(self, platform: Platform, limited_key: str, ending: threading.Event) -> None:
+    def __init__(self, platform: Platform, limited_key: str, second: Path, ending: threading.Event) -> None:
         super().__init__(daemon=True)
         self._platform = platform
+        self._second = second
         self._http = httpx.Client(base_url=platform.url, timeout=60, trust_env=False)
         self._limited = {"authorization": f"Bearer {limited_key}"}
         self._ending = ending
@@ -162,6 +166,8 @@ class Trouble(threading.Thread):
                 self._http.post("/api/pull", json={"model": "/nowhere.gguf", "stream": False})
                 if kills:
                     self._kill()
+                else:
+                    self._http.post("/api/pull", json={"model": str(self._second), "as": SECOND, "stream": False})
                 kills = not kills
 
     def _refusals(self) -> None:
@@ -188,14 +194,14 @@ def make_key(platform: Platform, name: str, *options: str) -> str:
     return str(platform.corral_json("key", "create", name, *options)["secret"])
 
 
-def load(platform: Platform, *, seconds: float) -> None:
+def load(platform: Platform, second: Path, *, seconds: float) -> None:
     ending = threading.Event()
     teams = [("core", "interactive", "2"), ("research", "normal", "1"), ("nightly", "batch", "0.5")]
     threads: list[threading.Thread] = []
     for team, priority, weight in teams:
         key = make_key(platform, team, "--team", team, "--weight", weight)
         threads += [Team(platform.url, key, team, priority, ending) for _ in range(3)]
-    threads.append(Trouble(platform, make_key(platform, "limited", "--max-waiting", "1"), ending))
+    threads.append(Trouble(platform, make_key(platform, "limited", "--max-waiting", "1"), second, ending))
     for thread in threads:
         thread.start()
     time.sleep(seconds * 0.7)
@@ -214,6 +220,10 @@ def panels() -> Iterator[tuple[Board, Panel]]:
                 yield board, panel
 
 
+#: What each panel shows, by its board and its place there.
+Shown = dict[str, list[list[Series]]]
+
+
 def rule_queries() -> Iterator[tuple[str, Query]]:
     """Of a record the whole; of an alert, which is empty while all is well, each of the series that it looks at."""
     for path in RULES:
@@ -225,20 +235,21 @@ def rule_queries() -> Iterator[tuple[str, Query]]:
                     yield from ((rule["alert"], Query(selector)) for selector in _SELECTOR.findall(rule["expr"]))
 
 
-def check(server: Prometheus, begun: float, ended: float) -> tuple[list[str], dict[str, dict[str, list[Series]]]]:
-    """What is empty, and what the panels show, by board and title."""
+def check(server: Prometheus, begun: float, ended: float) -> tuple[list[str], Shown]:
+    """What is empty, and what the panels show."""
     empty: list[str] = []
-    shown: dict[str, dict[str, list[Series]]] = {board.uid: {} for board in BOARDS}
+    shown: Shown = {board.uid: [] for board in BOARDS}
     skipped = 0
     for board, panel in panels():
-        found = shown[board.uid].setdefault(panel.title, [])
+        found: list[Series] = []
         for query in panel.queries:
             series = server.range(query, begun, ended)
-            found += series
+            found += [one._replace(times=[(at - begun) / 60 for at in one.times]) for one in series]
             if not series and ACCELERATORS in query.expr:
                 skipped += 1
             elif not series:
                 empty.append(f"{board.title}: {panel.title}: {query.expr}")
+        shown[board.uid].append(found)
     for name, query in rule_queries():
         if not server.range(query, begun, ended) and ACCELERATORS not in query.expr:
             empty.append(f"{name}: {query.expr}")
@@ -247,7 +258,7 @@ def check(server: Prometheus, begun: float, ended: float) -> tuple[list[str], di
     return empty, shown
 
 
-def draw(shown: dict[str, dict[str, list[Series]]], folder: Path) -> None:
+def draw(shown: Shown, folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -255,23 +266,22 @@ def draw(shown: dict[str, dict[str, list[Series]]], folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for board in BOARDS:
-        drawn = [panel for row in board.rows for panel in row.panels if shown[board.uid][panel.title]]
-        columns = 3
-        rows = math.ceil(len(drawn) / columns)
-        figure, axes = pyplot.subplots(rows, columns, figsize=(15, 2.6 * rows), squeeze=False, layout="constrained")
+        every = [panel for row in board.rows for panel in row.panels]
+        drawn = [(panel, found) for panel, found in zip(every, shown[board.uid], strict=True) if found]
+        rows = math.ceil(len(drawn) / COLUMNS)
+        figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(15, 2.6 * rows), squeeze=False, layout="constrained")
         figure.suptitle(f"{board.title} (minutes since the load began)")
-        for panel, axis in zip(drawn, axes.flat, strict=False):
-            _draw_panel(panel, shown[board.uid][panel.title], axis)
+        for (panel, found), axis in zip(drawn, axes.flat, strict=False):
+            _draw_panel(panel, found, axis)
         for axis in list(axes.flat)[len(drawn) :]:
             axis.set_visible(False)
-        figure.savefig(folder / f"{board.uid}.png", dpi=70)
+        figure.savefig(folder / f"{board.uid}.png", dpi=60)
         pyplot.close(figure)
 
 
 def _draw_panel(panel: Panel, found: list[Series], axis: Any) -> None:
-    begun = min(series.times[0] for series in found)
     for series in sorted(found, key=lambda series: -max(series.values))[:8]:
-        axis.plot([(at - begun) / 60 for at in series.times], series.values, linewidth=1, label=series.legend or None)
+        axis.plot(series.times, series.values, linewidth=1, label=series.legend or None)
     axis.set_title(
         f"{panel.title} ({panel.unit.removeprefix('suffix: ')})" if panel.unit != "short" else panel.title, fontsize=9
     )
@@ -300,7 +310,7 @@ def main() -> None:
                     body = {"model": str(second), "as": SECOND, "stream": False}
                     assert http.post("/api/pull", json=body).status_code == 200
                 begun = time.time()
-                load(platform, seconds=arguments.seconds)
+                load(platform, second, seconds=arguments.seconds)
                 empty, shown = check(server, begun, time.time())
         finally:
             platform.stop()

@@ -24,7 +24,7 @@ OVERVIEW = Board(
                     number=True,
                 ),
                 Panel("Under way", [Query("sum(corral_requests_in_flight)")], "short", 4, number=True),
-                Panel("Waiting", [Query("sum(corral_queue_waiting_requests)")], "short", 4, number=True),
+                Panel("Waiting now", [Query("sum(corral_queue_waiting_requests)")], "short", 4, number=True),
                 Panel("Ready replicas", [Query('sum(corral_replicas{state="ready"})')], "short", 4, number=True),
                 Panel("Ready nodes", [Query('sum(corral_nodes{state="ready"})')], "short", 4, number=True),
             ),
