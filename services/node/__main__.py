@@ -48,9 +48,9 @@ def main() -> int:
             settings = Settings()
             _log(settings)
             store = opened.enter_context(closing(Store(settings.store)))
-            runtime = _runtime(settings)
             metrics = Metrics()
             seen = opened.enter_context(telemetry("node", settings, metrics.registry, redis_url=settings.redis_url))
+            runtime = _runtime(settings)
         except ValidationError as error:
             first = error.errors()[0]
             name = f"CORRAL_{str(first['loc'][0]).upper()}"
@@ -73,8 +73,9 @@ def _log(settings: Settings) -> None:
 
 def _runtime(settings: Settings) -> Runtime:
     told = {"CORRAL_REDIS_URL": settings.redis_url, "CORRAL_NODE": settings.node, "CORRAL_RUNNER": settings.runner}
-    if settings.runtime == "processes":
+    if settings.runtime == "processes" or settings.worker_network == "host":  # where ports are shared
         told["CORRAL_METRICS_PORT"] = "auto" if settings.metrics_port else "0"
+    if settings.runtime == "processes":
         environment = {**worker_environment(), **told}
         return ProcessRuntime(settings.state / "workers", environment=environment, drain_s=settings.drain_s)
     told["CORRAL_METRICS_HOST"] = "0.0.0.0"

@@ -11,7 +11,6 @@ import psutil
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from services.node import hardware
 from services.node.gpus import Gpu, Gpus
 from services.node.runtime import Runtime
 from services.node.store import Store
@@ -32,11 +31,11 @@ class Metrics:
         self._pulled_bytes = Counter(
             "corral_node_pulled_bytes", "Sizes of what pulls have brought, counted at their end.", registry=registry
         )
-        registry.register(_MachineCollector())
         registry.register(_GpuCollector(Gpus().look))
 
     def show(self, store: Store, runtime: Runtime, jobs: Callable[[], tuple[str, ...]]) -> None:
         """Asked for at each scrape, from its thread."""
+        self.registry.register(_MachineCollector(runtime))
         self.registry.register(_AgentCollector(store, runtime, jobs))
 
     def pulled(self, *, seconds: float, size: int) -> None:
@@ -50,15 +49,18 @@ class Metrics:
 
 
 class _MachineCollector:
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
     def collect(self) -> Iterator[Metric]:
-        memory = hardware.memory()
-        yield _gauge("corral_node_cpu_cores", "Cores that the agent may use.", hardware.cpus())
+        memory = self._runtime.memory()
+        yield _gauge("corral_node_cpu_cores", "Cores that workers may use.", self._runtime.cpus())
         yield CounterMetricFamily(
             "corral_node_cpu_busy_seconds",
             "Time of all the machine's cores that was not idle.",
             value=_busy_seconds(psutil.cpu_times()._asdict()),
         )
-        yield _gauge("corral_node_memory_bytes", "Memory, the container's limit where there is one.", memory.total)
+        yield _gauge("corral_node_memory_bytes", "Memory that workers may take together.", memory.total)
         yield _gauge("corral_node_memory_available_bytes", "Memory that can still be taken.", memory.available)
 
 

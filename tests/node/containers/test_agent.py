@@ -17,6 +17,7 @@ from services.protocol.jobs import JobSucceeded, Start, Stop
 from services.protocol.messages import new_id
 from tests.conditions import eventually
 from tests.node.driver import NODE, Driver
+from tests.scraping import scrape
 
 StartAgent = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -44,7 +45,7 @@ def settings(engine: Any, image: str) -> Iterator[dict[str, str]]:
 async def test_a_models_whole_life(
     start_agent: StartAgent, driver: Driver, engine: Any, settings: dict[str, str], tiny_gguf: Path
 ) -> None:
-    agent = start_agent(**settings, CORRAL_RUNNER="llama")
+    agent = start_agent(**settings, CORRAL_RUNNER="llama", CORRAL_METRICS_PORT="auto")
     report = await driver.reports()
     assert (report.cpus, report.memory_total) == (engine.info()["NCPU"], engine.info()["MemTotal"])
     pulled = await driver.pull(str(tiny_gguf))
@@ -52,6 +53,8 @@ async def test_a_models_whole_life(
     assert isinstance(await driver.do(start), JobSucceeded)
     worker = await driver.worker("r1")
     assert (worker.node, worker.slots, worker.context_tokens) == (NODE, 2, 512)
+    assert (await scrape(worker.metrics)).sum("corral_worker_slots") == 2
+    assert (await scrape(report.metrics)).sum("corral_node_memory_bytes") == engine.info()["MemTotal"]
     (found,) = containers(engine)
     assert found["HostConfig"]["Memory"] == (320 + 256) * MIB
     variables = "\n".join(found["Config"]["Env"])
