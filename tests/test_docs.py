@@ -18,6 +18,7 @@ INTRODUCTION = """\
 
 Every setting is an environment variable. `corral up` and the node agent set those that a service needs; what you may want to set
 yourself is mostly in the gateway's table and in that of the command line. Durations and sizes have their unit in the name.
+A file in `/run/secrets`, named like the variable in lower case, says it too; a variable of the environment wins.
 This page is generated from the settings classes (`python -m tests.test_docs`).
 """
 

@@ -7,11 +7,13 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.protocol.secrets import secrets_folder
+
 MetricsPort = int | Literal["auto"]
 
 
 class TelemetryVariables(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="CORRAL_")
+    model_config = SettingsConfigDict(env_prefix="CORRAL_", secrets_dir=secrets_folder())
 
     metrics_host: str = Field(default="127.0.0.1", description="Address that the service's metrics are served on.")
     metrics_port: MetricsPort = Field(

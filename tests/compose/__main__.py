@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.compose import refusals, story, wheel
-from tests.compose.cluster import ROOT, Cluster
+from tests.compose.cluster import ROOT, Cluster, Failed
 
 NO_ENGINE = 3
 
@@ -69,7 +69,11 @@ def prepare(folder: Path) -> None:
     cluster = Cluster(folder, port=0, grafana_port=0, files=files).with_variables(CORRAL_TEST_WHEELS=str(folder))
     cluster.run("ops/secrets.sh")
     began = time.monotonic()
-    cluster.compose("build", "registry", "worker-image", timeout_s=3600)
+    try:
+        cluster.compose("build", "registry", "worker-image", timeout_s=3600)
+    except Failed as failure:
+        print(f"the images are built once more, since a download may have broken off:\n{failure}", flush=True)
+        cluster.compose("build", "registry", "worker-image", timeout_s=3600)
     print(f"images built in {time.monotonic() - began:.0f} s", flush=True)
 
 

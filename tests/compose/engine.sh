@@ -50,7 +50,22 @@ install_compose() {
     ln -sf $COMPOSE/bin/docker-compose ~/.docker/cli-plugins/docker-compose
 }
 
-if ! docker version >/dev/null 2>&1; then
+# Whoever resets a machine's network takes the engine's bridge along, and then nothing can be built. Only one of ours is restarted.
+heal_engine() {
+    local pid
+    [ -f $LOG ] && [ ! -e /sys/class/net/docker0 ] && pid=$(cat /var/run/docker.pid 2>/dev/null) || return 0
+    echo "the engine's bridge is gone; it is started again"
+    kill "$pid"
+    for _ in $(seq 150); do
+        [ -e "/proc/$pid" ] || break
+        sleep 0.2
+    done
+    start_engine
+}
+
+if docker version >/dev/null 2>&1; then
+    heal_engine
+else
     command -v dockerd >/dev/null || install_engine
     start_engine
 fi

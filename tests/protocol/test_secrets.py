@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pydantic_settings import BaseSettings
 from services.cli.config import Settings as CliSettings
 from services.gateway.config import Settings as GatewaySettings
 from services.node.config import Settings as NodeSettings
-from services.protocol.secrets import FOLDER, PLACEHOLDER, secrets_folder
+from services.protocol.secrets import PLACEHOLDER
 from services.registry.config import Settings as RegistrySettings
 from services.worker.config import Settings as WorkerSettings
 
@@ -20,8 +21,6 @@ TOKEN = "a-token-of-sixteen"
 REDIS = "redis://:password@redis:6379/0"
 DATABASE = "postgresql+psycopg://corral:password@postgres:5432/corral"
 ADMIN_KEY = "corral-a-key-for-administrators"
-
-ALL = (GatewaySettings, RegistrySettings, NodeSettings, WorkerSettings, CliSettings)
 
 
 @pytest.fixture
@@ -60,14 +59,25 @@ def test_a_variable_wins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert NodeSettings(_secrets_dir=folder).redis_url == "redis://elsewhere:6379/0"  # type: ignore[call-arg]
 
 
-def test_the_folder_is_where_containers_have_it(tmp_path: Path) -> None:
-    expected = FOLDER if FOLDER.is_dir() else None
-    for settings in ALL:
-        assert settings.model_config["secrets_dir"] == expected
-    assert secrets_folder(tmp_path) == tmp_path
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert secrets_folder(tmp_path / "none") is None
+#: Classes are made when they are imported: each in a process that has the folder.
+READ = """
+import sys
+from pathlib import Path
+from services.protocol import secrets
+secrets.FOLDER = Path(sys.argv[1])
+from {module} import Settings
+print(Settings({arguments}).redis_url)
+"""
+
+
+@pytest.mark.parametrize(
+    ("service", "arguments"),
+    [("gateway", ""), ("registry", ""), ("node", ""), ("worker", "node='n', replica='r', version='0' * 64")],
+)
+def test_every_service_looks_where_containers_have_them(folder: Path, service: str, arguments: str) -> None:
+    program = READ.format(module=f"services.{service}.config", arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == (REDIS, "")
 
 
 @pytest.mark.parametrize(
