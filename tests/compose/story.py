@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -99,18 +98,6 @@ def chats(cluster: Cluster) -> None:
     assert cluster.corral("run", MODEL, "Say hello.")
 
 
-def is_measured(cluster: Cluster) -> None:
-    """Prometheus scrapes the gateway, the registry, the node agent and the worker."""
-    question = "http://127.0.0.1:9090/api/v1/query?query=up==1"
-
-    def scraped() -> bool:
-        said = cluster.compose("exec", "--no-TTY", "prometheus", "wget", "--quiet", "-O", "-", question)
-        services = {result["metric"].get("service") for result in json.loads(said)["data"]["result"]}
-        return {"gateway", "registry", "node", "worker"} <= services
-
-    until(scraped, "a scrape of each service")
-
-
 def survives_the_worker(cluster: Cluster) -> None:
     """A worker killed by its host's pid in the middle of an answer: the answer goes on."""
     (worker,) = cluster.workers()
@@ -185,7 +172,6 @@ CHECKS: tuple[Callable[[Cluster], None], ...] = (
     has_few_rights,
     pulls,
     chats,
-    is_measured,
     survives_the_worker,
     survives_postgres,
     survives_redis,
