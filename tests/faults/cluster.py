@@ -191,22 +191,6 @@ class Cluster:
         assert not [one for one in open_connections if one.laddr.port == port and one.status != psutil.CONN_LISTEN]
         return True
 
-    def descriptors(self) -> dict[int, int]:
-        """By process id, open files of the gateway and of the workers; connections to Redis are a pool's and stay."""
-        assert self.gateway is not None
-        pids = [self.gateway.pid, *(report.pid for report in self.runtime.reports() if report.exit_code is None)]
-        return {pid: _descriptors(psutil.Process(pid), self.port) for pid in pids}
-
-    def leaked(self, before: dict[int, int]) -> dict[int, int]:
-        """Of the processes that still run, how many more are open than `before`."""
-        now = self.descriptors()
-        return {pid: now[pid] - count for pid, count in before.items() if now.get(pid, count) > count}
-
-
-def _descriptors(process: psutil.Process, redis_port: int) -> int:
-    pooled = [one for one in process.net_connections("tcp") if one.raddr and one.raddr.port == redis_port]
-    return process.num_fds() - len(pooled)
-
 
 @contextmanager
 def frozen(*pids: int) -> Iterator[None]:

@@ -124,4 +124,4 @@ def test_greedy_texts_behind_a_cached_prefix_differ_at_near_ties_alone(runner: L
             at = next(index for index, (a, b) in enumerate(zip(alone, shared, strict=False)) if a != b)
             gap = sampler.top[at][alone[at]] - sampler.top[at][shared[at]]
             assert gap < LOGPROB_BOUND, f"{alone} and {shared} differ at {at}, by {gap:.2f}"
-    assert different <= 2, f"{different} of 40 texts differ"
+    assert different <= 6, f"{different} of 40 texts differ"
