@@ -2,7 +2,8 @@
 
 llama.cpp's kernels round differently for batches of other shapes. So there are two statements: where the prompt is cut into the
 same batches, the logits behind a cached prefix are those behind a computed one, bit for bit; against a prompt in a single batch
-they differ by rounding, which may tip a near-tie.
+they differ by rounding, which may tip a near-tie. So may every later step: attention over 512 cells and more, whosever they are,
+is summed in two parts. The prompts are such that the models know how to go on.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ QUESTIONS = [
         f" {word} {word} {word} {word} {word}"
         for word in ["one", "red", "dog", "sun", "yes", "the", "run", "blue", "sea", "tree"]
     ),
-    *(f" Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday. {number} days after" for number in range(10)),
+    *(
+        f" {words} {words} {words} {words} {words.split()[0]}"
+        for words in [
+            *["alpha beta gamma", "spoon fork knife", "one two three", "cat dog bird", "up down left", "tea milk bread"],
+            *["king queen prince", "sun moon star", "iron gold silver", "spring summer autumn"],
+        ]
+    ),
 ]
 
 
@@ -124,4 +131,4 @@ def test_greedy_texts_behind_a_cached_prefix_differ_at_near_ties_alone(runner: L
             at = next(index for index, (a, b) in enumerate(zip(alone, shared, strict=False)) if a != b)
             gap = sampler.top[at][alone[at]] - sampler.top[at][shared[at]]
             assert gap < LOGPROB_BOUND, f"{alone} and {shared} differ at {at}, by {gap:.2f}"
-    assert different <= 6, f"{different} of 40 texts differ"
+    assert different <= 2, f"{different} of 40 texts differ"
