@@ -180,10 +180,13 @@ local function count_drained(version, now, ttl_ms)
   redis.call("PEXPIRE", K .. ":drain:" .. version, ttl_ms)
 end
 
--- Requests per second that leave the queue; nil where that is not known.
+-- Requests per second that leave the queue, and how many it may well be: two standard deviations above one more than were counted (of a
+-- Poisson count), so that a few that took long do not say that all will. nil where that is not known.
 local function known_rate(version)
   local left, busy_ms = drained(version, now_ms())
-  return busy_ms >= MEASURED_MS and left > 0 and left / busy_ms * 1000 or nil
+  if busy_ms >= MEASURED_MS and left > 0 then
+    return left / busy_ms * 1000, (left + 1 + 2 * math.sqrt(left + 1)) / busy_ms * 1000
+  end
 end
 
 -- The same as text, "" for nil.
@@ -382,10 +385,13 @@ if command == "enqueue" then
   local virtual = number_or(redis.call("HGET", K .. ":vtime:" .. version, band), 0)
   local earliest = math.max(virtual, number_or(redis.call("HGET", finish, caller), 0))
   local start = math.max(earliest, behind_own(version, band, caller))
-  local rate = timeout_ms ~= "" and depth > 0 and known_rate(version)
+  local rate, hoped_rate
+  if timeout_ms ~= "" and depth > 0 then
+    rate, hoped_rate = known_rate(version)
+  end
   if rate then
     local place = ahead_of_start(version, tonumber(band), start) + 1
-    if place / rate * 1000 > HOPEFUL * tonumber(timeout_ms) then
+    if place / hoped_rate * 1000 > HOPEFUL * tonumber(timeout_ms) then
       return { -2, depth, place, exact(rate) }
     end
   end

@@ -118,8 +118,9 @@ class Queue:
     ) -> Place:
         """Puts the request in its version's queue.
 
-        `cost` is the estimate in tokens, `begins` what a worker may hold in its cache of the request's prompt. Raises QueueFull where `limit` requests wait or it would be likely to wait for more than half of its time, CallerLimited where the caller has as many
-        waiting as it may.
+        `cost` is the estimate in tokens, `begins` what a worker may hold in its cache of the request's prompt. Raises QueueFull
+        where `limit` requests wait or it would be likely to wait for more than half of its time, CallerLimited where the caller
+        has as many waiting as it may.
         """
         admitted, depth, position, rate = await self._call(
             "enqueue",

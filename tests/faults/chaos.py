@@ -30,8 +30,12 @@ from benchmarks.comparison.models import MODELS
 from tests.faults.cluster import SLOTS, Cluster, running
 from tests.faults.kinds import KINDS, Asked
 
-#: Of a worker with weights and one thread: with more, what it loses takes longer to compute again than it lives.
+#: Of a worker with weights and one thread, and of its answers: with more, what it loses takes longer to compute again than it lives.
 REAL_SLOTS = 4
+REAL_TOKENS = 16
+
+#: For everything that a client may have to wait for.
+PATIENCE_S = 300.0
 
 Said = dict[str, dict[str, Any]]
 
@@ -49,14 +53,14 @@ class Tally:
         self.calm_s: list[float] = []
 
 
-async def client(cluster: Cluster, number: int, tally: Tally, expected: Said | None, until: float) -> None:
+async def client(cluster: Cluster, number: int, tally: Tally, tokens: int | None, expected: Said | None, until: float) -> None:
     kinds = itertools.cycle(sorted(KINDS))
     for _ in range(number % len(KINDS)):
         next(kinds)
-    async with httpx.AsyncClient(base_url=cluster.url, timeout=120, trust_env=False) as http:
+    async with patient(cluster) as http:
         while time.monotonic() < until:
             kind, kills = next(kinds), tally.kills
-            asked = Asked(http, kind)
+            asked = Asked(http, kind, tokens=tokens)
             try:
                 answer = await asked.task
             except httpx.HTTPError as error:
@@ -97,8 +101,14 @@ async def killer(cluster: Cluster, tally: Tally, every_s: float, until: float) -
         cluster.top_up()
 
 
+def patient(cluster: Cluster) -> httpx.AsyncClient:
+    """Refused by nobody for how long it may have to wait."""
+    headers = {"X-Request-Timeout": str(PATIENCE_S)}
+    return httpx.AsyncClient(base_url=cluster.url, timeout=PATIENCE_S, headers=headers, trust_env=False)
+
+
 async def undisturbed(cluster: Cluster) -> Said:
-    async with httpx.AsyncClient(base_url=cluster.url, timeout=120, trust_env=False) as http:
+    async with patient(cluster) as http:
         asked = [Asked(http, kind) for kind in KINDS]
         return {one.kind: (await one.task).said() for one in asked}
 
@@ -107,12 +117,12 @@ async def soak(folder: Path, options: argparse.Namespace) -> Tally:
     fake = {"CORRAL_RUNNER": "fake", "CORRAL_FAKE_STEP_S": "0.02", "CORRAL_FAKE_SCRIPT": "recite"}
     model = Path() if options.fake else MODELS["smollm2-135m"].fetch()
     settings = fake if options.fake else {"CORRAL_THREADS": "1"}
-    slots = SLOTS if options.fake else REAL_SLOTS
+    slots, tokens = (SLOTS, None) if options.fake else (REAL_SLOTS, REAL_TOKENS)
     tally = Tally()
     async with running(folder, model=model, slots=slots, **settings) as cluster:
         expected = await undisturbed(cluster) if options.fake else None
         until = time.monotonic() + options.minutes * 60
-        clients = [client(cluster, number, tally, expected, until) for number in range(options.clients)]
+        clients = [client(cluster, number, tally, tokens, expected, until) for number in range(options.clients)]
         await asyncio.gather(killer(cluster, tally, options.every, until), *clients)
     return tally
 

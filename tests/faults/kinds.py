@@ -108,12 +108,20 @@ class Answer:
         return {**same, "logprobs": dict(joined)}
 
 
-class Asked:
-    """A request under way. `pace_s`: how long its client takes to look at each piece. `longest_wait_s`: between two pieces, once the
-    first one was there."""
+def at_most(tokens: int, body: dict[str, Any]) -> dict[str, Any]:
+    """The same request for an answer of no more than so many tokens."""
+    if "options" in body:
+        return {**body, "options": {**body["options"], "num_predict": tokens}}
+    return {**body, "max_tokens": min(tokens, body["max_tokens"])}
 
-    def __init__(self, http: httpx.AsyncClient, kind: str, *, pace_s: float = 0) -> None:
+
+class Asked:
+    """A request under way. `pace_s`: how long its client takes to look at each piece; `tokens`: fewer than the kind has. `longest_wait_s`:
+    between two pieces, once the first one was there."""
+
+    def __init__(self, http: httpx.AsyncClient, kind: str, *, pace_s: float = 0, tokens: int | None = None) -> None:
         self.kind = kind
+        self._tokens = tokens
         self.answer = Answer()
         self.longest_wait_s = 0.0
         self._pace_s = pace_s
@@ -121,6 +129,8 @@ class Asked:
 
     async def _read(self, http: httpx.AsyncClient) -> Answer:
         path, body = KINDS[self.kind]
+        if self._tokens is not None:
+            body = at_most(self._tokens, body)
         async with http.stream("POST", path, json=body) as response:
             if response.status_code != 200:
                 self.answer.error = (await response.aread()).decode()
