@@ -80,10 +80,14 @@ class Generation:
         return tuple(Committed(tuple(tokens), reason) for tokens, reason in zip(self.committed, self._reasons, strict=True))
 
     @property
+    def num_committed(self) -> int:
+        return sum(map(len, self.committed))
+
+    @property
     def spent(self) -> int:
         """Tokens that were computed for it so far."""
         prefilled = self._started.prompt_tokens - self._started.cached_tokens if self._started else 0
-        return prefilled + sum(map(len, self.committed))
+        return prefilled + self.num_committed
 
     async def events(self) -> list[Event]:
         """All that has arrived, at least one event. Raises what ended the request once the events before it are read."""

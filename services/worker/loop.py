@@ -181,8 +181,8 @@ class EngineLoop:
 
     def _end(self, generation: Generation, reason: FinishReason) -> None:
         for choice in generation.choices:
-            self._engine.finish(choice.sequence, reason)
-            self._sequences.pop(choice.sequence, None)
+            if self._sequences.pop(choice.sequence, None):  # not one that was over when the answer was taken over
+                self._engine.finish(choice.sequence, reason)
         del self._generations[generation.request.id]
 
     def _step(self) -> None:

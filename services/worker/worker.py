@@ -169,7 +169,7 @@ class Worker:
                 code = await _exit_code(engine_run)
                 await self._flush(publishing)
                 reports.cancel()
-                await self._leave()
+                await self._leave(crashed=code != 0)
             return code
         finally:
             engine.put(Quit())  # whatever went wrong above, the thread must not keep the process alive
@@ -192,9 +192,9 @@ class Worker:
             log.warning("Redis did not take the last events")
         publishing.cancel()
 
-    async def _leave(self) -> None:
+    async def _leave(self, *, crashed: bool = False) -> None:
         try:
-            await self._queue.leave(self.id, self._settings.version)
+            await self._queue.leave(self.id, self._settings.version, crashed=crashed)
         except Unavailable as error:
             log.warning("%s; the lease ends by itself", error)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from services.protocol.messages import Event, Failed, Finished, FinishReason, HandedOver, Started
+from services.protocol.messages import Committed, Event, Failed, Finished, FinishReason, HandedOver, Started
 from services.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
 from services.protocol.reports import WorkerState
 from services.protocol.sampling import Regex, SamplingParams
@@ -246,6 +246,35 @@ async def test_another_worker_goes_on_where_one_stopped(
         assert gateway.text(request, choice) == gateway.text(undisturbed, choice)
         assert gateway.logprobs(request, choice) == gateway.logprobs(undisturbed, choice)
     assert len(gateway.frames(request)) > len(before)
+
+
+async def test_another_worker_goes_on_with_the_choices_that_were_not_over(
+    gateway: ScriptedGateway, start_worker: StartWorker
+) -> None:
+    async def ask() -> str:
+        return await gateway.ask(n=2, max_tokens=60, sampling=SamplingParams(temperature=4, seed=7), stop=("e",))
+
+    first = await start_worker(fake_step_s=SLOW)
+    undisturbed = await ask()
+    expected = await gateway.answer(undisturbed)
+    assert isinstance(expected, Finished)
+    over, longer = sorted(gateway.committed(undisturbed), key=lambda choice: len(choice.token_ids))
+    half = Committed(longer.token_ids[: len(longer.token_ids) // 2], None)
+    assert len(over.token_ids) < len(half.token_ids)
+
+    request = await ask()
+    await gateway.until(lambda: bool(gateway.frames(request)))
+    first.send_signal(signal.SIGTERM)
+    await gateway.until(lambda: isinstance(gateway.events[request][-1], HandedOver))
+    committed = tuple(half if choice == longer else choice for choice in gateway.committed(undisturbed))
+    assert await gateway.queue.requeue(request, 1, committed)
+    await start_worker()
+    end = await gateway.answer(request)
+    assert isinstance(end, Finished)
+    assert (end.reasons, end.usage.completion_tokens) == (expected.reasons, expected.usage.completion_tokens)
+    rest = [frame for frame in gateway.frames(request) if frame.epoch > 1]
+    assert {frame.choice for frame in rest} == {committed.index(half)}
+    assert half.token_ids + tuple(token for frame in rest for token in frame.token_ids) == longer.token_ids
 
 
 async def test_a_killed_worker_is_lost_when_its_lease_ends(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
