@@ -2,10 +2,11 @@
 
     python benchmarks/metrics.py [--json FILE] [--rounds N]
 
-Starts a Valkey, and in each round a gateway that counts and is scraped every five seconds, and one in which nothing is counted; the one
-that goes first changes from round to round. Through each: 16 clients that each wait for their answer, and 64
-streams with one token in each frame, as fast as the gateway relays them (as benchmarks/gateway.py does it). Then the same with a
-real worker whose scripted model takes 2 ms for a step, and 16 clients. A round takes about a minute.
+Starts everything twice: once so that it counts and is scraped every five seconds, once so that nothing is counted. A round is two short
+windows of load one after the other, one through each; the one that goes first changes from round to round. Three loads, each
+for all rounds: 16 clients that each wait for their answer; 64 streams with one token in each frame, as fast as the gateway relays
+them (as benchmarks/gateway.py does it); 16 clients of a real worker whose scripted model takes 2 ms for a step.
+A round takes 15 seconds.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ import sys
 import tempfile
 import urllib.request
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 import uvloop
+from redis.asyncio import Redis
 
 from comparison.processes import child, free_port
 from gateway import TOKENS as RELAYED_TOKENS
-from gateway import WARM_UP, body_of, throughput
+from gateway import body_of, throughput
 from gateway import worker as scripted_worker
 from load.arrivals import keep_busy
 from load.client import Client, post
@@ -41,7 +45,7 @@ from services.worker.observation import Observer as WorkerObserver
 
 PATH = "/v1/chat/completions"
 CLIENTS = 16
-SECONDS = 5.0
+WINDOW_S = 2.0
 STEP_S = 0.002
 TOKENS = 64
 SCRAPE_S = 5.0
@@ -110,40 +114,30 @@ async def scraped(*ports: int) -> AsyncIterator[None]:
         task.cancel()
 
 
-async def through_a_gateway(url: str, *, counts: bool) -> Figures:
+@dataclass(frozen=True)
+class Side:
+    """A platform of its own, in a database of its own. `cpu` is the process that is looked at."""
+
+    port: int
+    cpu: Cpu
+
+
+@contextlib.asynccontextmanager
+async def gateway_side(url: str, tokens: int, *, counts: bool) -> AsyncIterator[Side]:
+    """A gateway before scripted answers of so many tokens."""
     port = free_port()
-    redis = connect(url)
-    settings = _gateway_settings(url, port)
-    with service("services.gateway", settings, counts=counts) as (pid, metrics):
-        await listening(port)
-        cpu = Cpu(pid)
-        async with scraped(metrics):
-            async with scripted_worker(redis, url, 1):
-                figures = await _requests(port, cpu)
-            async with scripted_worker(redis, url, RELAYED_TOKENS):
-                relayed = await throughput(port, PATH, cpu)
-    await redis.aclose()
-    relay = {
-        "relayed tokens/s": relayed["relayed_tokens_s"],
-        "gateway's µs of processor per token": relayed["cpu_us_token"],
-    }
-    return figures | relay
+    async with routed(url) as redis:
+        with service("services.gateway", _gateway_settings(url, port), counts=counts) as (pid, metrics):
+            await listening(port)
+            async with scraped(metrics), scripted_worker(redis, url, tokens):
+                yield Side(port, Cpu(pid))
 
 
-async def _requests(port: int, cpu: Cpu) -> Figures:
-    client, request = Client(port), body_of(PATH, stream=False)
-    for _ in range(WARM_UP):
-        await client.ask(request)
-    cpu.since_last_s()
-    answered = len(await keep_busy(lambda: client.ask(request), clients=CLIENTS, seconds=SECONDS))
-    figures = {"requests/s": answered / SECONDS, "gateway's ms of processor per request": cpu.since_last_s() * 1000 / answered}
-    client.close()
-    return figures
-
-
-async def through_a_worker(url: str, *, counts: bool) -> Figures:
+@contextlib.asynccontextmanager
+async def worker_side(url: str, *, counts: bool) -> AsyncIterator[Side]:
+    """A gateway before a worker with a scripted model."""
     port = free_port()
-    worker_settings = {
+    settings = {
         "CORRAL_REDIS_URL": url,
         "CORRAL_NODE": "node-1",
         "CORRAL_REPLICA": "replica-1",
@@ -153,22 +147,54 @@ async def through_a_worker(url: str, *, counts: bool) -> Figures:
         "CORRAL_FAKE_STEP_S": str(STEP_S),
         "CORRAL_ORPHAN_S": "3600",
     }
+    async with routed(url):
+        with (
+            service("services.gateway", _gateway_settings(url, port), counts=counts) as (_, gateway_metrics),
+            service("services.worker", settings, counts=counts) as (pid, worker_metrics),
+        ):
+            await listening(port)
+            async with scraped(gateway_metrics, worker_metrics):
+                yield Side(port, Cpu(pid))
+
+
+@contextlib.asynccontextmanager
+async def routed(url: str) -> AsyncIterator[Redis]:
+    redis = connect(url)
+    await Routes(redis).publish(ROUTES)
+    try:
+        yield redis
+    finally:
+        await redis.aclose()
+
+
+async def requests(side: Side) -> Figures:
+    answered, used_s = await _asked(side, body_of(PATH, stream=False))
+    return {"requests/s": answered / WINDOW_S, "gateway's ms of processor per request": used_s * 1000 / answered}
+
+
+async def relay(side: Side) -> Figures:
+    relayed = await throughput(side.port, PATH, side.cpu)
+    return {
+        "relayed tokens/s": relayed["relayed_tokens_s"],
+        "gateway's µs of processor per token": relayed["cpu_us_token"],
+    }
+
+
+async def generate(side: Side) -> Figures:
     story = {"model": "m", "messages": [{"role": "user", "content": "Tell me a story."}], "stream": True, "max_tokens": TOKENS}
-    request = post(PATH, story)
-    with (
-        service("services.gateway", _gateway_settings(url, port), counts=counts) as (_, gateway_metrics),
-        service("services.worker", worker_settings, counts=counts) as (pid, worker_metrics),
-    ):
-        await listening(port)
-        client, cpu = Client(port), Cpu(pid)
-        assert (await client.ask(request)).status == 200
-        async with scraped(gateway_metrics, worker_metrics):
-            cpu.since_last_s()
-            answered = len(await keep_busy(lambda: client.ask(request), clients=CLIENTS, seconds=2 * SECONDS))
-            used_s = cpu.since_last_s()
-        client.close()
+    answered, used_s = await _asked(side, post(PATH, story))
     tokens = answered * TOKENS
-    return {"tokens/s of a worker": tokens / (2 * SECONDS), "worker's µs of processor per token": used_s * 1e6 / tokens}
+    return {"tokens/s of a worker": tokens / WINDOW_S, "worker's µs of processor per token": used_s * 1e6 / tokens}
+
+
+async def _asked(side: Side, request: bytes) -> tuple[int, float]:
+    """Answers of one window, and seconds of the processor."""
+    client = Client(side.port)
+    side.cpu.since_last_s()
+    answered = len(await keep_busy(lambda: client.ask(request), clients=CLIENTS, seconds=WINDOW_S))
+    used_s = side.cpu.since_last_s()
+    client.close()
+    return answered, used_s
 
 
 def _gateway_settings(url: str, port: int) -> dict[str, str]:
@@ -180,38 +206,44 @@ def _gateway_settings(url: str, port: int) -> dict[str, str]:
     }
 
 
-async def measure(url: str, *, rounds: int) -> dict[str, list[tuple[float, float]]]:
+async def measure(counted: str, uncounted: str, *, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Of each figure: with metrics and without, in each round."""
-    redis = connect(url)
-    await Routes(redis).publish(ROUTES)
-    await redis.aclose()
+    loads: list[tuple[Callable[..., AbstractAsyncContextManager[Side]], Callable[[Side], Awaitable[Figures]]]] = [
+        (lambda url, counts: gateway_side(url, 1, counts=counts), requests),
+        (lambda url, counts: gateway_side(url, RELAYED_TOKENS, counts=counts), relay),
+        (lambda url, counts: worker_side(url, counts=counts), generate),
+    ]
     found: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
-    for number in range(rounds):
-        got: dict[bool, Figures] = {}
-        for counts in (number % 2 == 0, number % 2 == 1):
-            got[counts] = await through_a_gateway(url, counts=counts) | await through_a_worker(url, counts=counts)
-        for name in got[True]:
-            found[name].append((got[True][name], got[False][name]))
+    for side, window in loads:
+        async with side(counted, True) as with_metrics, side(uncounted, False) as without:
+            for both in (with_metrics, without):
+                await window(both)
+            for number in range(rounds):
+                order = (with_metrics, without) if number % 2 else (without, with_metrics)
+                got = {id(one): await window(one) for one in order}
+                for name, figure in got[id(with_metrics)].items():
+                    found[name].append((figure, got[id(without)][name]))
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--rounds", type=int, default=6, help="of both (6)")
+    parser.add_argument("--rounds", type=int, default=20, help="of each load (20)")
     parser.add_argument("--without", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.without:
         run_without(arguments.without)
         return
     others = Others()
-    with valkey() as server:
-        found = uvloop.run(measure(url_of(server), rounds=arguments.rounds))
-    print(f"{'':40} {'with':>12} {'without':>12}   cost: median (lowest to highest)")
+    with valkey() as counted, valkey() as uncounted:
+        found = uvloop.run(measure(url_of(counted), url_of(uncounted), rounds=arguments.rounds))
+    print(f"{'':40} {'with':>12} {'without':>12}   cost: median (quartiles)")
     for name, pairs in found.items():
-        costs = sorted(100 * (_cost(name, *pair)) for pair in pairs)
-        counted, uncounted = (median(side) for side in zip(*pairs, strict=True))
-        print(f"{name:40} {counted:12,.2f} {uncounted:12,.2f}   {median(costs):+.1f} % ({costs[0]:+.1f} to {costs[-1]:+.1f})")
+        costs = [100 * _cost(name, *pair) for pair in pairs]
+        low, middle, high = quantiles(costs, n=4)
+        counts, counts_not = (median(side) for side in zip(*pairs, strict=True))
+        print(f"{name:40} {counts:12,.2f} {counts_not:12,.2f}   {middle:+.1f} % ({low:+.1f} to {high:+.1f})")
     print(f"other processes took {100 * others.share():.0f} % of the machine")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -106,7 +106,7 @@ async def claiming(redis: Redis, *, workers: int = 1) -> None:
 
 
 class Others:
-    """What everything but this process and its children takes of the machine meanwhile."""
+    """What everything but this process and its children, also those that have ended, takes of the machine meanwhile."""
 
     def __init__(self) -> None:
         self._begun_s = time.perf_counter()
@@ -121,7 +121,8 @@ class Others:
         """Seconds since the machine started; time that the hypervisor gave to others counts as busy."""
         times = psutil.cpu_times()
         every = float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
-        return every - sum(cpu_seconds(os.getpid()).values())
+        ended = os.times()
+        return every - sum(cpu_seconds(os.getpid()).values()) - ended.children_user - ended.children_system
 
 
 class Cpu:

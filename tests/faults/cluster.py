@@ -46,6 +46,7 @@ class Cluster:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{free_port()}"
+        self.metrics = f"127.0.0.1:{free_port()}"
         self.redis_url = f"redis://127.0.0.1:{self.port}/0"
         self._model = model
         self._wanted = workers
@@ -121,6 +122,7 @@ class Cluster:
             "CORRAL_REDIS_URL": self.redis_url,
             "CORRAL_REGISTRY_TOKEN": "t" * 16,
             "CORRAL_SHUTDOWN_S": "1",
+            "CORRAL_METRICS_PORT": self.metrics.rpartition(":")[2],
         }
         with (self.folder / "gateway.log").open("ab") as log:
             self.gateway = await asyncio.create_subprocess_exec(

@@ -1,0 +1,68 @@
+"""However often workers die and clients leave: each request is accounted once, and no descriptor stays open."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+import psutil
+
+from services.protocol.reports import WorkerReport
+from tests.conditions import eventually
+from tests.faults.cluster import Cluster
+from tests.faults.conftest import Said, ask_everything, client_of
+from tests.faults.kinds import KINDS, Asked
+from tests.scraping import scrape
+
+ROUNDS = 5
+
+#: Every so many requests one whose client leaves.
+LEAVING = 4
+
+
+async def test_each_request_is_accounted_once_and_no_descriptor_of_the_gateway_is_leaked(
+    cluster: Cluster, undisturbed: Said
+) -> None:
+    before, descriptors = await outcomes(cluster), []
+    for _ in range(ROUNDS):
+        async with client_of(cluster) as http:
+            disturbance = await ask_everything(cluster, http)
+            await disturbance.reached(1)
+            stay = leave(disturbance.asked)
+            os.kill(disturbance.pid, signal.SIGKILL)
+            assert {one.kind: (await one.task).said() for one in stay} == {one.kind: undisturbed[one.kind] for one in stay}
+        await eventually(cluster.is_clean)
+        assert cluster.gateway is not None
+        descriptors.append(psutil.Process(cluster.gateway.pid).num_fds())
+    left = len(range(0, len(KINDS), LEAVING))
+    assert await outcomes(cluster) - before == {"answered": ROUNDS * (len(KINDS) - left), "cancelled": ROUNDS * left}
+    assert max(descriptors[2:]) <= max(descriptors[:2]), f"it grows: {descriptors}"
+
+
+async def test_no_descriptor_of_a_worker_is_leaked(cluster: Cluster) -> None:
+    cluster.top_up()
+    worker: WorkerReport = (await cluster.serving(3))[0]
+    process, descriptors = psutil.Process(cluster.pid(worker.replica)), []
+    for _ in range(ROUNDS):
+        async with client_of(cluster) as http:
+            asked = [Asked(http, kind) for _ in range(3) for kind in KINDS]
+            await eventually(lambda: any(one.answer.texts for one in asked))  # noqa: B023 it is over before the next round
+            for one in leave(asked):
+                await one.task
+        await eventually(cluster.is_clean)
+        descriptors.append(process.num_fds())
+    assert max(descriptors[2:]) <= max(descriptors[:2]), f"it grows: {descriptors}"
+
+
+def leave(asked: list[Asked]) -> list[Asked]:
+    """Those that stay."""
+    for one in asked[::LEAVING]:
+        one.task.cancel()
+    return [one for index, one in enumerate(asked) if index % LEAVING]
+
+
+async def outcomes(cluster: Cluster) -> Counter[str]:
+    """Of the gateway's requests so far."""
+    rows = (await scrape(cluster.metrics)).rows("corral_requests_total", "outcome")
+    return Counter({outcome: int(count) for outcome, count in rows.items()})
