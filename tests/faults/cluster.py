@@ -1,4 +1,4 @@
-"""A cluster to break: a Valkey of its own, a gateway process, a node agent's own parts, and worker processes without weights."""
+"""A cluster to break: a Valkey of its own, a gateway process, a node agent's own parts, and worker processes without weights, each of whose ways to it can be cut."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from services.protocol.reports import WorkerReport, WorkerState
 from services.protocol.routes import Routes, TagRoute
 from tests.conditions import eventually
 from tests.conftest import free_port
+from tests.faults.wire import Wire
 from tests.gateway.conftest import ready, routes_snapshot, version_route
 
 VERSION = "f" * 64
@@ -48,6 +49,7 @@ class Cluster:
         self.url = f"http://127.0.0.1:{free_port()}"
         self.metrics = f"127.0.0.1:{free_port()}"
         self.redis_url = f"redis://127.0.0.1:{self.port}/0"
+        self.wire = Wire(self.port)
         self._model = model
         self._wanted = workers
         self._slots = slots
@@ -57,10 +59,12 @@ class Cluster:
 
     async def start(self) -> None:
         await self.start_redis()
+        await self.wire.start()
         self.redis = connect(self.redis_url)
         self.queue = Queue(self.redis)
         await self.publish_routes()
-        environment = {**os.environ, "CORRAL_REDIS_URL": self.redis_url, "CORRAL_NODE": NODE, "CORRAL_REPORT_S": "0.2"}
+        redis_url = f"redis://127.0.0.1:{self.wire.port}/0"
+        environment = {**os.environ, "CORRAL_REDIS_URL": redis_url, "CORRAL_NODE": NODE, "CORRAL_REPORT_S": "0.2"}
         self.runtime = ProcessRuntime(self.folder / "workers", environment={**environment, **self._environment}, drain_s=5)
         self._uplink = Uplink(self.redis_url)
         self._store = Store(self.folder / "store")
@@ -86,6 +90,7 @@ class Cluster:
         await asyncio.to_thread(self._uplink.close)
         self._store.close()
         await self.redis.aclose()
+        self.wire.close()
         await asyncio.to_thread(self._valkey.terminate)
 
     async def start_redis(self) -> None:

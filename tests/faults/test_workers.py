@@ -61,6 +61,20 @@ async def test_answers_are_the_same(
     await eventually(cluster.is_clean)
 
 
+@pytest.mark.parametrize("moment", [1, LEADER_TOKENS // 2])
+async def test_a_worker_that_is_cut_off_from_redis(
+    cluster: Cluster, http: httpx.AsyncClient, undisturbed: Said, moment: int
+) -> None:
+    """It goes on for nobody; when it is back, what it says of them is not heard, and it serves others."""
+    disturbance = await ask_everything(cluster, http)
+    await disturbance.reached(moment)
+    with cluster.wire.cut(disturbance.pid):
+        assert await disturbance.said() == undisturbed
+    await http.aclose()
+    await eventually(cluster.is_clean)
+    assert disturbance.victim.replica in {report.replica for report in await cluster.serving(3)}
+
+
 async def test_a_killed_worker_is_missed_within_half_a_second(cluster: Cluster, http: httpx.AsyncClient) -> None:
     disturbance = await ask_everything(cluster, http)
     await disturbance.reached(2)
