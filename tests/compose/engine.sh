@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Sees to a running Docker Engine with BuildKit and Compose, for the tests in this folder. One that runs is taken as it is. Otherwise, on
-# Debian and as root, it is installed and started; it stays when the tests end. Ends with 3, and says why, where none can be had.
+# Debian and as root, it is installed and started. Ends with 3, and says why, where none can be had.
+#
+#   engine.sh [FILE]    FILE gets the process id of an engine that had to be started, for whoever ends it
 set -euo pipefail
 
 readonly COMPOSE=/opt/corral-compose
@@ -68,6 +70,7 @@ if docker version >/dev/null 2>&1; then
 else
     command -v dockerd >/dev/null || install_engine
     start_engine
+    [ -z "${1:-}" ] || cat /var/run/docker.pid >"$1"
 fi
 docker buildx version >/dev/null 2>&1 || give_up "this Docker has no BuildKit (buildx)"
 docker compose version >/dev/null 2>&1 || install_compose
