@@ -31,7 +31,7 @@ CHAPTERS: dict[str, Sequence[Callable[[Cluster], None]]] = {
 DEFAULT = ("story", "refusals")
 
 NO_ENGINE = 3
-#: For the engine, and for the images that everything is built on. Measured: 90 s where no image is there yet.
+#: For the engine, and for the images that everything is built on. Measured: 95 s where no image is there yet.
 PREPARATION_S = 480
 
 
