@@ -16,7 +16,6 @@ give_up() {
 # Debian 12's own engine is too old for named build contexts. The next Debian's is installed beside the rest of the system.
 install_engine() {
     local mirror
-    [ "$(id -u)" = 0 ] || give_up "no Docker Engine runs here, and only root can install one"
     [ -f /etc/debian_version ] && command -v apt-get >/dev/null || give_up "no Docker Engine runs here, and only on Debian it is installed for the tests"
     mirror=$(sed -n 's/^URIs: //p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n1)
     [ -n "$mirror" ] || give_up "no Docker Engine runs here, and Debian's mirror is not known"
@@ -30,7 +29,7 @@ Package: docker-buildx docker-cli docker.io containerd tini-static
 Pin: release n=forky
 Pin-Priority: 500
 PIN
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io docker-cli docker-buildx containerd iptables tini-static; } >/tmp/corral-apt.log 2>&1 ||
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io docker-cli docker-buildx containerd iptables tini-static iproute2 python3-venv; } >/tmp/corral-apt.log 2>&1 ||
         give_up "the Docker Engine could not be installed: $(tail -n1 /tmp/corral-apt.log)"
 }
 
@@ -42,6 +41,7 @@ start_engine() {
         docker version >/dev/null 2>&1 && return
         sleep 0.2
     done
+    kill $! 2>/dev/null || true
     give_up "the Docker Engine does not start: $(tail -n1 $LOG)"
 }
 
@@ -68,6 +68,7 @@ heal_engine() {
 if docker version >/dev/null 2>&1; then
     heal_engine
 else
+    [ "$(id -u)" = 0 ] || give_up "no Docker Engine answers this user, and only root can start one"
     command -v dockerd >/dev/null || install_engine
     start_engine
     [ -z "${1:-}" ] || cat /var/run/docker.pid >"$1"
