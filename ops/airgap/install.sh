@@ -24,4 +24,5 @@ for file in models/*.gguf; do
     name=$(basename "$file" .gguf)
     docker compose run --rm --no-TTY cli pull "/import/$name.gguf" --as "$name"
 done
-echo "The cluster runs: $(docker compose port gateway 11434). The first API key is in secrets/corral_admin_key."
+port=$(sed -n 's/^CORRAL_PORT=//p' .env | tail -n1)
+echo "The cluster runs, on port ${CORRAL_PORT:-${port:-11434}}. The first API key is in secrets/corral_admin_key."

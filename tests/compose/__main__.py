@@ -40,14 +40,14 @@ def main(*chapters: str) -> int:
     started = time.monotonic()
     checks = [check for chapter in chapters or DEFAULT for check in CHAPTERS[chapter]]
     with tempfile.TemporaryDirectory(prefix="corral-compose-") as name:
-        folder = Path(name)
+        folder, engine = Path(name), Path(name) / "engine.pid"
         try:
-            if reason := no_engine(folder):
+            if reason := no_engine(engine):
                 print(f"SKIPPED: the cluster under Docker was not tested: {reason}")
                 return 0
             failed = test(folder, checks)
         finally:
-            end_engine(folder)
+            end_engine(engine)
     print(f"{time.monotonic() - started:.0f} s")
     return 1 if failed else 0
 
@@ -72,10 +72,10 @@ def test(folder: Path, checks: Sequence[Callable[[Cluster], None]]) -> int:
     return failed
 
 
-def no_engine(folder: Path) -> str:
-    """Why there is none; empty where there is one, with the images that everything is built on."""
+def no_engine(started: Path | None = None) -> str:
+    """Why there is none; empty where there is one, with the images that everything is built on. `started` is for `end_engine`."""
     deadline = time.monotonic() + PREPARATION_S
-    for script, *arguments in (("engine.sh", str(engine_file(folder))), ("standins.sh",)):
+    for script, *arguments in (("engine.sh", str(started or "")), ("standins.sh",)):
         try:
             code, said = output([str(ROOT / "tests" / "compose" / script), *arguments], timeout_s=deadline - time.monotonic())
         except subprocess.TimeoutExpired:
@@ -100,14 +100,10 @@ def output(command: Sequence[str], *, timeout_s: float) -> tuple[int, str]:
     return process.returncode, said.strip()
 
 
-def engine_file(folder: Path) -> Path:
-    return folder / "engine.pid"
-
-
-def end_engine(folder: Path) -> None:
+def end_engine(started: Path) -> None:
     """One that was started for this run; images and caches stay for the next."""
     with contextlib.suppress(FileNotFoundError):
-        engine = int(engine_file(folder).read_text())
+        engine = int(started.read_text())
         os.kill(engine, signal.SIGTERM)
         story.until(lambda: not Path(f"/proc/{engine}").exists(), "the engine's end")
 
