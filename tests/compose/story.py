@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import openai
@@ -19,6 +22,13 @@ QUESTION: list[Any] = [{"role": "user", "content": "Write a long story about a d
 TOKENS = 150
 #: Long enough for a machine of two cores that builds something else meanwhile.
 PATIENCE_S = 120.0
+#: What a chat changes of each service that Prometheus scrapes.
+MEASURED = {
+    "gateway": "corral_completion_tokens_total",
+    "registry": "corral_replicas",
+    "node": "corral_node_workers",
+    "worker": "corral_worker_computed_tokens_total",
+}
 
 
 def until(met: Callable[[], Any], what: str) -> Any:
@@ -98,6 +108,32 @@ def chats(cluster: Cluster) -> None:
     assert cluster.corral("run", MODEL, "Say hello.")
 
 
+def asked(cluster: Cluster, query: str) -> list[dict[str, Any]]:
+    """What the cluster's Prometheus answers."""
+    question = f"http://127.0.0.1:9090/api/v1/query?query={quote(query)}"
+    said = cluster.compose("exec", "--no-TTY", "prometheus", "wget", "--quiet", "-O", "-", question)
+    found: list[dict[str, Any]] = json.loads(said)["data"]["result"]
+    return found
+
+
+def is_measured(cluster: Cluster) -> None:
+    """Prometheus finds and scrapes everything that runs, workers included, and the chat is in the numbers of each."""
+    running = {worker["Config"]["Labels"]["ai.corral.replica"] for worker in cluster.workers()}
+
+    def scraped() -> bool:
+        found = asked(cluster, "up")
+        labels = [series["metric"] for series in found]
+        return (
+            all(series["value"][1] == "1" for series in found)
+            and {label.get("service", label["job"]) for label in labels} == {*MEASURED, "prometheus"}
+            and {label["replica"] for label in labels if "replica" in label} == running
+        )
+
+    until(scraped, "a scrape of everything")
+    for service, name in MEASURED.items():
+        until(partial(asked, cluster, f'{name}{{service="{service}"}} > 0'), f"{name} of the {service}")
+
+
 def survives_the_worker(cluster: Cluster) -> None:
     """A worker killed by its host's pid in the middle of an answer: the answer goes on."""
     (worker,) = cluster.workers()
@@ -172,6 +208,7 @@ CHECKS: tuple[Callable[[Cluster], None], ...] = (
     has_few_rights,
     pulls,
     chats,
+    is_measured,
     survives_the_worker,
     survives_postgres,
     survives_redis,

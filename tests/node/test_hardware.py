@@ -43,6 +43,41 @@ def test_limits_of_a_container_count(tmp_path: Path) -> None:
     assert hardware.cpus(root) == 1
 
 
+def old_container(root: Path, **files: str) -> Path:
+    """Cgroups of version 1, as a container sees them: its own are at the top, under a path that only the host knows."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(
+        "9:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n0::/docker/abc\n"
+    )
+    for name, text in files.items():
+        controller, _, file = name.partition("_")
+        folder = root / "sys/fs/cgroup" / controller
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{controller}.{file}").write_text(text + "\n")
+    return root
+
+
+def test_limits_of_a_container_with_old_cgroups_count(tmp_path: Path) -> None:
+    root = old_container(
+        tmp_path,
+        memory_limit_in_bytes=str(GIB),
+        memory_usage_in_bytes=str(GIB // 2),
+        memory_stat=f"inactive_file 7\ntotal_inactive_file {GIB // 4}",
+        cpu_cfs_quota_us="50000",
+        cpu_cfs_period_us="100000",
+    )
+    assert hardware.memory(root) == (GIB, GIB - GIB // 4)
+    assert hardware.cpus(root) == 1
+
+
+def test_old_cgroups_without_limits(tmp_path: Path) -> None:
+    root = old_container(
+        tmp_path, memory_limit_in_bytes="9223372036854771712", cpu_cfs_quota_us="-1", cpu_cfs_period_us="100000"
+    )
+    assert hardware.memory(root).total == psutil.virtual_memory().total
+    assert hardware.cpus(root) == len(os.sched_getaffinity(0))
+
+
 def test_a_container_without_limits(tmp_path: Path) -> None:
     root = container(tmp_path, memory_max="max", cpu_max="max 100000")
     assert hardware.memory(root).total == psutil.virtual_memory().total
