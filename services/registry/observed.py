@@ -25,6 +25,9 @@ from services.registry.world import JobView, ProcessView, ReplicaView, World
 #: Reports come every second and hold for three; a replica that runs and says nothing for so long is stuck.
 SILENCE_S = 20.0
 
+#: One whose process its node does not know either is gone; the two kinds of reports are this far apart at most.
+GONE_S = 3.0
+
 #: Memory is measured anew when it has grown by more than this.
 NOTICEABLE = 1.05
 
@@ -105,7 +108,7 @@ def _starting(world: World, replica: ReplicaView) -> ReplicaDecision | None:
     if world.age_s(replica.state_changed_at) > world.policy.start_timeout_s:
         return _fail(replica, ModelLoadFailed.code, f"it did not serve within {world.policy.start_timeout_s:.0f} s")
     started = start is not None and start.state is JobState.SUCCEEDED
-    if started and not process and not worker and _reports(world, replica) and _silent(world, replica):
+    if started and not process and not worker and _reports(world, replica) and _silent(world, replica, SILENCE_S):
         return _fail(replica, ModelLoadFailed.code, exit_reason(None))
     return None
 
@@ -120,7 +123,7 @@ def _ready(world: World, replica: ReplicaView) -> ReplicaDecision | None:
         return DrainReplica(replica.id, replica.state, str(replica.node), "its worker ended on its own", stop=False)
     if process and not process.runs:
         return _fail(replica, WorkerLost.code, exit_reason(process))
-    if _silent(world, replica):
+    if _silent(world, replica, SILENCE_S if process else GONE_S):
         return _fail(replica, WorkerLost.code, "its worker went silent" if process else exit_reason(None))
     return None
 
@@ -156,6 +159,6 @@ def _reports(world: World, replica: ReplicaView) -> bool:
     return world.nodes[str(replica.node)].reporting
 
 
-def _silent(world: World, replica: ReplicaView) -> bool:
+def _silent(world: World, replica: ReplicaView, for_s: float) -> bool:
     heard = world.worker_seen.get(replica.id, replica.state_changed_at)
-    return world.age_s(max(heard, replica.state_changed_at, world.watching_since)) > SILENCE_S
+    return world.age_s(max(heard, replica.state_changed_at, world.watching_since)) > for_s

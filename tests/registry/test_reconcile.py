@@ -323,6 +323,11 @@ TABLE: list[tuple[str, World, list[Decision]]] = [
     ("ready: silent", serving(workers={}), [FailReplica("r1", R.READY, "worker_lost", "its worker went silent")]),
     ("ready: vanished", serving(workers={}, processes=()), [FailReplica("r1", R.READY, "worker_lost", "its process is gone")]),
     (
+        "ready: vanished a moment ago, which its node's report says sooner than its own silence",
+        serving(workers={}, processes=(), worker_seen={"r1": ago(4)}),
+        [FailReplica("r1", R.READY, "worker_lost", "its process is gone")],
+    ),
+    (
         "ready: its settings changed",
         serving(replicas=(replica(R.READY, engine=OTHER),)),
         [DrainReplica("r1", R.READY, "n1", "its settings have changed")],
