@@ -267,7 +267,9 @@ class Inflight:
             worth_it = not generation.abandoned and not _is_deadly(generation)
             if worth_it and await self._queue.requeue(request, epoch, generation.resumption):
                 self._on_failover(cause)
-                logger.info("request %s: claim %d %s; another goes on behind %d tokens", request, epoch, cause, generation.num_committed)
+                logger.info(
+                    "request %s: claim %d %s; another goes on behind %d tokens", request, epoch, cause, generation.num_committed
+                )
                 return
             logger.warning(
                 "request %s given up: claim %d %s, %d lost in all, %d crashed in a row",
