@@ -68,7 +68,7 @@ secrets=${CORRAL_SECRETS:-$(in_env_file CORRAL_SECRETS)}
 ops/secrets.sh check || exit 1
 cp -R "$secrets" "$work/members/secrets"
 [ ! -f "$ENV_FILE" ] || cp "$ENV_FILE" "$work/members/env"
-docker compose ps --services --status running 2>/dev/null | grep -qx postgres || fail "the cluster's database does not run; start it: docker compose up -d --wait postgres"
+[ -n "$(docker compose ps --quiet --status running postgres 2>/dev/null)" ] || fail "the cluster's database does not run; start it: docker compose up -d --wait postgres"
 in_postgres pg_dump --format=custom --username=corral corral >"$work/members/database.dump"
 schema=$(in_postgres psql --username=corral --no-align --tuples-only --command='select version_num from alembic_version' corral)
 : >"$work/models"

@@ -58,7 +58,7 @@ require_card() {
 }
 
 running() {
-    docker compose ps --quiet 2>/dev/null | grep -q .
+    [ -n "$(docker compose ps --quiet 2>/dev/null)" ]
 }
 
 # The sentence of whoever failed: a container that ended or is not healthy has the reason in its last line.

@@ -56,7 +56,7 @@ require_known_schema() {
 }
 
 has_data() {
-    docker volume ls --quiet --filter "label=com.docker.compose.project=$project" --filter label=com.docker.compose.volume=postgres | grep -q .
+    [ -n "$(docker volume ls --quiet --filter "label=com.docker.compose.project=$project" --filter label=com.docker.compose.volume=postgres)" ]
 }
 
 other_secrets() { # the first that is here and says something else than the archive's
@@ -127,7 +127,7 @@ docker compose version >/dev/null 2>&1 || fail "there is no docker with a compos
 project=$(docker compose config --format json 2>/dev/null | sed -nE 's/^  "name": "(.*)",?$/\1/p' | head -n1) || true
 project=${project:-${COMPOSE_PROJECT_NAME:-corral}}
 if [ -z "$replace" ]; then
-    ! docker compose ps --quiet 2>/dev/null | grep -q . || fail "a cluster runs here; ops/restore.sh --replace removes it first, with all that it holds"
+    [ -z "$(docker compose ps --quiet 2>/dev/null)" ] || fail "a cluster runs here; ops/restore.sh --replace removes it first, with all that it holds"
     ! has_data || fail "there is a cluster's data here; ops/restore.sh --replace removes it first"
     differs=$(other_secrets)
     [ -z "$differs" ] || fail "$differs says something else than the backup; move it away, or use ops/restore.sh --replace"

@@ -118,7 +118,7 @@ replace_workers() {
         if ! wait_until $NOBODY_ASKS_S as_many "$count" "$version"; then
             say "its model is loaded when somebody asks for it"
         elif ! wait_until "$PATIENCE_S" as_many "$count" "$version" health=healthy; then
-            say "its successor does not serve yet; corral replicas says why"
+            say "its successor does not serve yet; corral status says why"
         fi
     done
 }

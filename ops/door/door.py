@@ -1,4 +1,4 @@
-"""Holds the published port for the gateways, so that they can be replaced without anybody being refused.
+"""`python door.py SOCKET PORT`: holds the published port for the gateways, so that they can be replaced without anybody being refused.
 
 It listens and accepts nothing: every gateway that connects to SOCKET is handed the listening socket itself, and accepts from it. While there is
 no gateway, connections wait in the kernel's queue. It sees no byte of what is said. A gateway keeps its connection to SOCKET open, and so
@@ -13,20 +13,18 @@ import signal
 import socket
 import sys
 
-SOCKET = "/run/door/socket"
-PORT = 11434
 #: Connections that may wait; the kernel takes no more than net.core.somaxconn, 4096 where nobody changed it.
 BACKLOG = 4096
 
 
-def main() -> None:
+def main(path: str, port: int) -> None:
     # The first process of a container ignores what it does not handle.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    listener = socket.create_server(("", PORT), backlog=BACKLOG)
-    if os.path.exists(SOCKET):
-        os.unlink(SOCKET)
+    listener = socket.create_server(("", port), backlog=BACKLOG)
+    if os.path.exists(path):
+        os.unlink(path)
     door = socket.socket(socket.AF_UNIX)
-    door.bind(SOCKET)
+    door.bind(path)
     door.listen()
     with selectors.DefaultSelector() as waiting:
         waiting.register(door, selectors.EVENT_READ)
@@ -41,4 +39,4 @@ def main() -> None:
                     key.fileobj.close()
 
 
-main()
+main(sys.argv[1], int(sys.argv[2]))

@@ -19,7 +19,6 @@ SCHEMA = "2026_11_22_catalog"
 DOCKER = """#!/usr/bin/env bash
 echo "$*" >>"$SITE/said"
 case "$*" in
-    *"ps --services"*) cat "$SITE/running" ;;
     *"ps --quiet"*) cat "$SITE/running" ;;
     *"config --format json"*) printf '{\\n  "name": "corral",\\n}\\n' ;;
     "compose images"*) echo '[{"Repository":"corral","Tag":"v7"}]' ;;
@@ -137,7 +136,7 @@ def test_only_its_owner_can_read_an_archive(checkout: Path) -> None:
 
 
 def test_a_backup_that_fails_leaves_nothing(checkout: Path) -> None:
-    (checkout / "site" / "running").write_text("redis\n")
+    (checkout / "site" / "running").write_text("")
     (checkout / "backups").mkdir()
     said = refusal(checkout, str(checkout / "backups"), script="backup.sh")
     assert said.startswith("the cluster's database does not run")
