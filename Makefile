@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test check format bench chaos rehearse secrets images cluster sbom test-compose clean sync
+.PHONY: help up test check format bench chaos rehearse secrets images cluster sbom backup restore upgrade test-compose test-operations clean sync
 
 BIN := .venv/bin
 
@@ -41,12 +41,24 @@ images: ## Build the images of the cluster under Docker; llama.cpp takes its tim
 cluster: secrets ## Start the cluster under Docker, or say in one sentence what is in the way
 	@ops/cluster.sh up
 
+backup: ## Save the cluster's database, secrets and .env: TO=folder-or-file, MODELS=yes for the models too
+	@ops/backup.sh $(if $(MODELS),--models) "$(or $(TO),.)"
+
+restore: ## Make a cluster of such a backup and start it: FROM=file, REPLACE=yes where there is one already
+	@ops/restore.sh $(if $(REPLACE),--replace) "$(FROM)"
+
+upgrade: ## Bring the running cluster to this checkout; no request fails and no answer is cut off
+	@ops/upgrade.sh
+
 sbom: ## Write what is in the images to dist/, as CycloneDX
 	docker build --target sbom --output dist .
 	docker build --file Dockerfile.worker --target sbom --output dist .
 
 test-compose: sync ## Start a whole cluster under Docker and do to it what happens to clusters
 	@$(BIN)/python -m tests.compose
+
+test-operations: sync ## Upgrade a cluster under load, lose it and restore it: four minutes
+	@$(BIN)/python -m tests.compose.operations
 
 clean: ## Remove what was built, but not ~/.corral
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from services.gateway.dialects.reply import Reply
 from services.gateway.generation import ClientGone, Generation
 from services.gateway.observation import Observation
-from services.protocol.errors import CorralError
+from services.protocol.errors import CorralError, Unavailable
 from services.protocol.messages import Finished
 from services.protocol.waiting import Place
 
@@ -63,15 +63,20 @@ class GenerationResponse(Response):
         except ClientGone:
             self._observation.cancelled()
             logger.debug("request %s: the client left", self._generation.request.id)
+        except asyncio.CancelledError as cancelled:  # by uvicorn, of an answer that takes longer than CORRAL_SHUTDOWN_S
+            await self._fail(send, Unavailable("the gateway was stopped before the answer was complete"), cancelled)
         except Exception as error:
-            self._observation.failed(error)
-            if not self._begun or not isinstance(error, CorralError):
-                raise
-            logger.info("request %s failed after it began: %s", self._generation.request.id, error.message)
-            await send({"type": "http.response.body", "body": self._reply.render_error(error)})
+            await self._fail(send, error, error.__cause__)
         finally:
             departure.cancel()
             self._abandon(self._generation)
+
+    async def _fail(self, send: Send, error: Exception, cause: BaseException | None) -> None:
+        self._observation.failed(error)
+        if not self._begun or not isinstance(error, CorralError):
+            raise error from cause
+        logger.info("request %s failed after it began: %s", self._generation.request.id, error.message)
+        await send({"type": "http.response.body", "body": self._reply.render_error(error)})
 
     async def _notice_departure(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
