@@ -82,7 +82,9 @@ schema=$(in_postgres psql --username=corral --no-align --tuples-only --command='
     (cd "$work/members" && digests)
     sed 's/^/sha256 /' "$work/models"
 } >"$work/members/manifest"
-(cd "$work/members" && tar --create --owner=0 --group=0 manifest database.dump secrets $([ ! -f env ] || echo env)) >"$partial" ||
+members=(manifest database.dump secrets)
+[ ! -f "$work/members/env" ] || members+=(env)
+tar --create --owner=0 --group=0 --directory "$work/members" "${members[@]}" >"$partial" ||
     fail "the archive cannot be written to $(dirname "$file")"
 # Two archives behind each other are one to who ignores the zeros between them.
 [ -z "$models" ] || cut -d' ' -f3- "$work/models" | in_store tar --create --directory "$STORE" --no-recursion --files-from - >>"$partial"

@@ -3,7 +3,7 @@
 #
 #   ops/restore.sh [--replace] FILE
 #
-# The archive is checked as a whole before anything is touched. Where there is a cluster already, or other secrets, nothing happens without
+# The archive is checked as a whole before anything is touched. Where there is a cluster already, other secrets or another .env, nothing happens without
 # --replace, which removes them: the cluster's volumes, models included. Where a restore fails, no volume of it stays, and the secrets and
 # .env are those from before.
 set -euo pipefail
@@ -59,20 +59,28 @@ has_data() {
     [ -n "$(docker volume ls --quiet --filter "label=com.docker.compose.project=$project" --filter label=com.docker.compose.volume=postgres)" ]
 }
 
-other_secrets() { # the first that is here and says something else than the archive's
+ours() { # ours FILE: what of an environment file is not this machine's own
+    grep -v '^CORRAL_DOCKER_GID=' "$1"
+}
+
+differing() { # the first file that is here and says something else than the archive's
     local name
+    if [ -f "$ENV_FILE" ] && [ -f "$work/members/env" ] && [ "$(ours "$ENV_FILE")" != "$(ours "$work/members/env")" ]; then
+        echo "$ENV_FILE"
+        return
+    fi
     for name in "$work"/members/secrets/*; do
         [ ! -e "$secrets/${name##*/}" ] || cmp -s "$name" "$secrets/${name##*/}" || { echo "$secrets/${name##*/}"; return; }
     done
 }
 
 keep_aside() { # keep_aside PATH
-    [ ! -e "$1" ] || cp -R "$1" "$work/before-${1//\//-}"
+    [ ! -e "$1" ] || cp -pR "$1" "$work/before-${1//\//-}"
 }
 
 put_back() { # put_back PATH
     rm -rf "${1:?}"
-    [ ! -e "$work/before-${1//\//-}" ] || cp -R "$work/before-${1//\//-}" "$1"
+    [ ! -e "$work/before-${1//\//-}" ] || cp -pR "$work/before-${1//\//-}" "$1"
 }
 
 undo() {
@@ -129,7 +137,7 @@ project=${project:-${COMPOSE_PROJECT_NAME:-corral}}
 if [ -z "$replace" ]; then
     [ -z "$(docker compose ps --quiet 2>/dev/null)" ] || fail "a cluster runs here; ops/restore.sh --replace removes it first, with all that it holds"
     ! has_data || fail "there is a cluster's data here; ops/restore.sh --replace removes it first"
-    differs=$(other_secrets)
+    differs=$(differing)
     [ -z "$differs" ] || fail "$differs says something else than the backup; move it away, or use ops/restore.sh --replace"
 fi
 

@@ -13,6 +13,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly PATIENCE_S=${CORRAL_PATIENCE_S:-900}
+# The next gateway serves within so long.
+readonly START_S=60
 # A worker's successor is started within so long, or not before somebody asks for its model.
 readonly NOBODY_ASKS_S=15
 
@@ -64,12 +66,23 @@ wait_until() { # wait_until SECONDS CONDITION..., false where it does not come
     done
 }
 
+# Those that were there go on alone.
+keep_gateways() { # keep_gateways OLD
+    local gateway said=''
+    for gateway in $(gateways); do
+        ! grep -x "$gateway" <<<"$1" >/dev/null || continue
+        said=$(docker logs --tail 1 "$gateway" 2>&1)
+        docker rm --force "$gateway" >/dev/null
+    done
+    fail "the next gateway does not start, and the one before goes on: ${said:-Compose could not make it}"
+}
+
 # The next one is there before the last one goes. The engine is not to start that again when it ends.
 replace_gateways() {
     local old count gateway
     old=$(gateways)
     count=$(grep -c . <<<"$old")
-    quietly "the next gateway does not start" compose up --detach --wait --no-deps --no-recreate --scale "gateway=$((2 * count))" gateway
+    compose up --detach --wait --wait-timeout "$START_S" --no-deps --no-recreate --scale "gateway=$((2 * count))" gateway >/dev/null 2>&1 || keep_gateways "$old"
     for gateway in $old; do
         docker update --restart=no "$gateway" >/dev/null
         docker kill --signal=USR1 "$gateway" >/dev/null

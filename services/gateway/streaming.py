@@ -64,19 +64,24 @@ class GenerationResponse(Response):
             self._observation.cancelled()
             logger.debug("request %s: the client left", self._generation.request.id)
         except asyncio.CancelledError as cancelled:  # by uvicorn, of an answer that takes longer than CORRAL_SHUTDOWN_S
-            await self._fail(send, Unavailable("the gateway was stopped before the answer was complete"), cancelled)
+            stopped = Unavailable("the gateway was stopped before the answer was complete")
+            if not await self._tell(send, stopped):
+                raise stopped from cancelled
         except Exception as error:
-            await self._fail(send, error, error.__cause__)
+            if not await self._tell(send, error):
+                raise
         finally:
             departure.cancel()
             self._abandon(self._generation)
 
-    async def _fail(self, send: Send, error: Exception, cause: BaseException | None) -> None:
+    async def _tell(self, send: Send, error: Exception) -> bool:
+        """In the stream, where it has begun; otherwise the answer is the app's error handler's to give."""
         self._observation.failed(error)
         if not self._begun or not isinstance(error, CorralError):
-            raise error from cause
+            return False
         logger.info("request %s failed after it began: %s", self._generation.request.id, error.message)
         await send({"type": "http.response.body", "body": self._reply.render_error(error)})
+        return True
 
     async def _notice_departure(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -91,6 +91,20 @@ def upgrades(cluster: Cluster) -> None:
     assert images(cluster) == {f"corral:{NEXT_TAG}", f"corral-worker:{NEXT_TAG}-cpu"}
 
 
+def keeps_what_serves(cluster: Cluster) -> None:
+    """An upgrade whose gateway does not start, under load: one sentence, and the gateway before goes on."""
+    before = cluster.container("gateway")["Id"]
+    with load(cluster, *SHORT) as under:
+        running(under)
+        broken = cluster.with_variables(CORRAL_TAG=NEXT_TAG, COMPOSE_FILE="compose.yaml:tests/compose/broken.yaml")
+        said = broken.run("ops/upgrade.sh", "--as-is", fails=True)
+    assert (
+        "the next gateway does not start, and the one before goes on: corral gateway: CORRAL_MAX_QUEUE" in said.splitlines()[-1]
+    )
+    none_failed(under)
+    assert cluster.container("gateway")["Id"] == before
+
+
 def survives_the_loss_of_everything(cluster: Cluster) -> None:
     """ops/backup.sh --models, then nothing is left, then ops/restore.sh: the key, the model and the deployment are there."""
     archive = cluster.folder / "backup.tar"
@@ -134,6 +148,7 @@ CHECKS: tuple[Callable[[Cluster], None], ...] = (
     serves,
     is_replaced_by_compose,
     upgrades,
+    keeps_what_serves,
     survives_the_loss_of_everything,
     refuses_damage,
     restores_without_models,

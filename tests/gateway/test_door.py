@@ -77,9 +77,7 @@ async def end(asked: asyncio.Task[httpx.Response], answer: Answer) -> None:
     assert '"done":true' in (await asked).text
 
 
-async def test_a_gateway_takes_over(
-    redis_url: str, routes: Routes, worker: Worker, door: tuple[Process, Path, str]
-) -> None:
+async def test_a_gateway_takes_over(redis_url: str, routes: Routes, worker: Worker, door: tuple[Process, Path, str]) -> None:
     _, path, url = door
     async with gateway(redis_url, path) as first:
         of_first = await ask(url, worker)
@@ -121,7 +119,9 @@ async def test_connections_that_wait_for_a_request_are_served_to_their_end(
 
 def _closing(process: Process) -> bool:
     """Whether it listens on no port of its own any more."""
-    sockets = {link.readlink().name for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.readlink().name.startswith("socket:")}
+    sockets = {
+        link.readlink().name for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.readlink().name.startswith("socket:")
+    }
     listening = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"}
     return not any(f"socket:[{inode}]" in sockets for inode in listening)
 
@@ -135,7 +135,9 @@ async def test_a_gateway_without_its_door_stops(redis_url: str, routes: Routes, 
 
 
 async def test_a_door_that_is_not_there(tmp_path: Path) -> None:
-    process = await start(CORRAL_HOST=f"127.0.0.1:{free_port()}", CORRAL_DOOR=str(tmp_path / "none"), CORRAL_REGISTRY_TOKEN=TOKEN)
+    process = await start(
+        CORRAL_HOST=f"127.0.0.1:{free_port()}", CORRAL_DOOR=str(tmp_path / "none"), CORRAL_REGISTRY_TOKEN=TOKEN
+    )
     _, stderr = await process.communicate()
     assert process.returncode == 1
     assert stderr.decode().splitlines() == [

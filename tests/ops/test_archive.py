@@ -203,6 +203,9 @@ def test_a_cluster_is_not_replaced_unasked(checkout: Path) -> None:
     (checkout / "site" / "has-data").touch()
     assert refusal(checkout, str(file)).startswith("there is a cluster's data here")
     (checkout / "site" / "has-data").unlink()
+    (checkout / ".env").write_text("CORRAL_PORT=80\n")
+    assert refusal(checkout, str(file)).startswith(".env says something else")
+    (checkout / ".env").unlink()
     (checkout / "secrets" / "grafana_password").write_text("another\n")
     assert refusal(checkout, str(file)).startswith("./secrets/grafana_password says something else")
     assert run(checkout, "restore.sh", "--replace", str(file)).returncode == 0
@@ -217,6 +220,7 @@ def test_a_restore_that_fails_leaves_nothing(checkout: Path) -> None:
     said = refusal(checkout, str(file))
     assert said == "the database cannot be restored: pg_restore: error: out of order; nothing of the restore was left"
     assert contents(checkout / "secrets") == before
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (checkout / "secrets").iterdir()} == {0o644}
     assert (checkout / "site" / "said").read_text().endswith("cluster down --volumes\n")
     lose_everything(checkout)
     assert run(checkout, "restore.sh", str(file)).returncode == 1
