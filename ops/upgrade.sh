@@ -37,7 +37,7 @@ quietly() { # quietly WHAT COMMAND...
 }
 
 gateways() {
-    compose ps --quiet gateway | sort
+    compose ps --quiet gateway 2>/dev/null | sort
 }
 
 in_env_file() { # in_env_file NAME
@@ -47,7 +47,7 @@ in_env_file() { # in_env_file NAME
 get_images() {
     if [ -z "${CORRAL_IMAGE_PREFIX:-$(in_env_file CORRAL_IMAGE_PREFIX)}" ]; then
         say "building the images"
-        quietly "the images cannot be built" compose build
+        quietly "the images cannot be built" compose build node worker-image
     else
         say "pulling the images"
         quietly "the images cannot be pulled" compose pull --quiet
@@ -144,14 +144,15 @@ case ${1:-} in
 esac
 command -v docker >/dev/null && docker compose version >/dev/null 2>&1 || fail "there is no docker with a compose plugin"
 said=$(docker compose config --quiet 2>&1) || fail "$(tail -n1 <<<"$said")"
-ops/secrets.sh check || exit 1
+services=$(docker compose config --services)
+! grep -qx gateway <<<"$services" || ops/secrets.sh check || exit 1 # a further machine has one of them
 [ -n "$(compose ps --quiet)" ] || fail "no cluster runs here; start it: make cluster"
 project=$(docker compose config --format json | sed -nE 's/^  "name": "(.*)",?$/\1/p' | head -n1)
 
 [ -z "$images" ] || get_images
 say "replacing what has changed"
 # shellcheck disable=SC2046 # names without spaces
-quietly "the cluster does not come up" compose up --detach --wait --no-deps $(docker compose config --services | grep -vx gateway)
+quietly "the cluster does not come up" compose up --detach --wait --no-deps $(grep -vx gateway <<<"$services")
 [ -z "$(gateways)" ] || replace_gateways
 quietly "the cluster does not come up" compose up --detach --wait
 replace_workers
