@@ -4,7 +4,7 @@
 BIN := .venv/bin
 
 help: ## Show these targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 up: sync ## Set everything up and start the platform in the foreground
 	@exec $(BIN)/corral up
