@@ -1,10 +1,10 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test check format bench chaos rehearse secrets images cluster airgap sbom test-compose test-airgap clean sync
+.PHONY: help up test check format bench chaos rehearse secrets images cluster airgap sbom backup restore upgrade test-compose test-airgap test-operations clean sync
 
 BIN := .venv/bin
 
 help: ## Show these targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 up: sync ## Set everything up and start the platform in the foreground
 	@exec $(BIN)/corral up
@@ -44,6 +44,15 @@ cluster: secrets ## Start the cluster under Docker, or say in one sentence what 
 airgap: images ## Pack the cluster and MODEL=FILE.gguf, called NAME, into dist/ for a machine without a network
 	@ops/airgap/pack.sh $(MODEL) $(NAME)
 
+backup: ## Save the cluster's database, secrets and .env: TO=folder-or-file, MODELS=yes for the models too
+	@ops/backup.sh $(if $(MODELS),--models) "$(or $(TO),.)"
+
+restore: ## Make a cluster of such a backup and start it: FROM=file, REPLACE=yes where there is one already
+	@ops/restore.sh $(if $(REPLACE),--replace) "$(FROM)"
+
+upgrade: ## Bring the running cluster to this checkout; no request fails and no answer is cut off
+	@ops/upgrade.sh
+
 sbom: ## Write what is in the images to dist/, as CycloneDX
 	docker build --target sbom --output dist .
 	docker build --file Dockerfile.worker --target sbom --output dist .
@@ -53,6 +62,9 @@ test-compose: sync ## Start a whole cluster under Docker and do to it what happe
 
 test-airgap: sync ## Install the air-gap kit on an engine without a network, and chat
 	@$(BIN)/python -m tests.compose airgap
+
+test-operations: sync ## Upgrade a cluster under load, lose it and restore it: four minutes
+	@$(BIN)/python -m tests.compose.operations
 
 clean: ## Remove what was built, but not ~/.corral
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

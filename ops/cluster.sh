@@ -50,15 +50,15 @@ published() {
 
 # An engine on another machine is asked by trying.
 require_card() {
-    docker compose config | grep -q 'driver: nvidia' && [ -d "$(docker info --format '{{.DockerRootDir}}')" ] || return 0
+    docker compose config | grep "driver: nvidia" >/dev/null && [ -d "$(docker info --format '{{.DockerRootDir}}')" ] || return 0
     [ -e /proc/driver/nvidia/version ] || [ -e /dev/dxg ] ||
         fail "compose.gpu.yaml asks for a GPU and this machine has no NVIDIA driver; install it, or leave that file out of COMPOSE_FILE"
-    docker info --format '{{json .Runtimes}} {{json .DiscoveredDevices}}' | grep -q nvidia ||
+    docker info --format '{{json .Runtimes}} {{json .DiscoveredDevices}}' | grep nvidia >/dev/null ||
         fail "compose.gpu.yaml asks for a GPU and Docker does not know of any; install the NVIDIA Container Toolkit"
 }
 
 running() {
-    docker compose ps --quiet 2>/dev/null | grep -q .
+    [ -n "$(docker compose ps --quiet 2>/dev/null)" ]
 }
 
 # The sentence of whoever failed: a container that ended or is not healthy has the reason in its last line.

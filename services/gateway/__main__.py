@@ -1,7 +1,8 @@
 """`python -m services.gateway`: serves until SIGINT or SIGTERM.
 
 On a signal the gateway stops accepting connections, lets the answers that are under way come to their end for up to
-CORRAL_SHUTDOWN_S, gives up the rest, takes back what it still has in the queue, and exits with 0.
+CORRAL_SHUTDOWN_S, gives up the rest, takes back what it still has in the queue, and exits with 0. SIGUSR1 gives answers all the time that they
+take: another gateway has taken over, and nobody waits for this one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pydantic_settings import SettingsError
 
 from services.gateway.app import create_app
 from services.gateway.config import BindAddress, Settings
+from services.gateway.connection import Connection
+from services.gateway.door import listen_at
 from services.gateway.metrics import Metrics
 from services.protocol import logs
 from services.protocol.telemetry import TelemetryRefused, telemetry
@@ -41,24 +44,31 @@ def main() -> None:
     logs.configure("gateway", settings.log_format, level=settings.log_level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        listener = _listen(settings.bind)
+        listeners = [_listen(settings.bind)]
     except OSError as error:
         _refuse(f"cannot listen on {settings.host}: {error.strerror}; stop what uses it, or set CORRAL_HOST", status=1)
+    try:
+        listeners += [listen_at(settings.door)] if settings.door else []
+    except OSError as error:
+        _refuse(
+            f"the door at {settings.door} does not answer: {error.strerror or error}; start it, or leave CORRAL_DOOR out",
+            status=1,
+        )
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again once it has shut down
         signal.signal(number, _exit)
     metrics = Metrics()
     try:
         with telemetry("gateway", settings, metrics.registry, redis_url=settings.redis_url, traced=True) as opened:
-            _serve(create_app(settings, metrics, opened), settings, listener)
+            _serve(create_app(settings, metrics, opened), settings, listeners)
     except TelemetryRefused as error:
         _refuse(str(error), status=1)
 
 
-def _serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+def _serve(app: FastAPI, settings: Settings, listeners: list[socket.socket]) -> None:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="on",
         access_log=False,
@@ -68,9 +78,17 @@ def _serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.shutdown_s,
     )
-    address, port = listener.getsockname()[:2]
-    logger.info("listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
-    uvicorn.Server(config).run(sockets=[listener])
+    server = uvicorn.Server(config)
+
+    def retire(number: int, frame: FrameType | None) -> None:
+        config.timeout_graceful_shutdown = None
+        server.should_exit = True
+
+    signal.signal(signal.SIGUSR1, retire)
+    for listener in listeners:
+        address, port = listener.getsockname()[:2]
+        logger.info("listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
+    server.run(sockets=listeners)
 
 
 def _listen(bind: BindAddress) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -36,6 +37,9 @@ from services.protocol.telemetry import UNSEEN, Telemetry
 
 logger = logging.getLogger(__name__)
 
+READY_S = 5.0
+LOOK_S = 0.01
+
 
 def create_app(settings: Settings, metrics: Metrics | None = None, telemetry: Telemetry = UNSEEN) -> FastAPI:
     """`metrics` None: they are counted, and nobody asks."""
@@ -56,7 +60,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, telemetry: Te
         add_directly(app, router)
     for router in (models.router, queue.router, health.router, management.router):
         app.include_router(router)
-    app.add_middleware(OriginMiddleware, policy=OriginPolicy(settings.origins.split(",")), check_host=settings.bind.loopback)
+    app.add_middleware(OriginMiddleware, policy=OriginPolicy(settings.origins.split(",")), check_host=settings.local)
     app.add_exception_handler(CorralError, errors.corral_error)
     app.add_exception_handler(HTTPException, errors.http_error)
     app.add_exception_handler(ClientDisconnect, _nobody_to_answer)
@@ -86,6 +90,8 @@ async def running(settings: Settings, metrics: Metrics, telemetry: Telemetry) ->
     inflight.start()
     beside = [asyncio.create_task(loop) for loop in (routes.follow(), metrics.watch_lag())]
     try:
+        if settings.door:
+            await _can_serve(inflight, routes)
         yield State(
             routes=routes,
             queue=requests,
@@ -100,6 +106,15 @@ async def running(settings: Settings, metrics: Metrics, telemetry: Telemetry) ->
         await end(beside)
         await registry.aclose()
         await redis.aclose()
+
+
+async def _can_serve(inflight: Inflight, routes: RoutesView) -> None:
+    """Behind a door requests may wait already, which are not to be refused by a gateway that has only just begun. Where Redis does not
+    answer or knows no routes, they are told so after a while."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READY_S):
+            while not (inflight.connected and routes.known):
+                await asyncio.sleep(LOOK_S)
 
 
 async def _nobody_to_answer(request: Request, error: Exception) -> Response:

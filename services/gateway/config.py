@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -65,6 +66,11 @@ class Settings(TelemetryVariables):
         validation_alias=AliasChoices("CORRAL_HOST", "OLLAMA_HOST"),
         description="Address that the gateway listens on, in the forms of OLLAMA_HOST, which counts too.",
     )
+    door: Path | None = Field(
+        default=None,
+        description="Unix socket of a process that holds the published port and hands it to every gateway that asks (ops/door/door.py); "
+        "unset: CORRAL_HOST is all that is listened on.",
+    )
     origins: str = Field(
         default="",
         validation_alias=AliasChoices("CORRAL_ORIGINS", "OLLAMA_ORIGINS"),
@@ -120,10 +126,10 @@ class Settings(TelemetryVariables):
         refuse_placeholder(token.get_secret_value())
         return token
 
-    @field_validator("auth", mode="before")
+    @field_validator("auth", "door", mode="before")
     @classmethod
-    def _empty_is_unset(cls, auth: object) -> object:
-        return auth or None
+    def _empty_is_unset(cls, value: object) -> object:
+        return value or None
 
     @property
     def limits(self) -> Limits:
@@ -135,4 +141,9 @@ class Settings(TelemetryVariables):
 
     @property
     def key_required(self) -> bool:
-        return self.auth == "required" or (self.auth is None and not self.bind.loopback)
+        return self.auth == "required" or (self.auth is None and not self.local)
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it, as far as is known."""
+        return self.bind.loopback and self.door is None

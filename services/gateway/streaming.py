@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from services.gateway.dialects.reply import Reply
 from services.gateway.generation import ClientGone, Generation
 from services.gateway.observation import Observation
-from services.protocol.errors import CorralError
+from services.protocol.errors import CorralError, Unavailable
 from services.protocol.messages import Finished
 from services.protocol.waiting import Place
 
@@ -63,15 +63,25 @@ class GenerationResponse(Response):
         except ClientGone:
             self._observation.cancelled()
             logger.debug("request %s: the client left", self._generation.request.id)
+        except asyncio.CancelledError as cancelled:  # by uvicorn, of an answer that takes longer than CORRAL_SHUTDOWN_S
+            stopped = Unavailable("the gateway was stopped before the answer was complete")
+            if not await self._tell(send, stopped):
+                raise stopped from cancelled
         except Exception as error:
-            self._observation.failed(error)
-            if not self._begun or not isinstance(error, CorralError):
+            if not await self._tell(send, error):
                 raise
-            logger.info("request %s failed after it began: %s", self._generation.request.id, error.message)
-            await send({"type": "http.response.body", "body": self._reply.render_error(error)})
         finally:
             departure.cancel()
             self._abandon(self._generation)
+
+    async def _tell(self, send: Send, error: Exception) -> bool:
+        """In the stream, where it has begun; otherwise the answer is the app's error handler's to give."""
+        self._observation.failed(error)
+        if not self._begun or not isinstance(error, CorralError):
+            return False
+        logger.info("request %s failed after it began: %s", self._generation.request.id, error.message)
+        await send({"type": "http.response.body", "body": self._reply.render_error(error)})
+        return True
 
     async def _notice_departure(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

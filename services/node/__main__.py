@@ -5,7 +5,8 @@ that the cluster knows the node; then jobs.
 
 Stop (SIGTERM, SIGINT): no more jobs, and pulls go back to the queue; workers drain, while the reports go on, as a worker
 without a node would stop itself; the report is taken back; the lock is released. A second signal kills workers that still
-drain. A crash leaves the workers for the next agent.
+drain. An agent that is replaced (its image is a new one, and `docker compose up` has made its successor) leaves the workers, as
+does a crash: the next agent adopts them.
 """
 
 from __future__ import annotations
@@ -125,9 +126,13 @@ def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *,
             log.error("the job worker ended by itself")
             return 1
     agent.stop()
-    runtime.close()
+    replaced = runtime.replaced()
+    if replaced:
+        log.info("another agent takes over; it finds the workers as they are")
+    else:
+        runtime.close()
     jobs.stop()
-    heartbeat.stop()
+    heartbeat.stop(withdraw=not replaced)
     uplink.close()
     return 0
 

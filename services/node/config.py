@@ -17,6 +17,8 @@ from services.protocol.telemetry_variables import TelemetryVariables
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|DATABASE_URL|^PG", re.IGNORECASE)
+#: Ours that count tokens.
+_COUNT = re.compile(r"^CORRAL_\w+_TOKEN(S|_S)$")
 _OURS = re.compile(r"^CORRAL_")
 _INDEX = re.compile(r"^(PIP|UV)_")
 _FOR_CONTAINERS = re.compile(r"^(CORRAL|GGML|HSA|LLAMA|OTEL)_")
@@ -104,4 +106,8 @@ def container_environment() -> dict[str, str]:
 
 
 def _environment_without(names: re.Pattern[str]) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not _SECRET.search(name) and not names.search(name)}
+    return {name: value for name, value in os.environ.items() if not _is_secret(name) and not names.search(name)}
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_SECRET.search(name)) and not _COUNT.match(name)

@@ -64,18 +64,19 @@ class Heartbeat:
         self._parting = self._uplink.spawn(self._departures.watch())
         self._beating = self._uplink.spawn(self._beat())
 
-    def stop(self) -> None:
-        """Ends the reports and takes the last one back: the node is gone now, not after its lease."""
+    def stop(self, *, withdraw: bool) -> None:
+        """Ends the reports. `withdraw`: takes the last one back, as the node is gone now and not after its lease."""
         self._watching.cancel()
         self._parting.cancel()
-        self._uplink.call(self._end)
+        self._uplink.call(self._end, withdraw)
 
-    async def _end(self) -> None:
+    async def _end(self, withdraw: bool) -> None:
         # Not by cancelling: a report that is already on its way could arrive after the withdrawal and bring the node back.
         self._ending.set()
         await asyncio.wrap_future(self._beating)
-        with contextlib.suppress(Unavailable):
-            await self._reports.withdraw(self._node)
+        if withdraw:
+            with contextlib.suppress(Unavailable):
+                await self._reports.withdraw(self._node)
 
     async def _watch_devices(self) -> None:
         """Asks until there is an answer. It holds while the agent runs: asking takes memory of the device each time."""

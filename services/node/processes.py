@@ -142,6 +142,9 @@ class ProcessRuntime:
             workers = list(self._workers.values())
         return frozenset(worker.replica for worker in workers if worker.exit_code() is None)
 
+    def replaced(self) -> bool:
+        return False
+
     def close(self) -> None:
         with self._lock:
             self._closed = True

@@ -69,6 +69,9 @@ class Runtime(Protocol):
     def running(self) -> frozenset[str]:
         """The replicas whose worker runs. Takes no longer than a look."""
 
+    def replaced(self) -> bool:
+        """Whether another agent is about to take this one's place, which goes on with the workers as they are."""
+
     def close(self) -> None:
         """Drains and ends every worker; nothing is started any more."""
 

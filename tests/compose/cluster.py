@@ -19,13 +19,24 @@ class Failed(Exception):
 
 
 class Cluster:
-    """`folder` holds its secrets and its .env, `port` is the gateway's, `grafana_port` Grafana's."""
+    """`folder` holds its secrets and its .env, `port` is the gateway's, `grafana_port` Grafana's. `node` is its only node's name."""
 
-    def __init__(self, folder: Path, *, port: int, grafana_port: int, files: Sequence[str] = ("compose.yaml",)) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int,
+        grafana_port: int,
+        files: Sequence[str] = ("compose.yaml",),
+        project: str = PROJECT,
+        node: str = "node-of-tests",
+    ) -> None:
         self.folder = folder
         self.port = port
+        self.project = project
+        self.node = node
         self._variables = {
-            "COMPOSE_PROJECT_NAME": PROJECT,
+            "COMPOSE_PROJECT_NAME": project,
             "COMPOSE_FILE": ":".join(files),
             "COMPOSE_ENV_FILES": str(folder / ".env"),
             "CORRAL_ENV_FILE": str(folder / ".env"),
@@ -74,7 +85,7 @@ class Cluster:
 
     def workers(self) -> list[dict[str, Any]]:
         """Containers that the agent started and that run."""
-        network = f"network={PROJECT}_back"
+        network = f"network={self.project}_back"
         ids = self.run("docker", "ps", "--quiet", "--filter", network, "--filter", "label=ai.corral.replica").split()
         return [self.inspect(container) for container in ids]
 
@@ -84,7 +95,7 @@ class Cluster:
 
     def remains(self) -> str:
         """Everything of the cluster that the engine still has."""
-        project = f"label=com.docker.compose.project={PROJECT}"
+        project = f"label=com.docker.compose.project={self.project}"
         return "\n".join(
             filter(
                 None,
@@ -95,7 +106,7 @@ class Cluster:
                         "ps",
                         "--all",
                         "--filter",
-                        "label=ai.corral.node=node-of-tests",
+                        f"label=ai.corral.node={self.node}",
                         "--format",
                         "worker {{.Names}}",
                     ),

@@ -72,7 +72,7 @@ def comes_up(cluster: Cluster) -> None:
 
 
 def is_shut(cluster: Cluster) -> None:
-    """Nobody gets in without a key, nothing but the gateway and Grafana is published, and no secret is in an environment."""
+    """Nobody gets in without a key, nothing but the gateway's door and Grafana is published, and no secret is in an environment."""
     assert httpx.get(f"http://127.0.0.1:{cluster.port}/v1/models").status_code == 401
     published = {}
     for service in cluster.compose("ps", "--format", "{{.Service}}").split():
@@ -83,7 +83,7 @@ def is_shut(cluster: Cluster) -> None:
             assert secret.read_text().strip().split()[-1] not in said, (
                 f"{service} has {secret.name} in its environment or its arguments"
             )
-    assert {service for service, is_published in published.items() if is_published} == {"gateway", "grafana"}
+    assert {service for service, is_published in published.items() if is_published} == {"door", "grafana"}
 
 
 def has_few_rights(cluster: Cluster) -> None:

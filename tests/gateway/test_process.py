@@ -73,12 +73,14 @@ async def test_running_answers_end_before_it_stops(redis_url: str, routes: Route
 
 async def test_answers_that_take_too_long_are_given_up(redis_url: str, routes: Routes, worker: Worker, redis: Redis) -> None:
     async with gateway(redis_url, CORRAL_SHUTDOWN_S="1") as (process, url), httpx.AsyncClient(base_url=url) as client:
-        asked = asyncio.create_task(client.post("/api/chat", json=BODY, timeout=20))
+        asked = asyncio.create_task(client.post("/api/chat", json=BODY | {"stream": False}, timeout=20))
         answer = await worker.take()
         await answer.started()
         process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), timeout=10) == 0
-        await asyncio.wait([asked])
+        refused = await asked
+        assert refused.status_code == 503
+        assert refused.json() == {"error": "the gateway was stopped before the answer was complete"}
         await eventually(lambda: worker.cancelled == [answer.request.id])
         assert not await redis.exists(f"corral:request:{answer.request.id}")
 

@@ -7,6 +7,7 @@ removed or ended and is not there any more, is no error.
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ _ANSWER_S = 60
 _CONNECTIONS = 32
 _TAIL_LINES = 20
 _EXPLANATION_LIMIT = 400
+#: Compose makes a container's successor before it stops the container, and starts it when that has ended.
+_PROJECT, _SERVICE, _REPLACES = (f"com.docker.compose.{name}" for name in ("project", "service", "replace"))
 #: HTTP statuses: no such container; not running, or being removed.
 _DONE = (404, 409)
 #: A container's exit code is this and the signal's number where a signal ended its process.
@@ -123,6 +126,18 @@ class Engine:
         with _answers("containers cannot be listed"):
             found = self._api.containers(all=True, filters={"label": [f"{NODE_LABEL}={node}", REPLICA_LABEL]})
         return {entry["Id"]: Listed(entry["Labels"][REPLICA_LABEL], entry["State"]) for entry in found}
+
+    def replaces_us(self) -> bool:
+        """Whether Compose has made a successor of the container that this process runs in."""
+        with _answers("containers cannot be listed"):
+            try:
+                ours = self._api.inspect_container(socket.gethostname())["Config"]["Labels"] or {}
+            except NotFound:  # not in a container
+                return False
+            if _PROJECT not in ours:
+                return False
+            same = [f"{label}={ours[label]}" for label in (_PROJECT, _SERVICE)]
+            return bool(self._api.containers(all=True, filters={"status": "created", "label": [*same, _REPLACES]}))
 
     def signal(self, container: str, name: str) -> None:
         """Does nothing where it does not run."""

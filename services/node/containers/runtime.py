@@ -128,6 +128,13 @@ class ContainerRuntime:
         with self._lock:
             return frozenset(worker.replica for worker in self._workers.values() if not worker.ended)
 
+    def replaced(self) -> bool:
+        try:
+            return self._engine.replaces_us()
+        except CorralError as error:
+            log.warning("whether another agent comes is unknown: %s", error.message)
+            return False
+
     def close(self) -> None:
         with self._lock:
             self._closed = True

@@ -1,0 +1,145 @@
+"""Gateways that share a port which a door holds, as processes: one takes over from another, and nobody is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest_asyncio
+
+from services.protocol.routes import Routes
+from tests.conditions import eventually
+from tests.gateway.conftest import ready
+from tests.gateway.registry import TOKEN
+from tests.gateway.test_process import BODY, free_port, start
+from tests.gateway.workers import Answer, Worker
+
+DOOR = Path(__file__).parents[2] / "ops" / "door" / "door.py"
+KEY = "corral-" + "U" * 43
+
+
+@pytest_asyncio.fixture
+async def door(tmp_path: Path) -> AsyncIterator[tuple[Process, Path, str]]:
+    """Its process, its Unix socket, and the address that it holds."""
+    path, port = tmp_path / "door", free_port()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-I", str(DOOR), str(path), str(port))
+    await eventually(path.is_socket)
+    yield process, path, f"http://127.0.0.1:{port}"
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
+
+
+@asynccontextmanager
+async def gateway(redis_url: str, door: Path) -> AsyncIterator[Process]:
+    own = f"127.0.0.1:{free_port()}"
+    process = await start(CORRAL_HOST=own, CORRAL_DOOR=str(door), CORRAL_REDIS_URL=redis_url, CORRAL_REGISTRY_TOKEN=TOKEN)
+    try:
+        await eventually(lambda: _listens(own), timeout_s=20)
+        await ready(f"http://{own}")
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+def _listens(host: str) -> bool:
+    name, _, port = host.partition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((name, int(port))) == 0
+
+
+async def ask(url: str, worker: Worker) -> tuple[asyncio.Task[httpx.Response], Answer]:
+    """A request of its own connection that a worker has begun to answer."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+
+    async def post() -> httpx.Response:
+        async with httpx.AsyncClient(base_url=url, timeout=20, headers=headers) as client:
+            return await client.post("/api/chat", json=BODY)
+
+    asked = asyncio.create_task(post())
+    answer = await worker.take()
+    await answer.started()
+    return asked, answer
+
+
+async def end(asked: asyncio.Task[httpx.Response], answer: Answer) -> None:
+    await answer.frame("done")
+    await answer.finished()
+    assert '"done":true' in (await asked).text
+
+
+async def test_a_gateway_takes_over(redis_url: str, routes: Routes, worker: Worker, door: tuple[Process, Path, str]) -> None:
+    _, path, url = door
+    async with gateway(redis_url, path) as first:
+        of_first = await ask(url, worker)
+        async with gateway(redis_url, path):
+            first.send_signal(signal.SIGUSR1)
+            await end(*await ask(url, worker))
+            assert first.returncode is None, "it has an answer to finish"
+            await end(*of_first)
+            assert await asyncio.wait_for(first.wait(), timeout=10) == 0
+            await end(*await ask(url, worker))
+
+
+async def test_requests_wait_for_the_next_gateway(
+    redis_url: str, routes: Routes, worker: Worker, door: tuple[Process, Path, str]
+) -> None:
+    _, path, url = door
+    async with gateway(redis_url, path) as first:
+        first.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(first.wait(), timeout=10) == 0
+    asking = asyncio.create_task(ask(url, worker))
+    async with gateway(redis_url, path):
+        await end(*await asking)
+
+
+async def test_connections_that_wait_for_a_request_are_served_to_their_end(
+    redis_url: str, routes: Routes, worker: Worker, door: tuple[Process, Path, str]
+) -> None:
+    _, path, url = door
+    async with gateway(redis_url, path) as only, httpx.AsyncClient(base_url=url) as client:
+        assert (await client.get("/healthz")).headers.get("connection") != "close"
+        waiting, answer = await ask(url, worker)
+        only.send_signal(signal.SIGTERM)
+        # A gateway that has closed its own port has told its connections to end.
+        await eventually(lambda: _closing(only))
+        answered = await client.get("/healthz")
+        assert (answered.status_code, answered.headers["connection"]) == (200, "close")
+        await end(waiting, answer)
+
+
+def _closing(process: Process) -> bool:
+    """Whether it listens on no port of its own any more."""
+    sockets = {
+        link.readlink().name for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.readlink().name.startswith("socket:")
+    }
+    listening = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"}
+    return not any(f"socket:[{inode}]" in sockets for inode in listening)
+
+
+async def test_a_gateway_without_its_door_stops(redis_url: str, routes: Routes, door: tuple[Process, Path, str]) -> None:
+    process, path, _ = door
+    async with gateway(redis_url, path) as only:
+        process.terminate()
+        assert await process.wait() == 0
+        assert await asyncio.wait_for(only.wait(), timeout=10) == 0
+
+
+async def test_a_door_that_is_not_there(tmp_path: Path) -> None:
+    process = await start(
+        CORRAL_HOST=f"127.0.0.1:{free_port()}", CORRAL_DOOR=str(tmp_path / "none"), CORRAL_REGISTRY_TOKEN=TOKEN
+    )
+    _, stderr = await process.communicate()
+    assert process.returncode == 1
+    assert stderr.decode().splitlines() == [
+        f"corral gateway: the door at {tmp_path}/none does not answer: No such file or directory; start it, or leave CORRAL_DOOR out"
+    ]
