@@ -86,7 +86,7 @@ class Cluster:
         self.runtime.hurry()
         await asyncio.to_thread(self.runtime.close)
         await self.stop_gateway()
-        await asyncio.to_thread(self._heartbeat.stop)
+        await asyncio.to_thread(lambda: self._heartbeat.stop(withdraw=True))
         await asyncio.to_thread(self._uplink.close)
         self._store.close()
         await self.redis.aclose()

@@ -37,7 +37,7 @@ async def test_each_request_is_accounted_once_and_no_descriptor_of_the_gateway_i
         descriptors.append(psutil.Process(cluster.gateway.pid).num_fds())
     left = len(range(0, len(KINDS), LEAVING))
     assert await outcomes(cluster) - before == {"answered": ROUNDS * (len(KINDS) - left), "cancelled": ROUNDS * left}
-    assert max(descriptors[2:]) <= max(descriptors[:2]), f"it grows: {descriptors}"
+    assert is_steady(descriptors), descriptors
 
 
 async def test_no_descriptor_of_a_worker_is_leaked(cluster: Cluster) -> None:
@@ -52,7 +52,12 @@ async def test_no_descriptor_of_a_worker_is_leaked(cluster: Cluster) -> None:
                 await one.task
         await eventually(cluster.is_clean)
         descriptors.append(process.num_fds())
-    assert max(descriptors[2:]) <= max(descriptors[:2]), f"it grows: {descriptors}"
+    assert is_steady(descriptors), descriptors
+
+
+def is_steady(descriptors: list[int]) -> bool:
+    """A pool of connections may still have grown; what is leaked once in a round grows with every round."""
+    return max(descriptors[2:]) - max(descriptors[:2]) < ROUNDS - 2
 
 
 def leave(asked: list[Asked]) -> list[Asked]:
