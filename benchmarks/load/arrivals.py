@@ -20,13 +20,13 @@ class Stretch(NamedTuple):
 
 
 async def arrive(ask: Callable[[], Awaitable[Outcome]], *stretches: Stretch) -> list[list[Outcome]]:
-    """A Poisson process in each stretch, the same in every run; one follows the other at once. Returns the outcomes of each when the
-    last request is answered."""
-    chance = random.Random(4)
+    """A Poisson process in each stretch, the same in every run and wherever the rate is the same; one follows the other at once. Returns
+    the outcomes of each when the last request is answered."""
     due_s, end_s = time.perf_counter(), time.perf_counter()
     asked: list[list[asyncio.Future[Outcome]]] = []
     for stretch in stretches:
         asked.append([])
+        chance = random.Random(4)
         due_s, end_s = end_s, end_s + stretch.seconds
         while (due_s := due_s + chance.expovariate(stretch.per_second)) < end_s:
             if (wait_s := due_s - time.perf_counter()) > 0:
