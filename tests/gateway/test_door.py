@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -16,9 +14,10 @@ import pytest_asyncio
 
 from services.protocol.routes import Routes
 from tests.conditions import eventually
-from tests.gateway.conftest import ready
+from tests.conftest import free_port
+from tests.gateway.process import gateway, start
 from tests.gateway.registry import TOKEN
-from tests.gateway.test_process import BODY, free_port, start
+from tests.gateway.test_process import BODY
 from tests.gateway.workers import Answer, Worker
 
 DOOR = Path(__file__).parents[2] / "ops" / "door" / "door.py"
@@ -35,26 +34,6 @@ async def door(tmp_path: Path) -> AsyncIterator[tuple[Process, Path, str]]:
     if process.returncode is None:
         process.kill()
     await process.wait()
-
-
-@asynccontextmanager
-async def gateway(redis_url: str, door: Path) -> AsyncIterator[Process]:
-    own = f"127.0.0.1:{free_port()}"
-    process = await start(CORRAL_HOST=own, CORRAL_DOOR=str(door), CORRAL_REDIS_URL=redis_url, CORRAL_REGISTRY_TOKEN=TOKEN)
-    try:
-        await eventually(lambda: _listens(own), timeout_s=20)
-        await ready(f"http://{own}")
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-def _listens(host: str) -> bool:
-    name, _, port = host.partition(":")
-    with socket.socket() as probe:
-        return probe.connect_ex((name, int(port))) == 0
 
 
 async def ask(url: str, worker: Worker) -> tuple[asyncio.Task[httpx.Response], Answer]:
@@ -79,9 +58,9 @@ async def end(asked: asyncio.Task[httpx.Response], answer: Answer) -> None:
 
 async def test_a_gateway_takes_over(redis_url: str, routes: Routes, worker: Worker, door: tuple[Process, Path, str]) -> None:
     _, path, url = door
-    async with gateway(redis_url, path) as first:
+    async with gateway(redis_url, CORRAL_DOOR=str(path)) as (first, _):
         of_first = await ask(url, worker)
-        async with gateway(redis_url, path):
+        async with gateway(redis_url, CORRAL_DOOR=str(path)):
             first.send_signal(signal.SIGUSR1)
             await end(*await ask(url, worker))
             assert first.returncode is None, "it has an answer to finish"
@@ -94,11 +73,11 @@ async def test_requests_wait_for_the_next_gateway(
     redis_url: str, routes: Routes, worker: Worker, door: tuple[Process, Path, str]
 ) -> None:
     _, path, url = door
-    async with gateway(redis_url, path) as first:
+    async with gateway(redis_url, CORRAL_DOOR=str(path)) as (first, _):
         first.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(first.wait(), timeout=10) == 0
     asking = asyncio.create_task(ask(url, worker))
-    async with gateway(redis_url, path):
+    async with gateway(redis_url, CORRAL_DOOR=str(path)):
         await end(*await asking)
 
 
@@ -106,7 +85,7 @@ async def test_connections_that_wait_for_a_request_are_served_to_their_end(
     redis_url: str, routes: Routes, worker: Worker, door: tuple[Process, Path, str]
 ) -> None:
     _, path, url = door
-    async with gateway(redis_url, path) as only, httpx.AsyncClient(base_url=url) as client:
+    async with gateway(redis_url, CORRAL_DOOR=str(path)) as (only, _), httpx.AsyncClient(base_url=url) as client:
         assert (await client.get("/healthz")).headers.get("connection") != "close"
         waiting, answer = await ask(url, worker)
         only.send_signal(signal.SIGTERM)
@@ -128,7 +107,7 @@ def _closing(process: Process) -> bool:
 
 async def test_a_gateway_without_its_door_stops(redis_url: str, routes: Routes, door: tuple[Process, Path, str]) -> None:
     process, path, _ = door
-    async with gateway(redis_url, path) as only:
+    async with gateway(redis_url, CORRAL_DOOR=str(path)) as (only, _):
         process.terminate()
         assert await process.wait() == 0
         assert await asyncio.wait_for(only.wait(), timeout=10) == 0

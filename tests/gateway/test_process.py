@@ -3,55 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import httpx
 from redis.asyncio import Redis
 
 from services.protocol.routes import Routes
 from tests.conditions import eventually
-from tests.gateway.conftest import ready
+from tests.gateway.process import gateway, listens, start
 from tests.gateway.registry import TOKEN
 from tests.gateway.workers import Worker
 
 BODY = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "Hi"}]}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-async def start(**settings: str) -> Process:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return await asyncio.create_subprocess_exec(sys.executable, "-m", "services.gateway", env=kept | settings, stderr=PIPE)
-
-
-@asynccontextmanager
-async def gateway(redis_url: str, **settings: str) -> AsyncIterator[tuple[Process, str]]:
-    host = f"127.0.0.1:{free_port()}"
-    process = await start(CORRAL_HOST=host, CORRAL_REDIS_URL=redis_url, CORRAL_REGISTRY_TOKEN=TOKEN, **settings)
-    try:
-        await eventually(lambda: _listens(host), timeout_s=20)
-        await ready(f"http://{host}")
-        yield process, f"http://{host}"
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-def _listens(host: str) -> bool:
-    name, _, port = host.partition(":")
-    with socket.socket() as probe:
-        return probe.connect_ex((name, int(port))) == 0
 
 
 async def test_running_answers_end_before_it_stops(redis_url: str, routes: Routes, worker: Worker, redis: Redis) -> None:
@@ -61,7 +25,7 @@ async def test_running_answers_end_before_it_stops(redis_url: str, routes: Route
         await answer.started()
         await answer.frame("Hel")
         process.send_signal(signal.SIGTERM)
-        await eventually(lambda: not _listens(url.removeprefix("http://")))
+        await eventually(lambda: not listens(url.removeprefix("http://")))
         await answer.frame("lo")
         await answer.finished()
         response = await asked
