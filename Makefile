@@ -9,8 +9,8 @@ help: ## Show these targets
 up: sync ## Set everything up and start the platform in the foreground
 	@exec $(BIN)/corral up
 
-test: check ## Set everything up and run the whole test suite
-	@$(BIN)/pytest
+test: check ## Set everything up and run the whole test suite; PROCESSES=2 runs files side by side
+	@$(BIN)/pytest $(if $(PROCESSES),-n $(PROCESSES))
 
 check: sync ## Formatting, lint, types, and who may import whom
 	@$(BIN)/ruff format --check --quiet

@@ -28,6 +28,7 @@ from redis.asyncio import Redis
 from comparison.measures import percentile
 from load.platform import VERSION, claiming, fake_worker, url_of, valkey
 from services.protocol.connection import connect
+from services.protocol.gateways import Gateways
 from services.protocol.messages import Event, Finished, Frame, GenerateRequest, Started, new_id
 from services.protocol.prefixes import prefixes
 from services.protocol.prompts import TextPrompt
@@ -70,6 +71,7 @@ class Users:
         self.asked: dict[str, Asked] = {}
         self._queue = Queue(redis)
         self._reader = ReplyReader(redis, GATEWAY)
+        self._gateways = Gateways(redis)
         self._knowing = knowing
         self._chance = random.Random(7)
         self._systems = [self._text(SYSTEM_TOKENS) for _ in range(SYSTEM_PROMPTS)]
@@ -94,7 +96,7 @@ class Users:
         await asked.done.wait()
 
     async def listen(self) -> None:
-        await self._reader.keep(lease_ms=3_600_000)
+        await self._gateways.renew(GATEWAY, lease_ms=3_600_000, stream_ms=3_600_000)
         while True:
             for reply in await self._reader.read(timeout_s=1):
                 for event in reply.events:

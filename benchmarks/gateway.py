@@ -27,6 +27,7 @@ from load.arrivals import Stretch, arrive, keep_busy, latencies
 from load.client import Client, Outcome, post
 from load.platform import ROUTES, VERSION, Cpu, Others, gateway, listening, url_of, valkey
 from services.protocol.connection import connect
+from services.protocol.gateways import Gateways
 from services.protocol.messages import (
     Claim,
     Event,
@@ -42,7 +43,7 @@ from services.protocol.messages import (
 )
 from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
-from services.protocol.replies import TRIM_EVERY, ReplyReader, ReplyWriter
+from services.protocol.replies import TRIM_ENTRIES, ReplyReader, ReplyWriter
 from services.protocol.reports import WorkerReport, WorkerState
 from services.protocol.routes import Routes
 
@@ -55,7 +56,7 @@ PATHS = ("/api/chat", "/v1/chat/completions")
 TOKENS = 500
 START_S = 60
 #: Steps in the reply stream at which the worker waits: more than a reader leaves untrimmed, too few to be lost.
-STEPS_AHEAD = 3 * TRIM_EVERY
+STEPS_AHEAD = 3 * TRIM_ENTRIES
 
 Table = dict[str, dict[str, float]]
 
@@ -120,7 +121,7 @@ async def floor(url: str) -> dict[str, float]:
     """The same without HTTP: enqueue, wait for the last event, settle."""
     redis = connect(url)
     queue, reader = Queue(redis), ReplyReader(redis, "floor")
-    await reader.keep(lease_ms=600_000)
+    await Gateways(redis).renew("floor", lease_ms=600_000, stream_ms=600_000)
 
     async def once() -> None:
         request = GenerateRequest(new_id(), VERSION, "floor", "c", TextPrompt("x"))

@@ -36,12 +36,12 @@ from gateway import worker as scripted_worker
 from load.arrivals import keep_busy
 from load.client import Client, post
 from load.platform import ROUTES, VERSION, Cpu, Others, listening, url_of, valkey
-from services.gateway.observation import Observation
-from services.gateway.observation import Observer as GatewayObserver
+from services.gateway.requests.telemetry import Observation
+from services.gateway.requests.telemetry import Observer as GatewayObserver
 from services.protocol.connection import connect
 from services.protocol.routes import Routes
 from services.worker.metrics import Metrics as WorkerMetrics
-from services.worker.observation import Observer as WorkerObserver
+from services.worker.request_telemetry import Observer as WorkerObserver
 
 PATH = "/v1/chat/completions"
 CLIENTS = 16

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,23 +23,22 @@ from services.protocol.engine import EngineSettings
 from services.protocol.sampling import SamplingParams, StopConditions
 from services.worker.engine.engine import Engine
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.sampling import Sampler
+from services.worker.engine.sampling import Sampler, Stages
 from services.worker.engine.sequence import Sequence
 
 COMMITTED = (8, 24, 48)
 MODES = ("exact", "batched")
 BATCH_TOKENS = 512
-SETTINGS = EngineSettings(slots=2, context_tokens=1024, batch_tokens=BATCH_TOKENS)
+SETTINGS = EngineSettings(slots=2, context_tokens=1024, batch_tokens=BATCH_TOKENS, threads=len(os.sched_getaffinity(0)))
 
 
 def generate(runner: LlamaRunner, prompt: list[int], *, tokens: int, committed: list[int], exactly: bool) -> list[int]:
     """The whole answer, alone, with nothing in the cache."""
     engine = Engine(runner, batch_tokens=BATCH_TOKENS, prefill_s=0.25)
     sampler = Sampler(
-        SamplingParams(temperature=0),
+        Stages(SamplingParams(temperature=0), runner.token_text),
         StopConditions(tokens, ignore_eos=True),
         end_tokens=runner.end_tokens,
-        vocabulary=runner.token_text,
     )
     sequence = Sequence("one", prompt, sampler, max_tokens=tokens, context_tokens=runner.context_tokens)
     sequence.resume(committed, exactly=exactly)

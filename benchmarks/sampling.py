@@ -24,7 +24,7 @@ from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
 from services.protocol.sampling import SamplingParams, StopConditions
-from services.worker.engine.sampling import Sampler
+from services.worker.engine.sampling import Sampler, Stages
 
 VOCABULARIES = (262_144, 49_152)
 ROUNDS = 9
@@ -149,7 +149,7 @@ def measure(case: Case, size: int, rng: np.random.Generator) -> dict[str, float]
     rows = [(flat if case.flat else model_like)(rng, size) for _ in range(ROWS)]
     text = rng.integers(0, 2000, TEXT_TOKENS).tolist()
     ours = Sampler(
-        case.params, StopConditions(), end_tokens=frozenset(), vocabulary=lambda _: b"x", top_logprobs=case.top_logprobs
+        Stages(case.params, lambda _: b"x"), StopConditions(), end_tokens=frozenset(), top_logprobs=case.top_logprobs
     )
     theirs = LlamaChain(case.params, size, text)
     candidates = [candidates_of(row) for row in rows]

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, create_engine, pool, text
 from sqlalchemy.exc import OperationalError
 
 from services.registry.config import DatabaseSettings
-from services.registry.models import Base
+from services.registry.database.tables import Base
 
 #: Any number that nothing else in the database locks.
 MIGRATION_LOCK = 7_262_411_802

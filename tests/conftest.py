@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
+from xdist.scheduler import LoadScopeScheduling
 
 from services.protocol.connection import connect
 
@@ -34,12 +39,69 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 GEMMA3_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
+class SharedFixtures(LoadScopeScheduling):
+    """Gives each file to one process, because its tests share fixtures; and all of tests/end_to_end, which share one `corral up`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "tests/end_to_end" if file.startswith("tests/end_to_end/") else file
+
+
+#: What takes longest starts first, so that no process is left with it in the end.
+LONGEST = (
+    "tests/end_to_end/",
+    "tests/faults/",
+    "tests/gateway/test_fuzz.py",
+    "tests/cli/test_up.py",
+    "tests/registry/",
+    "tests/worker/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(
+            key=lambda item: next((rank for rank, path in enumerate(LONGEST) if item.nodeid.startswith(path)), len(LONGEST))
+        )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedFixtures:
+    return SharedFixtures(config, log)
+
+
+def pytest_configure() -> None:
+    """A job in a shell's background ignores Ctrl-C, and so would every process that a test starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """Closes the two files on /dev/null that llama_cpp opens at its import and leaves to the end of the interpreter.
+
+    While CPython 3.11 shuts down, it applies the filters that the last warning saw, here pytest's `error`: an open file is then an
+    "Exception ignored" after the summary.
+    """
+    if files := sys.modules.get("llama_cpp._utils"):
+        files.outnull_file.close()
+        files.errnull_file.close()
+
+
+#: Below the ports that the system itself hands out, so that no outgoing connection takes one before its server starts. Processes of one
+#: run do not meet: each has a remainder of its own.
+_PORTS = range(12_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")), 32_000, 32)
+_RANDOM = random.SystemRandom()  # Hypothesis seeds the module's own
+_used_ports: set[int] = set()
+
+
 def free_port() -> int:
-    """One that the system hands out."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that nothing listens on, and that this function has not returned before."""
+    while True:
+        port = _RANDOM.choice(_PORTS)
+        with socket.socket() as probe:
+            if port not in _used_ports and probe.connect_ex(("127.0.0.1", port)) != 0:
+                _used_ports.add(port)
+                return port
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +138,15 @@ def postgres_url(open_folder: Path) -> Iterator[str]:
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
 
 
+@contextmanager
+def cache_lock() -> Iterator[None]:
+    """One process at a time fills the cache."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _wheels(*packages: str) -> list[Path]:
     missing = [package for package in packages if not list(CACHE.glob(f"{package.replace('-', '_')}-*.whl"))]
     if missing:
@@ -86,8 +157,9 @@ def _wheels(*packages: str) -> list[Path]:
 
 def _assemble(target: Path, packages: tuple[str, ...], suffix: str, sha256: str) -> Path:
     """Writes the wheels' files whose names hold `suffix`, one behind the other."""
-    if not target.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
+    with cache_lock():
+        if target.exists():
+            return target
         partial = target.with_suffix(f".partial-{os.getpid()}")
         digest = hashlib.sha256()
         with partial.open("wb") as out:
@@ -125,7 +197,8 @@ def minilm() -> MiniLM:
     """all-MiniLM-L6-v2 as it was published: the reference for embeddings."""
     from tests.minilm import MiniLM, wheel
 
-    return MiniLM(wheel(CACHE))
+    with cache_lock():
+        return MiniLM(wheel(CACHE))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import gguf
@@ -139,3 +140,28 @@ def _tensors(layers: int, width: int) -> list[tuple[str, tuple[int, ...]]]:
         tensors += [(f"blk.{layer}.{name}.weight", (2 * width, width)) for name in ("ffn_gate", "ffn_up")]
         tensors.append((f"blk.{layer}.ffn_down.weight", (width, 2 * width)))
     return tensors
+
+
+# Files byte by byte, for what no writer writes.
+
+HEAD = b"GGUF" + struct.pack("<I", 3)
+
+
+def text(value: str) -> bytes:
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def entry(key: str, kind: int, value: bytes) -> bytes:
+    return text(key) + struct.pack("<I", kind) + value
+
+
+ARCHITECTURE = entry("general.architecture", 8, text("llama"))
+
+
+def header(*entries: bytes, tensors: tuple[bytes, ...] = ()) -> bytes:
+    return HEAD + struct.pack("<QQ", len(tensors), len(entries)) + b"".join(entries) + b"".join(tensors)
+
+
+def tensor(name: str, shape: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)

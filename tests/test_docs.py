@@ -16,21 +16,21 @@ CONFIGURATION = ROOT / "docs" / "configuration.md"
 INTRODUCTION = """\
 # Settings
 
-Every setting is an environment variable. `corral up` and the node agent set those that a service needs; what you may want to set
-yourself is mostly in the gateway's table and in that of the command line. Durations and sizes have their unit in the name.
-A file in `/run/secrets`, named like the variable in lower case, says it too; a variable of the environment wins.
-This page is generated from the settings classes (`python -m tests.test_docs`).
+Every setting is an environment variable. `corral up` and the node agent set the variables that their services need; the ones
+you may want to set yourself are mostly in the gateway's table and in the command line's. Names of durations and sizes contain
+the unit (except `KEEP_ALIVE`). A setting can also be a file in `/run/secrets`, named like the variable in lower case; the
+environment variable takes precedence. This page is generated from the settings classes (`python -m tests.test_docs`).
 """
 
 ENGINE = """
-How replicas run their models. The registry reads them as the defaults of every deployment; `corral deploy MODEL --set NAME=VALUE`
-and the management API set them for one model, by the name behind `CORRAL_` in lower case. Workers get them from the node agent.
+How replicas run their models. The registry's values are the defaults of every deployment; `corral deploy MODEL --set
+NAME=VALUE` and the management API override them for one model (NAME is the variable without `CORRAL_`, in lower case). The node
+agent passes the result to the workers.
 """
 
-
 TELEMETRY = """
-What gateways, workers, node agents and the registry tell of themselves (see [metrics](metrics.md)). `corral up` and a node agent hand
-theirs on to what they start.
+Metrics, logs and traces of gateways, workers, node agents and the registry (see [metrics](metrics.md)). `corral up` and node
+agents pass these settings on to the processes that they start.
 """
 
 
@@ -38,9 +38,9 @@ def settings_classes() -> list[tuple[str, type[BaseSettings]]]:
     from services.cli.config import Settings as CliSettings
     from services.gateway.config import Settings as GatewaySettings
     from services.node.config import Settings as NodeSettings
-    from services.protocol.engine_variables import EngineVariables
-    from services.protocol.telemetry_variables import TelemetryVariables
+    from services.process.engine_variables import EngineVariables
     from services.registry.config import Settings as RegistrySettings
+    from services.telemetry.variables import TelemetryVariables
     from services.worker.config import Settings as WorkerSettings
 
     return [
@@ -56,8 +56,8 @@ def settings_classes() -> list[tuple[str, type[BaseSettings]]]:
 
 def own_fields(settings: type[BaseSettings]) -> dict[str, FieldInfo]:
     """Without those that several classes share, which have tables of their own."""
-    from services.protocol.engine_variables import EngineVariables
-    from services.protocol.telemetry_variables import TelemetryVariables
+    from services.process.engine_variables import EngineVariables
+    from services.telemetry.variables import TelemetryVariables
 
     inherited = [
         shared for shared in (EngineVariables, TelemetryVariables) if settings is not shared and issubclass(settings, shared)

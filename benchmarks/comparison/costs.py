@@ -64,10 +64,10 @@ class Meter:
 
     def _read(self) -> tuple[Mapping[str, float], float, float, float]:
         idle = sum(sum(cpu_seconds(server.pid).values()) for server in self._others)
-        return cpu_seconds(self._server.pid), idle, time.process_time(), _busy_seconds()
+        return cpu_seconds(self._server.pid), idle, time.process_time(), busy_seconds()
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """Of all cores together; time that the hypervisor gave to others counts as busy."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ START_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Load:
-    """What a server is started for. `context_tokens` is that of one slot."""
+    """What a server is started for. `context_tokens` is that of one slot. `threads` 0: what Corral chooses by itself."""
 
     model: Model
     slots: int
@@ -38,11 +38,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Server:
-    """A running one; `pid` is the root of its processes."""
+    """A running one; `pid` is the root of its processes, `client` asks for the model that it was started for."""
 
     name: str
     pid: int
     client: Client
+    port: int
 
 
 class DidNotStart(Exception):
@@ -50,8 +51,11 @@ class DidNotStart(Exception):
 
 
 @contextlib.contextmanager
-def corral(load: Load, folder: Path) -> Iterator[Server]:
-    """The whole platform, as `corral up` starts it, with nothing that an earlier one knew."""
+def corral(
+    load: Load, folder: Path, *, beside: Sequence[Model] = (), checkout: Path | None = None, name: str = CORRAL
+) -> Iterator[Server]:
+    """The whole platform, as `corral up` starts it, with nothing that an earlier one knew. It has the models `beside` too. `checkout` is
+    that of another Corral."""
     port = free_port()
     home = folder / f"corral-{port}"
     environment = {
@@ -62,18 +66,20 @@ def corral(load: Load, folder: Path) -> Iterator[Server]:
         "CORRAL_THREADS": str(load.threads),
         "CORRAL_KEEP_ALIVE": "-1",
     }
-    log = folder / "corral.log"
-    up = [sys.executable, "-m", "services.cli", "up", "--no-demo"]
+    log = folder / f"{name}.log"
+    cli = [str(checkout / ".venv/bin/corral")] if checkout else [sys.executable, "-m", "services.cli"]
+    up = [*cli, "up", "--no-demo"]
     with _removed(home), child(up, log=log, environment=environment, stop=signal.SIGINT, grace_s=60) as process:
         _wait(process, log, lambda: "ready at" in log.read_text())
-        _pull(load.model, {**os.environ, **environment})
-        yield Server(CORRAL, process.pid, Client(port, load.model.name))
+        for model in (load.model, *beside):
+            _pull(cli, model, {**os.environ, **environment})
+        yield Server(name, process.pid, Client(port, load.model.name), port)
 
 
 @contextlib.contextmanager
 def llama_server(load: Load, folder: Path) -> Iterator[Server]:
     port = free_port()
-    log = folder / "llama-server.log"
+    log = folder / f"llama-server-{port}.log"
     arguments = {
         "--model": load.model.path,
         "--port": port,
@@ -85,7 +91,7 @@ def llama_server(load: Load, folder: Path) -> Iterator[Server]:
     command = [sys.executable, str(script), *(str(word) for pair in arguments.items() for word in pair)]
     with child(command, log=log) as process:
         _wait(process, log, lambda: _answers(f"http://127.0.0.1:{port}/health"))
-        yield Server(LLAMA_SERVER, process.pid, Client(port, load.model.name))
+        yield Server(LLAMA_SERVER, process.pid, Client(port, load.model.name), port)
 
 
 @contextlib.contextmanager
@@ -104,7 +110,7 @@ def packaged(load: Load, folder: Path) -> Iterator[Server]:
     command = [sys.executable, "-m", "llama_cpp.server", *(str(word) for pair in arguments.items() for word in pair)]
     with child(command, log=log) as process:
         _wait(process, log, lambda: _answers(f"http://127.0.0.1:{port}/v1/models"))
-        yield Server(PACKAGED, process.pid, Client(port, load.model.name))
+        yield Server(PACKAGED, process.pid, Client(port, load.model.name), port)
 
 
 @contextlib.contextmanager
@@ -116,9 +122,9 @@ def _removed(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _pull(model: Model, environment: Mapping[str, str]) -> None:
+def _pull(cli: Sequence[str], model: Model, environment: Mapping[str, str]) -> None:
     """From the file, in seconds."""
-    command = [sys.executable, "-m", "services.cli", "pull", str(model.path), "--as", model.name]
+    command = [*cli, "pull", str(model.path), "--as", model.name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
     if done.returncode:
         raise DidNotStart(f"corral pull {model.path}: {done.stderr.strip()[-500:]}")

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.models.common import (
     BigValueGraphMode,
+    GraphTresholdsStyleMode,
     LegendDisplayMode,
     LegendPlacement,
     StackingMode,
 )
-from grafana_foundation_sdk.models.dashboard import Dashboard, DashboardCursorSync, DataSourceRef, VariableRefresh
+from grafana_foundation_sdk.models.dashboard import (
+    Dashboard,
+    DashboardCursorSync,
+    DataSourceRef,
+    Threshold,
+    ThresholdsMode,
+    VariableRefresh,
+)
 
 #: Chosen at the top of each dashboard; the provisioned one is the default.
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -20,6 +29,8 @@ SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG = "corral"
 _WIDTH = 24
 _HEIGHT = 8
+#: A longer pause between two values is a gap in the line.
+_CONNECTED_MS = 3_600_000
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,9 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """A graph; with `number` the last value, large. `unit` is Grafana's name of one, `width` of the row's 24."""
+    """A graph; with `number` the last value, large. `unit` is Grafana's name of one, `width` of the row's 24. The axis goes from `least` to
+    `most`, None: as far as the values do. Values above `red_above` or below `red_below` are what someone should look at: a red line in a
+    graph, a red number."""
 
     title: str
     queries: Sequence[Query]
@@ -41,6 +54,15 @@ class Panel:
     text: str = ""
     stacked: bool = False
     number: bool = False
+    least: float | None = 0
+    most: float | None = None
+    red_above: float | None = None
+    red_below: float | None = None
+
+
+def share(title: str, queries: Sequence[Query], width: int = 8, **options: Any) -> Panel:
+    """A graph of parts of a whole, from 0 to 100 %."""
+    return Panel(title, queries, "percentunit", width, most=1, **options)
 
 
 @dataclass(frozen=True)
@@ -110,13 +132,22 @@ def _graph(panel: Panel) -> timeseries.Panel:
         .description(panel.text)
         .datasource(SOURCE)
         .unit(panel.unit)
-        .min(0)
         .span(panel.width)
         .height(_HEIGHT)
         .line_width(1)
         .fill_opacity(30 if panel.stacked else 8)
+        .span_nulls(_CONNECTED_MS)
         .legend(legend)
+        .thresholds(_thresholds(panel))
     )
+    if panel.least is not None:
+        builder = builder.min(panel.least)
+    elif panel.red_below is not None and panel.red_above is not None:
+        builder = builder.axis_soft_min(panel.red_below).axis_soft_max(panel.red_above)
+    if panel.most is not None:
+        builder = builder.max(panel.most)
+    if panel.red_above is not None or panel.red_below is not None:
+        builder = builder.thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphTresholdsStyleMode.DASHED))
     if panel.stacked:
         builder = builder.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
     for target in _targets(panel):
@@ -134,10 +165,24 @@ def _number(panel: Panel) -> stat.Panel:
         .span(panel.width)
         .height(_HEIGHT // 2)
         .graph_mode(BigValueGraphMode.AREA)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .thresholds(_thresholds(panel))
     )
+    if panel.most is not None:
+        builder = builder.max(panel.most)
     for target in _targets(panel):
         builder = builder.with_target(target)
     return builder
+
+
+def _thresholds(panel: Panel) -> dashboard.ThresholdsConfig:
+    """Without any, Grafana paints what is above 80 red."""
+    steps = [Threshold(None, "green" if panel.red_below is None else "red")]
+    if panel.red_below is not None:
+        steps.append(Threshold(panel.red_below, "green"))
+    if panel.red_above is not None:
+        steps.append(Threshold(panel.red_above, "red"))
+    return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps)
 
 
 def _targets(panel: Panel) -> list[prometheus.Dataquery]:
@@ -147,25 +192,30 @@ def _targets(panel: Panel) -> list[prometheus.Dataquery]:
     ]
 
 
-def rate(counter: str, *, by: str = "", where: str = "") -> str:
+def rate(counter: str, *, by: str = "", where: str = "", window: str = "$__rate_interval") -> str:
     """A second's worth of a counter, summed."""
     grouping = f" by ({by})" if by else ""
-    return f"sum{grouping} (rate({counter}{{{where}}}[$__rate_interval]))" if where else _plain_rate(counter, grouping)
+    selector = f"{{{where}}}" if where else ""
+    return f"sum{grouping} (rate({counter}{selector}[{window}]))"
 
 
-def _plain_rate(counter: str, grouping: str) -> str:
-    return f"sum{grouping} (rate({counter}[$__rate_interval]))"
+def ratio(part: str, whole: str, *, matching: str = "") -> str:
+    """Without values for times at which there is nothing to divide by."""
+    return f"{part} / {matching}{' ' if matching else ''}({whole} > 0)"
 
 
 def percentile(part: float, histogram: str, *, by: str = "", where: str = "") -> str:
+    """Of five minutes: fewer requests than that make a line of gaps and jumps. Times without any have no value."""
     grouping = f"le, {by}" if by else "le"
-    return f"histogram_quantile({part}, {rate(f'{histogram}_bucket', by=grouping, where=where)})"
+    buckets = rate(f"{histogram}_bucket", by=grouping, where=where, window="5m")
+    return f"histogram_quantile({part}, {buckets}) >= 0"
 
 
 def percentiles(histogram: str, *, where: str = "") -> list[Query]:
-    """The median, and what one of twenty and one of a hundred has to bear."""
+    """The median, the 95th and the 99th percentile."""
     return [Query(percentile(part, histogram, where=where), f"p{part * 100:.0f}") for part in (0.5, 0.95, 0.99)]
 
 
 def mean(histogram: str, *, by: str = "", where: str = "") -> str:
-    return f"{rate(f'{histogram}_sum', by=by, where=where)} / {rate(f'{histogram}_count', by=by, where=where)}"
+    total, count = (rate(f"{histogram}_{name}", by=by, where=where, window="5m") for name in ("sum", "count"))
+    return ratio(total, count)

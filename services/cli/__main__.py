@@ -1,6 +1,6 @@
-"""The command's entry: every failure becomes one line on stderr and an exit code.
+"""Entry point of the command. Every failure becomes one line on stderr and an exit code.
 
-0 done; 1 an error; 130 Ctrl-C; 141 whoever read the output is gone.
+Exit codes: 0 success, 1 error, 130 Ctrl-C, 141 broken pipe.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import typer
 from services.cli.app import app
 from services.cli.config import state_folder
 from services.cli.console import err
+from services.cli.run import with_think_values
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -26,20 +27,21 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code: object = app(standalone_mode=False)
+        code: object = app(with_think_values(sys.argv[1:]), prog_name="corral", standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:
-        # The help that a bare `corral` prints has no message of its own.
-        if message := " ".join(error.format_message().split()):
-            err.print(f"Error: {message}")
+        message = " ".join(error.format_message().split())
+        if not message:  # without a command, the help has already been printed
+            return 0
+        err.print(f"Error: {message}")
         return 1
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more on its way out.
+        # Python flushes stdout again at exit, which would raise a second BrokenPipeError.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except Exception as error:  # noqa: BLE001 a person gets one line; whoever mends it gets the traceback
+    except Exception as error:  # noqa: BLE001 the user gets one line; the traceback goes into a file
         err.print(f"Error: {type(error).__name__}: {error}; this should not happen, the details are in {_keep_traceback()}")
         return 1
     return code if isinstance(code, int) else 0

@@ -1,20 +1,25 @@
-"""An answer as it streams in, and the timings that come with its last line."""
+"""Prints an answer as it streams in, and the timings from its last line."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from shutil import get_terminal_size
 from typing import Any
 
 from services.cli.console import err
 from services.cli.quantities import duration_text
 from services.cli.server import Server
+from services.cli.word_wrap import WordWrap
 
 
 @dataclass(frozen=True)
-class Generation:
-    """What every request of one `corral run` shares; `fields` are those of its body that were asked for."""
+class StreamedAnswer:
+    """Sends requests and prints their answers. Holds what all requests of one `corral run` share.
+
+    `fields` are extra fields of the request body.
+    """
 
     server: Server
     model: str
@@ -25,11 +30,11 @@ class Generation:
     fields: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> None:
-        """Returns once the model is loaded."""
+        """Loads the model, and returns once it is loaded."""
         self.server.post("/api/generate", self._body() | {"stream": False})
 
     def complete(self, prompt: str) -> str:
-        """Prints the answer to one prompt, and returns it."""
+        """Prints and returns the answer to one prompt."""
         body = self._body() | {"prompt": prompt} | ({"system": self.system} if self.system else {})
         return self._print("/api/generate", body)
 
@@ -42,11 +47,12 @@ class Generation:
         return {"model": self.model, "options": self.options} | self.fields | keep_alive
 
     def _print(self, path: str, body: dict[str, Any]) -> str:
-        """Ctrl-C leaves the request, which frees its slot; what was said until then is returned."""
+        """Prints and returns an answer. On Ctrl-C, closes the request, which frees its slot, and raises Interrupted with the
+        text so far."""
         voice = _Voice()
-        lines = self.server.lines(path, body)
+        lines = self.server.lines(path, body, headers={"X-Queue-Updates": "true"})
         try:
-            for line in _waiting(lines, self.model):
+            for line in _answer_lines(lines, self.model):
                 voice.say(line.get("message", line))
                 if line["done"] and self.verbose:
                     _print_timings(line)
@@ -58,11 +64,12 @@ class Generation:
 
 
 class _Voice:
-    """Prints an answer as it comes: thoughts to stderr, so that stdout has the answer alone."""
+    """Prints an answer as it arrives: reasoning to stderr, so that stdout has only the answer."""
 
     def __init__(self) -> None:
         self.said = ""
         self._thinks = False
+        self._wrap = WordWrap(get_terminal_size().columns) if sys.stdout.isatty() else None
 
     def say(self, part: dict[str, Any]) -> None:
         if thought := part.get("thinking"):
@@ -73,29 +80,34 @@ class _Voice:
                 err.print("\n")
                 self._thinks = False
             self.said += text
-            sys.stdout.write(text)
+            sys.stdout.write(self._wrap.push(text) if self._wrap else text)
             sys.stdout.flush()
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in the middle of an answer."""
+    """Ctrl-C during an answer. `said` is the text so far."""
 
     def __init__(self, said: str) -> None:
         super().__init__()
         self.said = said
 
 
-def _waiting(lines: Iterator[dict[str, Any]], model: str) -> Iterator[dict[str, Any]]:
-    """A spinner until the first line: the model may have to be loaded."""
-    with err.status(f"waiting for {model}", spinner="dots"):
-        first = next(lines, None)
+def _answer_lines(lines: Iterator[dict[str, Any]], model: str) -> Iterator[dict[str, Any]]:
+    """Yields the answer's lines. Until the first one, a spinner shows the place in the queue."""
+    first = None
+    with err.status(f"waiting for {model}", spinner="dots") as status:
+        for line in lines:
+            if "queue_position" not in line:
+                first = line
+                break
+            status.update(f"waiting for {model}: number {line['queue_position']} in the queue")
     if first:
         yield first
     yield from lines
 
 
 def _print_timings(line: dict[str, Any]) -> None:
-    """The last line's, as `ollama run --verbose` prints them."""
+    """Prints the timings in the last line, in the format of `ollama run --verbose`."""
     rows = [
         ("total duration", duration_text(line.get("total_duration", 0))),
         ("load duration", duration_text(line.get("load_duration", 0))),

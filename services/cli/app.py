@@ -1,4 +1,4 @@
-"""The commands of `corral`, in the order of its help."""
+"""Registers the `corral` commands, in the order of the help."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from services.cli import keys
+from services.cli import keys, nodes
 from services.cli.chaos import chaos
 from services.cli.console import out
 from services.cli.deployments import deploy, list_deployments, undeploy
-from services.cli.models import list_models, remove, show
+from services.cli.models import list_models, remove, rollback, show, versions
 from services.cli.nodes import list_nodes
 from services.cli.pull import pull
 from services.cli.replicas import ps, stop
@@ -22,7 +22,6 @@ from services.cli.up import up
 app = typer.Typer(
     name="corral",
     help="A team's shared inference cluster for llama.cpp models.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,6 +51,8 @@ for command, name in (
     (ps, "ps"),
     (show, "show"),
     (stop, "stop"),
+    (versions, "versions"),
+    (rollback, "rollback"),
     (remove, "rm"),
     (status, "status"),
     (list_nodes, "nodes"),
@@ -63,3 +64,4 @@ for command, name in (
     app.command(name)(command)
 app.command("ls", hidden=True)(list_models)
 app.add_typer(keys.app, name="key")
+app.add_typer(nodes.app, name="node")

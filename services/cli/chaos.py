@@ -1,4 +1,4 @@
-"""`corral chaos`: kills workers of a running cluster, and shows what its clients notice of that."""
+"""`corral chaos`: kills workers of a running cluster, and shows how that affects clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _CLIENTS = 4
 
 @dataclass
 class Noticed:
-    """By the clients that ask all the time. Waits in seconds, each the longest within one answer; appended to from several threads."""
+    """What the clients experienced. Appended to from several threads.
+
+    `waits` has the longest wait within each answer, in seconds.
+    """
 
     waits: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -32,7 +35,8 @@ def chaos(
     every: Annotated[float, typer.Option(min=1, help="Seconds between two kills.")] = 15.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
 ) -> None:
-    """Kill a worker every few seconds under a few clients, and count what they notice. Exit code 1 where an answer failed."""
+    """Kill a worker every few seconds under load from a few clients, and report how that affects them. Exits with 1 if an
+    answer failed."""
     server = connect()
     models = sorted({replica["model"] for replica in _ready(server)})
     if not models:
@@ -66,14 +70,14 @@ def _kill(server: Server, until: float, every_s: float) -> int:
             except RequestRefused as error:
                 if error.status != 404:
                     raise
-                continue  # it has ended by itself meanwhile
+                continue  # the replica ended before we could kill it
             kills += 1
             out.print(f"killed the worker of {victim['model']} on {victim['node']} ({victim['id'][:12]})")
     return kills
 
 
 def _ask(model: str, noticed: Noticed, over: threading.Event) -> None:
-    """One answer after the other. A connection of its own: the command's is not for several threads."""
+    """Requests one answer after another. Opens its own connection, since the command's isn't shared between threads."""
     server = connect()
     options = {"num_predict": _TOKENS, "temperature": 0}
     while not over.is_set():

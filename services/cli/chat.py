@@ -1,25 +1,14 @@
-"""The conversation of `corral run` on a terminal."""
+"""The interactive chat of `corral run`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-try:
-    import readline
-except ImportError:  # some builds of Python come without; input() then reads plain lines
-    readline = None  # type: ignore[assignment]
-
-from services.cli.answer import Generation, Interrupted
+from services.cli.answer import Interrupted, StreamedAnswer
 from services.cli.config import state_folder
 from services.cli.console import err, out
 from services.cli.errors import CommandError
-
-PROMPT = ">>> "
-CONTINUATION = "... "
-FENCE = '"""'
-HISTORY_LINES = 1000
+from services.cli.message_input import MessageInput
 
 HELP = """\
   /clear    forget the conversation
@@ -31,31 +20,31 @@ HELP = """\
 
 
 class Chat:
-    """Owns the conversation so far. A model without a chat template continues each text by itself instead."""
+    """Keeps the conversation so far. If the model has no chat template, it continues each text on its own instead."""
 
-    def __init__(self, generation: Generation, *, capabilities: Sequence[str]) -> None:
-        self._generation = generation
+    def __init__(self, streamed: StreamedAnswer, *, capabilities: Sequence[str]) -> None:
+        self._streamed = streamed
         self._chats = "chat" in capabilities
         self._messages: list[dict[str, str]] = []
 
     def run(self) -> None:
-        """Returns when the user leaves."""
-        with err.status(f"loading {self._generation.model}", spinner="dots"):
-            self._generation.load()
+        """Runs the chat until the user leaves."""
+        with err.status(f"loading {self._streamed.model}", spinner="dots"):
+            self._streamed.load()
         out.print(
             "Send a message (/? for help)"
             if self._chats
             else "This model has no chat template: it continues your text (/? for help)"
         )
-        history = _load_history()
+        messages = MessageInput(state_folder() / "history")
         try:
-            while (text := _read_message()) is not None and self._handle(text.strip()):
+            while (text := messages.read()) is not None and self._handle(text.strip()):
                 pass
         finally:
-            _save_history(history)
+            messages.save()
 
     def _handle(self, text: str) -> bool:
-        """False to leave."""
+        """Handles one line of input. Returns False if the user wants to leave."""
         match text:
             case "":
                 return True
@@ -73,7 +62,7 @@ class Chat:
         return True
 
     def _say(self, text: str) -> None:
-        """A failure is said and the conversation goes on, without the message that failed."""
+        """Sends one message. If it fails, prints the error and drops the message, so that the chat can continue."""
         try:
             answer = self._answer(text)
         except CommandError as error:
@@ -85,47 +74,7 @@ class Chat:
     def _answer(self, text: str) -> str:
         try:
             if not self._chats:
-                return self._generation.complete(text)
-            return self._generation.chat([*self._messages, {"role": "user", "content": text}])
+                return self._streamed.complete(text)
+            return self._streamed.chat([*self._messages, {"role": "user", "content": text}])
         except Interrupted as stopped:
             return stopped.said
-
-
-def _read_message() -> str | None:
-    """One message; None at the end of input."""
-    try:
-        text = input(PROMPT)
-        if text.lstrip().startswith(FENCE):
-            text = _read_fenced(text.lstrip().removeprefix(FENCE))
-    except EOFError:
-        out.print()
-        return None
-    except KeyboardInterrupt:
-        out.print("\nUse Ctrl-D or /bye to leave.")
-        return ""
-    return text
-
-
-def _read_fenced(first: str) -> str:
-    lines = [first]
-    while not lines[-1].rstrip().endswith(FENCE):
-        lines.append(input(CONTINUATION))
-    lines[-1] = lines[-1].rstrip().removesuffix(FENCE)
-    return "\n".join(lines).strip("\n")
-
-
-def _load_history() -> Path:
-    path = state_folder() / "history"
-    if readline and path.exists():
-        readline.read_history_file(path)
-    return path
-
-
-def _save_history(path: Path) -> None:
-    """What the user typed is private: the folder is theirs alone."""
-    if not readline or not sys.stdin.isatty():
-        return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    readline.set_history_length(HISTORY_LINES)
-    readline.write_history_file(path)
-    path.chmod(0o600)

@@ -1,4 +1,4 @@
-"""The settings of the command line, and the only place of it that reads the environment."""
+"""Settings of the command line. Only this module reads the environment."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.cli.errors import CommandError
 
-#: Where a container finds the key, as a file `corral_api_key`; services.protocol.secrets says more.
+#: The folder in which a container finds the API key, as the file `corral_api_key`. See services.process.secrets.
 _SECRETS = Path("/run/secrets")
 
 
 class Settings(BaseSettings):
-    """Where the platform is, and where `corral up` keeps it."""
+    """Settings of the commands and of `corral up`."""
 
     model_config = SettingsConfigDict(
         env_prefix="CORRAL_", env_ignore_empty=True, populate_by_name=True, secrets_dir=_SECRETS if _SECRETS.is_dir() else None
@@ -40,6 +40,12 @@ class Settings(BaseSettings):
     min_free_bytes: int = Field(
         default=1 << 30, ge=0, description="`corral up` does not start with less free disk than this, for PostgreSQL's sake."
     )
+    queue_memory_bytes: int | None = Field(
+        default=None,
+        ge=16 << 20,
+        description="Memory that `corral up` gives Valkey, which holds the queue (`maxmemory`). An eighth of the machine's memory if it is "
+        "not set, at most 1 GiB. From 90 % of it on, new requests are refused with 503.",
+    )
     metrics_port: str = Field(
         default="auto",
         description="`corral up` serves the metrics of each part on a free port, which docs/metrics.md says how to find; with 0 none.",
@@ -52,7 +58,7 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Raises CommandError that names the variable which does not parse."""
+    """Loads the settings. Raises CommandError naming the variable that is invalid."""
     try:
         return Settings()
     except ValidationError as error:
@@ -63,10 +69,10 @@ def load_settings() -> Settings:
 
 
 def inherited_environment() -> dict[str, str]:
-    """What the parts of the platform inherit: paths, proxies, certificates and the user's own CORRAL_* settings."""
+    """The environment that the platform's processes inherit: paths, proxies, certificates, and the user's CORRAL_* settings."""
     return dict(os.environ)
 
 
 def state_folder() -> Path:
-    """Where the chat's history lives (XDG's state folder)."""
+    """The XDG state folder, which holds the chat history and the crash log."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "corral"

@@ -1,17 +1,24 @@
-"""Where commands write: answers and tables to stdout, everything about them to stderr."""
+"""Console output: answers and tables go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 err = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
 
-COLUMN_GAP = "    "
+#: Width of a table that isn't printed on a terminal, in cells.
+PIPE_WIDTH = 100
+
+COLUMN_GAP = 4
+#: Column gap of a table that would otherwise be too wide.
+NARROW_GAP = 2
+#: Columns are not narrowed below this width.
+NARROWEST_COLUMN = 8
 
 
 def print_json(value: Any) -> None:
@@ -19,9 +26,29 @@ def print_json(value: Any) -> None:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Ollama's tables: no borders, and never cut to the terminal's width, so that they can be piped."""
+    """Prints a table without borders, like Ollama's. On a narrow terminal the widest columns are cut; piped output never is."""
     table = [headers, *rows]
     widths = [max(cell_len(row[column]) for row in table) for column in range(len(headers))]
+    room = out.width if out.is_terminal else PIPE_WIDTH
+    gaps = len(headers) - 1
+    gap = COLUMN_GAP if sum(widths) + COLUMN_GAP * gaps <= room else NARROW_GAP
+    if out.is_terminal:
+        widths = narrowed(widths, room - gap * gaps)
     for row in table:
-        cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
-        out.print(COLUMN_GAP.join(cells).rstrip())
+        cells = [_fitted(cell, width) for cell, width in zip(row, widths, strict=True)]
+        out.print((" " * gap).join(cells).rstrip())
+
+
+def narrowed(widths: Sequence[int], room: int) -> list[int]:
+    """Shrinks the widest columns until the table fits into `room`, or until none can shrink further."""
+    result = list(widths)
+    while sum(result) > room and max(result) > NARROWEST_COLUMN:
+        widest = result.index(max(result))
+        result[widest] -= 1
+    return result
+
+
+def _fitted(cell: str, width: int) -> str:
+    if cell_len(cell) <= width:
+        return cell + " " * (width - cell_len(cell))
+    return set_cell_size(cell, width - 1) + "…"

@@ -1,6 +1,6 @@
-"""`corral deploy`, `undeploy` and `deployments`: with which settings models run, and which of them stay loaded.
+"""`corral deploy`, `undeploy` and `deployments`: how models run, and which stay loaded.
 
-What a setting may be is the server's to say: here only its spelling on a command line is known.
+The server validates the settings; this module only parses their command-line form.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import typer
 from services.cli.console import out, print_json, print_table
 from services.cli.errors import CommandError
 from services.cli.models import Json, ModelArgument
+from services.cli.rollout import replica_ids, wait_for_rollout
 from services.cli.server import connect
 
 _ROUTE = "/registry/v1/deployments"
@@ -37,8 +38,13 @@ def deploy(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any engine setting; repeatable.")
     ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the replicas are ready.")] = True,
 ) -> None:
-    """Choose how a model runs, and keep it loaded. What is not said here is as the platform's settings say."""
+    """Choose how a model runs, and keep it loaded. Anything omitted falls back to the platform's settings.
+
+    Replicas with the old settings keep serving until the new ones are ready. The rollout continues even if this command is
+    stopped.
+    """
     engine = {
         "slots": slots,
         "context_tokens": context,
@@ -53,12 +59,16 @@ def deploy(
     }
     engine |= dict(_setting(text) for text in settings or [])
     given = {name: value for name, value in engine.items() if value is not None}
-    done = connect().put(f"{_ROUTE}/{model}", {"engine": given, "replicas": replicas})
+    server = connect()
+    earlier = replica_ids(server) if wait else frozenset()
+    done = server.put(f"{_ROUTE}/{model}", {"engine": given, "replicas": replicas})
+    if wait and replicas:
+        wait_for_rollout(server, done, earlier)
     out.print(f"deployed '{done['model']}': {_summary(done)}")
 
 
 def undeploy(model: ModelArgument) -> None:
-    """Take back what `deploy` said: the platform's settings, and loaded only while it is used."""
+    """Undo `deploy`: use the platform's settings, and load the model on demand."""
     connect().delete(f"{_ROUTE}/{model}")
     out.print(f"'{model}' is loaded on demand, with the platform's settings")
 
@@ -79,7 +89,14 @@ def list_deployments(json: Json = False) -> None:
         )
         for row in found["deployments"]
     ]
-    print_table(("NAME", "ID", "READY", "ORIGIN", "SETTINGS"), rows)
+    reasons = [row["reason"] for row in found["deployments"]]
+    if any(reasons):
+        print_table(
+            ("NAME", "ID", "READY", "ORIGIN", "SETTINGS", "REASON"),
+            [(*row, reason) for row, reason in zip(rows, reasons, strict=True)],
+        )
+    else:
+        print_table(("NAME", "ID", "READY", "ORIGIN", "SETTINGS"), rows)
 
 
 def _summary(row: dict[str, Any]) -> str:
@@ -96,7 +113,7 @@ def _spelt(value: Any) -> str:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """A value is JSON where it reads as that, and a text otherwise."""
+    """Parses NAME=VALUE. The value is read as JSON if possible, otherwise as text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise CommandError(f"--set {text}: say it as NAME=VALUE")

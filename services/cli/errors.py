@@ -1,18 +1,23 @@
-"""What a command says when it cannot do what it was asked: one sentence for a person, on stderr, with exit code 1.
+"""Errors of commands: one sentence for the user on stderr, and exit code 1.
 
 CommandError
 ├── RequestRefused     the server answered with an error; carries its HTTP status
-├── Unreachable        nothing answers at the address
-└── PartFailed         a part of the embedded platform did not start
+├── Unreachable        the server can't be reached, or the connection broke
+└── PartFailed         a process of the embedded platform did not start
 """
 
 from __future__ import annotations
 
+import httpx
 import typer
+
+#: Errors that may go away on retry, or once the server is running. Any other httpx error is a mistake in the command, its
+#: settings or the answer.
+OUTAGES = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
 
 
 class CommandError(typer.TyperException):
-    """`message` names the cause and, where there is one, the cure."""
+    """An error shown to the user as one sentence. `message` names the cause and, if there is one, the fix."""
 
 
 class RequestRefused(CommandError):
@@ -22,8 +27,8 @@ class RequestRefused(CommandError):
 
 
 class Unreachable(CommandError):
-    """No connection, or one that broke."""
+    """The server can't be reached, or the connection broke."""
 
 
 class PartFailed(CommandError):
-    """A part of the platform ended before it was ready, again and again, or never became ready."""
+    """A process of the platform kept exiting before it was ready, or never became ready."""

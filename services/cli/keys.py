@@ -1,30 +1,32 @@
-"""`corral key`: who may use the platform."""
+"""`corral key`: API keys."""
 
 from __future__ import annotations
 
 import enum
 from datetime import datetime
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
 from services.cli.console import err, out, print_json, print_table
+from services.cli.errors import CommandError
 from services.cli.models import Json
 from services.cli.quantities import time_text
 from services.cli.server import connect
 
-app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Make, list, change and revoke API keys.", no_args_is_help=True)
 
 
 class Priority(enum.StrEnum):
-    """As the gateway's X-Priority."""
+    """The values of the gateway's X-Priority header."""
 
     INTERACTIVE = "interactive"
     NORMAL = "normal"
     BATCH = "batch"
 
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The key's name, or its id.")]
 
 
 @app.command()
@@ -39,7 +41,7 @@ def create(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a key. Only the secret goes to stdout, and it is shown this once."""
+    """Make a key. Only the secret goes to stdout; it can't be shown again."""
     terms = {"weight": weight, "priority": priority.value, "max_waiting": max_waiting}
     key = connect().post("/registry/v1/keys", terms | {"name": name, "team": team, "admin": admin})
     if json:
@@ -48,6 +50,30 @@ def create(
     kind = "an admin key" if key["admin"] else "a key"
     err.print(f"Made {kind} named '{key['name']}'. This is the only time that its secret is shown:")
     out.print(key["secret"])
+
+
+@app.command("set")
+def change(
+    name: NameArgument,
+    team: Annotated[str | None, typer.Option(help="The team that it counts for.")] = None,
+    admin: Annotated[
+        bool | None, typer.Option("--admin/--no-admin", help="Also allow pulls, deletions, nodes and keys.")
+    ] = None,
+    weight: Annotated[float | None, typer.Option(help="Its share of a busy model next to others', from 0.01 to 100.")] = None,
+    priority: Annotated[Priority | None, typer.Option(help="The most urgent that its requests may be.")] = None,
+    max_waiting: Annotated[
+        int | None, typer.Option(min=0, help="Its requests that may wait for one model; 0: the gateway's own limit.")
+    ] = None,
+) -> None:
+    """Change a key. Its secret and anything omitted stay the same."""
+    given = {"team": team, "admin": admin, "weight": weight, "priority": priority and priority.value}
+    changes: dict[str, object] = {field: value for field, value in given.items() if value is not None}
+    if max_waiting is not None:
+        changes["max_waiting"] = max_waiting or None
+    if not changes:
+        raise CommandError("nothing to change; see corral key set --help")
+    key = connect().patch(_route(name), changes)
+    out.print(f"changed '{key['name']}': weight {key['weight']:g}, {key['priority']}{', admin' if key['admin'] else ''}")
 
 
 @app.command("list")
@@ -77,5 +103,10 @@ def list_keys(json: Json = False) -> None:
 @app.command()
 def revoke(name: NameArgument) -> None:
     """Revoke a key: every gateway refuses it within a second."""
-    connect().delete(f"/registry/v1/keys/{name}")
+    connect().delete(_route(name))
     out.print(f"revoked '{name}'")
+
+
+def _route(name: str) -> str:
+    """Quotes the name: names from before there were rules may contain any character."""
+    return f"/registry/v1/keys/{quote(name, safe='')}"

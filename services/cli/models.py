@@ -1,4 +1,4 @@
-"""`corral list`, `show` and `rm`: the models that there are."""
+"""`corral list`, `show`, `versions`, `rollback` and `rm`: the available models."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.console import out, print_json, print_table
+from services.cli.errors import CommandError, RequestRefused
 from services.cli.quantities import count_text, size_text, time_text
-from services.cli.server import connect
+from services.cli.server import Server, connect
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name.")]
 
-#: Lines of a system prompt or a licence that `show` prints.
+
+def model_names(incomplete: str) -> list[str]:
+    """Model names for shell completion. Empty if no server answers."""
+    try:
+        models = connect().get("/api/tags")["models"]
+    except CommandError:
+        return []
+    return [model["name"] for model in models if model["name"].startswith(incomplete)]
+
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name.", autocompletion=model_names)]
+ModelArguments = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of models.", autocompletion=model_names)]
+
+_VERSIONS = "/registry/v1/models/versions"
+
+#: How many lines of a system prompt or license `show` prints.
 TEXT_LINES = 2
 
 
@@ -35,19 +50,49 @@ def list_models(
 
 
 def show(model: ModelArgument, json: Json = False) -> None:
-    """Show what is known of a model."""
-    shown = connect().post("/api/show", {"model": model})
+    """Show details of a model."""
+    server = connect()
+    shown = server.post("/api/show", {"model": model})
     if json:
         print_json(shown)
         return
-    for title, lines in _sections(shown):
+    for title, lines in [*_sections(shown), *_kept_versions(server, model)]:
         out.print(f"  {title}")
         for line in lines:
             out.print(f"    {line}".rstrip())
         out.print()
 
 
-def remove(models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of models.")]) -> None:
+def versions(model: ModelArgument, json: Json = False) -> None:
+    """List the kept versions of a model, newest first."""
+    found = connect().get(_VERSIONS, name=model)
+    if json:
+        print_json(found)
+        return
+    rows = [
+        (
+            version["digest"][:12],
+            "current" if version["current"] else "kept",
+            size_text(version["size"]),
+            time_text(datetime.fromisoformat(version["named_at"])),
+            ", ".join(version["nodes"]) or "none",
+            version["source"],
+        )
+        for version in found["versions"]
+    ]
+    print_table(("ID", "STATE", "SIZE", "SINCE", "NODES", "SOURCE"), rows)
+
+
+def rollback(
+    model: ModelArgument,
+    digest: Annotated[str, typer.Argument(help="The beginning of a version's ID; without it, the version before.")] = "",
+) -> None:
+    """Point a model's name back to an earlier version."""
+    done = connect().post("/registry/v1/models/rollback", {"model": model, "digest": digest})
+    out.print(f"'{done['model']}' is version {done['digest'][:12]} again; it was {done['previous'][:12]}")
+
+
+def remove(models: ModelArguments) -> None:
     """Remove models."""
     server = connect()
     for model in models:
@@ -56,7 +101,7 @@ def remove(models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=
 
 
 def _sections(shown: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Those that say something."""
+    """The sections that aren't empty."""
     sections = [
         ("Model", _pairs(_facts(shown))),
         ("Capabilities", list(shown.get("capabilities") or [])),
@@ -65,6 +110,20 @@ def _sections(shown: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("License", _first_lines(shown.get("license") or "")),
     ]
     return [(title, lines) for title, lines in sections if lines]
+
+
+def _kept_versions(server: Server, model: str) -> list[tuple[str, list[str]]]:
+    """The versions that `corral rollback` can go back to, with their sizes. Empty if the caller isn't allowed to list them."""
+    try:
+        found = server.get(_VERSIONS, name=model)["versions"]
+    except RequestRefused as error:
+        if error.status in (401, 403, 404, 503):
+            return []
+        raise
+    kept = [version for version in found if not version["current"]]
+    return (
+        [("Kept versions", [f"{version['digest'][:12]}    {size_text(version['size'])}" for version in kept])] if kept else []
+    )
 
 
 def _facts(shown: dict[str, Any]) -> list[tuple[str, str]]:
@@ -81,7 +140,7 @@ def _facts(shown: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _parameters(text: str) -> list[tuple[str, str]]:
-    """Of Ollama's text, a name and a value on each line."""
+    """Parses Ollama's parameters text, which has a name and a value on each line."""
     return [(name, value.strip()) for name, _, value in (line.strip().partition(" ") for line in text.splitlines()) if name]
 
 

@@ -1,14 +1,32 @@
-"""`corral nodes`: the machines."""
+"""`corral nodes` and `corral node`: the cluster's machines."""
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from urllib.parse import quote
 
-from services.cli.console import print_json, print_table
+import typer
+
+from services.cli.console import out, print_json, print_table
 from services.cli.models import Json
 from services.cli.quantities import binary_size_text, time_text
 from services.cli.server import connect
+
+NOW = timedelta(seconds=10)
+
+
+app = typer.Typer(help="Remove a machine.", no_args_is_help=True)
+
+
+@app.command("rm")
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The node's name, as `corral nodes` lists it.")],
+    force: Annotated[bool, typer.Option("--force", help="Also if its agent still reports.")] = False,
+) -> None:
+    """Remove a machine that is gone for good, and the record of its files."""
+    connect().delete(f"/registry/v1/nodes/{quote(name, safe='')}{'?force=true' if force else ''}")
+    out.print(f"removed node '{name}'")
 
 
 def list_nodes(json: Json = False) -> None:
@@ -21,7 +39,7 @@ def list_nodes(json: Json = False) -> None:
 
 
 def print_nodes(nodes: list[dict[str, Any]]) -> None:
-    """MEMORY and DISK: free of all."""
+    """Prints the table of nodes. The MEMORY FREE and DISK FREE columns show free and total."""
     rows = [
         (
             node["name"],
@@ -32,11 +50,16 @@ def print_nodes(nodes: list[dict[str, Any]]) -> None:
             ", ".join(device["name"] for device in node["devices"]) or "-",
             str(node["models"]),
             str(node["replicas"]),
-            time_text(datetime.fromisoformat(node["last_seen_at"])),
+            _seen_text(datetime.fromisoformat(node["last_seen_at"])),
         )
         for node in nodes
     ]
     print_table(("NAME", "STATE", "CPUS", "MEMORY FREE", "DISK FREE", "DEVICES", "MODELS", "REPLICAS", "LAST SEEN"), rows)
+
+
+def _seen_text(moment: datetime) -> str:
+    """Shows a recent report as "now": nodes report every second, so its exact age means nothing."""
+    return "now" if datetime.now(UTC) - moment < NOW else time_text(moment)
 
 
 def _free_of(free: int, total: int) -> str:

@@ -1,4 +1,4 @@
-"""`corral pull`, and how the progress of a pull looks."""
+"""`corral pull`, and the progress display of a pull."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def pull(
 ) -> None:
     """Fetch a model.
 
-    The download goes on where it was if this command is stopped: the platform fetches, this only watches.
+    The platform does the download; this command only shows its progress. If you stop the command, the download continues.
     """
     pull_model(connect(), source, name)
 
 
 def pull_model(server: Server, source: str, name: str | None = None) -> None:
-    """Pulls and shows the progress on stderr."""
+    """Pulls a model, and shows the progress on stderr."""
     with PullDisplay(err) as display:
         for line in server.lines("/api/pull", {"model": absolute(source), "as": name}):
             display.show(line)
@@ -47,7 +47,7 @@ def pull_model(server: Server, source: str, name: str | None = None) -> None:
 
 
 def absolute(source: str) -> str:
-    """A source that is a path, seen from the root: the platform has a working folder of its own."""
+    """Makes a path absolute, since the platform has a different working folder. Returns other sources unchanged."""
     path = Path(source).expanduser()
     if source.startswith(("/", "./", "../", "~")) or (path.suffix.lower() == ".gguf" and path.exists()):
         return str(path.absolute())
@@ -55,7 +55,8 @@ def absolute(source: str) -> str:
 
 
 class PullDisplay:
-    """On a terminal a bar for each file, with rate and time left; elsewhere one line for each step that was done."""
+    """Shows the progress of a pull. On a terminal: a bar per file, with rate and time left. Otherwise: one line per finished
+    step."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -81,14 +82,14 @@ class PullDisplay:
             self._bars.stop()
 
     def show(self, line: dict[str, Any]) -> None:
-        """One line of POST /api/pull."""
+        """Shows one line of the response of POST /api/pull."""
         if line["status"] != self._status:
             self._begin(line["status"])
         if self._task is not None and "total" in line:
             self._bars.update(self._task, total=line["total"], completed=line.get("completed", 0))
 
     def finish(self) -> None:
-        """Raises CommandError where the last line was not `success`."""
+        """Ends the display. Raises CommandError if the last line wasn't `success`."""
         if self._status != "success":
             raise CommandError(f"the pull ended early, after {self._status or 'nothing'!r}")
         self._complete()
@@ -100,7 +101,7 @@ class PullDisplay:
             self._task = self._bars.add_task(status, total=None)
 
     def _complete(self) -> None:
-        """Ticks off what was going on; a step without a size counts as one of one."""
+        """Marks the current step as done. A step without a size counts as 1 of 1."""
         if not self._console.is_terminal and self._status:
             self._console.print(self._status)
         if self._task is None:
@@ -111,7 +112,7 @@ class PullDisplay:
 
 
 class _Sized(ProgressColumn):
-    """A column that only a task with a size has."""
+    """A column that stays empty for tasks without a size."""
 
     def __init__(self, column: ProgressColumn) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Sizes, times and durations as people read them; the wording of Ollama's own tables."""
+"""Formats sizes, times and durations for people, worded like Ollama's tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HOUR_S = 3600
 DAY_H = 24
 YEAR_S = 365 * DAY_H * HOUR_S
 
-#: A keep-alive without end arrives as a date some centuries away.
+#: An endless keep_alive arrives as a date some centuries away.
 FOREVER_S = 20 * YEAR_S
 
 
@@ -24,7 +24,7 @@ def size_text(size: int) -> str:
 
 
 def binary_size_text(size: int) -> str:
-    """For memory and disk: `7.6 GiB`."""
+    """Binary units, for memory and disk: `7.6 GiB`."""
     for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
@@ -32,7 +32,7 @@ def binary_size_text(size: int) -> str:
 
 
 def count_text(count: int) -> str:
-    """Of parameters: `134.52M`."""
+    """A number of parameters: `134.52M`."""
     for unit, factor in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
         if count >= factor:
             return f"{count / factor:.2f}{unit}"
@@ -66,7 +66,7 @@ def _long_span_text(hours: int) -> str:
 
 
 def duration_text(nanoseconds: int) -> str:
-    """As Go writes durations, to a few digits: `1.234567s`, `81.2ms`, `1m2.5s`."""
+    """Go's format for durations, rounded: `1.234567s`, `81.2ms`, `1m2.5s`."""
     seconds = nanoseconds / 1e9
     if seconds >= MINUTE_S:
         minutes, rest = divmod(seconds, MINUTE_S)

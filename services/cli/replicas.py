@@ -1,4 +1,4 @@
-"""`corral ps` and `stop`: the models that are loaded."""
+"""`corral ps` and `stop`: loaded models."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from services.cli.server import Server, connect
 
 
 def ps(json: Json = False) -> None:
-    """List the models that are loaded, and for an admin those that are being loaded."""
+    """List loaded models and, for admins, models that are loading."""
     server = connect()
     loaded = server.get("/api/ps")
-    replicas = _replicas(server)
-    loading = [replica for replica in replicas if replica["state"] in ("pending", "fetching", "starting")]
+    replicas = replicas_of(server)
+    loading = on_their_way(replicas)
     queues = queues_of(server)
     if json:
         print_json(loaded | {"loading": loading, "queues": list(queues.values())})
         return
     serving = {replica["version"] for replica in replicas if replica["state"] in ("ready", "draining")}
-    # The gateway counts what a loading model takes as loaded.
+    # The gateway lists a loading model as loaded too.
     loads_only = {replica["version"] for replica in loading} - serving
     print_loaded([model for model in loaded["models"] if model["digest"] not in loads_only], loading, queues=queues)
 
 
 def queues_of(server: Server) -> dict[str, dict[str, Any]]:
-    """By the version's digest. Empty where the server has none to show: an Ollama, say."""
+    """Queues by version digest. Empty if the server has no queues, like Ollama."""
     try:
         return {queue["digest"]: queue for queue in server.get("/api/queue")["models"]}
     except RequestRefused as error:
@@ -39,8 +39,13 @@ def queues_of(server: Server) -> dict[str, dict[str, Any]]:
         raise
 
 
-def _replicas(server: Server) -> list[dict[str, Any]]:
-    """Empty for a caller who may not ask."""
+def on_their_way(replicas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Replicas that don't serve yet, and failed ones that will be retried."""
+    return [row for row in replicas if row["state"] in ("pending", "fetching", "starting") or _retries(row)]
+
+
+def replicas_of(server: Server) -> list[dict[str, Any]]:
+    """All replicas. Empty if the caller isn't allowed to list them."""
     try:
         replicas: list[dict[str, Any]] = server.get("/registry/v1/replicas")["replicas"]
     except RequestRefused as error:
@@ -81,7 +86,7 @@ def print_loaded(
 
 
 def stop(model: ModelArgument) -> None:
-    """Unload a model as soon as nobody uses it."""
+    """Unload a model as soon as it is idle."""
     try:
         connect().post("/api/generate", {"model": model, "keep_alive": 0, "stream": False})
     except RequestRefused as error:
@@ -92,7 +97,7 @@ def stop(model: ModelArgument) -> None:
 
 
 def _load(queue: dict[str, Any] | None) -> tuple[str, str]:
-    """Requests that run, of those that could; those that wait, and how long the first of them has."""
+    """The RUNNING cell (running requests and slots) and the WAITING cell (waiting requests and the longest wait)."""
     if queue is None:
         return "-", "-"
     waiting = f"{queue['waiting']}, {queue['oldest_wait_s']:.0f} s" if queue["waiting"] else "0"
@@ -108,7 +113,16 @@ def _processor(size: int, size_vram: int) -> str:
     return f"{100 - gpu}%/{gpu}% CPU/GPU"
 
 
+def _retries(replica: dict[str, Any]) -> bool:
+    """Whether the replica failed and its next attempt is still to come."""
+    due = replica.get("retry_at")
+    return replica["state"] == "failed" and due is not None and datetime.fromisoformat(due) > datetime.now(UTC)
+
+
 def _progress(replica: dict[str, Any]) -> str:
+    if replica["state"] == "failed":
+        wait_s = (datetime.fromisoformat(replica["retry_at"]) - datetime.now(UTC)).total_seconds()
+        return f"Retry in {max(0, wait_s):.0f} s: {replica['reason']}"
     if replica["state"] == "starting":
         return f"Loading {replica['load_progress']:.0%}"
     return "Fetching" if replica["state"] == "fetching" else f"Waiting: {replica['reason']}"

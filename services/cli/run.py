@@ -1,40 +1,51 @@
-"""`corral run`: one answer, or on a terminal without a prompt a conversation."""
+"""`corral run`: answers one prompt or, on a terminal without a prompt, starts a chat."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from services.cli.answer import Generation
+from services.cli.answer import StreamedAnswer
 from services.cli.chat import Chat
 from services.cli.console import err, out
 from services.cli.errors import CommandError, RequestRefused
+from services.cli.models import ModelArgument
 from services.cli.pull import pull_model
 from services.cli.server import Server, connect
 
+#: How the error begins if the server knows no source for a model.
+_UNKNOWN = "pull model manifest: file does not exist"
+
+#: Values that may follow `--think`; any other word belongs to the prompt.
+THINK_LEVELS = ("true", "false", "low", "medium", "high", "max")
+
 
 def run(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name.")],
+    model: ModelArgument,
     prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT...]", help="Without it: a chat.")] = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before anything else.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token each time.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the draw repeatable.")] = None,
     num_predict: Annotated[int | None, typer.Option(help="At most so many tokens.")] = None,
     format: Annotated[str | None, typer.Option(metavar="json|FILE", help="Answer in JSON; FILE holds a JSON Schema.")] = None,
-    think: Annotated[str | None, typer.Option(help="true, false, low, medium, high or max.")] = None,
+    think: Annotated[
+        str | None, typer.Option(metavar="[LEVEL]", help="Think first: true (if left out), false, low, medium, high or max.")
+    ] = None,
     keepalive: Annotated[str | None, typer.Option(help="How long the model stays loaded: 10m, 1h, -1 for ever.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print timings after each answer.")] = False,
 ) -> None:
     """Ask a model once, or chat with it.
 
-    What comes in on stdin is put before the prompt.
+    Text on stdin is put before the prompt.
     """
     options = {"temperature": temperature, "seed": seed, "num_predict": num_predict}
-    generation = Generation(
+    streamed = StreamedAnswer(
         server=connect(),
         model=model,
         system=system,
@@ -45,16 +56,16 @@ def run(
     )
     text = " ".join([*_piped(), *(prompt or [])])
     if text:
-        _shown(generation.server, model)
-        _answer(generation, text)
+        _shown(streamed.server, model)
+        _answer(streamed, text)
     elif sys.stdin.isatty():
-        Chat(generation, capabilities=_shown(generation.server, model).get("capabilities") or []).run()
+        Chat(streamed, capabilities=_shown(streamed.server, model).get("capabilities") or []).run()
     else:
         raise CommandError("no prompt: give one as an argument or on stdin, or use a terminal to chat")
 
 
-def _answer(generation: Generation, text: str) -> None:
-    answer = generation.complete(text)
+def _answer(streamed: StreamedAnswer, text: str) -> None:
+    answer = streamed.complete(text)
     if not answer.endswith("\n"):
         out.print()
 
@@ -65,7 +76,7 @@ def _piped() -> list[str]:
 
 
 def _keep_alive(text: str | None) -> str | float | None:
-    """Seconds where it is a bare number; a Go duration is for the server to parse."""
+    """A plain number is seconds. Anything else is left to the server, which parses Go durations."""
     try:
         return text if text is None else float(text)
     except ValueError:
@@ -83,13 +94,22 @@ def _format(asked: str | None) -> dict[str, Any]:
         raise CommandError(f"no JSON Schema in {asked}: {error}") from error
 
 
+def with_think_values(arguments: Sequence[str]) -> list[str]:
+    """Adds a value to each bare `--think`, because typer has no options with an optional value."""
+    complete: list[str] = []
+    for argument, following in zip_longest(arguments, arguments[1:]):
+        bare = argument == "--think" and following not in THINK_LEVELS and "--" not in complete
+        complete.append("--think=true" if bare else argument)
+    return complete
+
+
 def _think(asked: str | None) -> dict[str, Any]:
-    """A level is for the server to know."""
+    """Passes levels on unchanged; the server validates them."""
     return {} if asked is None else {"think": {"true": True, "false": False}.get(asked, asked)}
 
 
 def _shown(server: Server, model: str) -> dict[str, Any]:
-    """What is known of the model, which is pulled first where it is not there."""
+    """The model's details. Pulls the model first if it is missing."""
     try:
         shown: dict[str, Any] = server.post("/api/show", {"model": model})
     except RequestRefused as error:
@@ -104,7 +124,7 @@ def _pull_missing(server: Server, model: str) -> None:
     try:
         pull_model(server, model)
     except CommandError as error:
-        if str(error) == "pull model manifest: file does not exist":
-            raise CommandError(f"model '{model}' not found; \"corral list\" shows those that there are") from None
+        if str(error).startswith(_UNKNOWN):
+            raise CommandError(f"model '{model}' not found{str(error).removeprefix(_UNKNOWN)}") from None
         raise
     err.print()

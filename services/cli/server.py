@@ -1,4 +1,4 @@
-"""A Corral server as commands see it: requests out, JSON or lines of JSON back, every failure as one sentence."""
+"""HTTP client for a Corral server: returns JSON or lines of JSON, and turns every failure into one sentence."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import httpx
 
 from services.cli.address import parse_address
 from services.cli.config import load_settings
-from services.cli.errors import CommandError, RequestRefused, Unreachable
+from services.cli.errors import OUTAGES, CommandError, RequestRefused, Unreachable
 
-#: Between the bytes of an ordinary answer. A stream has no such limit: loading a large model takes minutes.
+#: Longest silence in an answer. POST requests and streams have no such limit: loading a large model takes minutes.
 READ_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 5
 
 
 class Server:
-    """Raises Unreachable where nothing answers, RequestRefused for an answer that is an error."""
+    """All methods raise Unreachable if the server doesn't answer, and RequestRefused if it answers with an error."""
 
     def __init__(self, url: str, *, key: str | None = None, local: bool = False) -> None:
-        """`local` servers are asked directly, whatever proxies the environment names."""
+        """For a `local` server, proxies in the environment are ignored."""
         self.url = url
         self._client = httpx.Client(
             base_url=url,
@@ -40,20 +40,25 @@ class Server:
     def put(self, path: str, body: dict[str, Any]) -> Any:
         return self._request("PUT", path, json=body)
 
+    def patch(self, path: str, body: dict[str, Any]) -> Any:
+        return self._request("PATCH", path, json=body)
+
     def delete(self, path: str, body: dict[str, Any] | None = None) -> None:
         self._request("DELETE", path, json=body)
 
     def probe(self, path: str) -> tuple[int, Any]:
-        """Status and body, whatever the status."""
+        """Returns the status and the body, whatever the status is."""
         with self._failures():
             response = self._client.get(path)
         return response.status_code, _body(response)
 
-    def lines(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """The objects of an NDJSON answer as they come. Closing the iterator leaves the request."""
+    def lines(
+        self, path: str, body: dict[str, Any], *, headers: dict[str, str] | None = None
+    ) -> Generator[dict[str, Any], None, None]:
+        """Yields the objects of an NDJSON answer as they arrive. Closing the iterator aborts the request."""
         with self._failures():
             timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
-            with self._client.stream("POST", path, json=body, timeout=timeout) as response:
+            with self._client.stream("POST", path, json=body, headers=headers, timeout=timeout) as response:
                 if response.is_error:
                     response.read()
                     raise _refusal(response)
@@ -75,14 +80,16 @@ class Server:
             raise Unreachable(f'no Corral at {self.url}; start one with "corral up" or set CORRAL_HOST') from None
         except httpx.TimeoutException:
             raise Unreachable(f"{self.url} did not answer in time") from None
-        except httpx.HTTPError as error:
+        except OUTAGES as error:
             raise Unreachable(f"the connection to {self.url} broke off ({type(error).__name__})") from None
+        except httpx.HTTPError as error:
+            raise CommandError(f"the request to {self.url} failed ({type(error).__name__})") from error
         except httpx.InvalidURL as error:
             raise CommandError(f"CORRAL_HOST: {error}") from None
 
 
 def connect() -> Server:
-    """The server that the settings name."""
+    """A client for the server in the settings."""
     settings = load_settings()
     address = parse_address(settings.host)
     key = settings.api_key.get_secret_value() if settings.api_key else None
@@ -90,7 +97,7 @@ def connect() -> Server:
 
 
 def parse_line(line: str) -> dict[str, Any]:
-    """One line of NDJSON. Raises CommandError for one that says what went wrong, or that is no object."""
+    """Parses one line of NDJSON. Raises CommandError if it is an error or not an object."""
     try:
         value = json.loads(line)
     except ValueError:
@@ -120,6 +127,6 @@ def _refusal(response: httpx.Response) -> RequestRefused:
 
 
 def _error_text(body: dict[str, Any]) -> str:
-    """The native dialect's errors are strings, OpenAI's are objects with a message."""
+    """The error's message. In the native dialect the error is a string, in OpenAI's an object with a message."""
     error = body["error"]
     return str(error["message"] if isinstance(error, dict) and "message" in error else error)

@@ -1,4 +1,4 @@
-"""`corral status`: is everything there?"""
+"""`corral status`: whether the platform is ready, and what it consists of."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from services.cli.embedded.home import Home
 from services.cli.errors import RequestRefused
 from services.cli.models import Json
 from services.cli.nodes import print_nodes
-from services.cli.replicas import print_loaded, queues_of
+from services.cli.replicas import on_their_way, print_loaded, queues_of, replicas_of
 from services.cli.server import Server, connect
 
 
 def status(json: Json = False) -> None:
-    """Say whether the platform can serve, and what it consists of. Exit code 1 where it cannot."""
+    """Show whether the platform is ready, and what it consists of. Exits with 1 if it isn't ready."""
     server = connect()
     code, checks = server.probe("/readyz")
     ready = code == 200
@@ -28,6 +28,7 @@ def status(json: Json = False) -> None:
         "ready": ready,
         "checks": checks,
         "models": server.get("/api/ps")["models"],
+        "loading": on_their_way(replicas_of(server)),
         "queues": queues_of(server),
         "nodes": _nodes(server),
         "parts": _local_parts(),
@@ -47,9 +48,9 @@ def _print(found: dict[str, Any]) -> None:
     if found["nodes"]:
         out.print()
         print_nodes(found["nodes"])
-    if found["models"]:
+    if found["models"] or found["loading"]:
         out.print()
-        print_loaded(found["models"], queues=found["queues"])
+        print_loaded(found["models"], found["loading"], queues=found["queues"])
     if found["parts"]:
         out.print()
         print_table(
@@ -59,7 +60,7 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def _nodes(server: Server) -> list[dict[str, Any]] | None:
-    """None for a caller who may not ask."""
+    """All nodes. None if the caller isn't allowed to list them."""
     try:
         nodes: list[dict[str, Any]] = server.get("/registry/v1/nodes")["nodes"]
     except RequestRefused as error:
@@ -70,7 +71,7 @@ def _nodes(server: Server) -> list[dict[str, Any]] | None:
 
 
 def _local_parts() -> dict[str, Any] | None:
-    """Pid and port of each part of the platform that runs in this user's home folder."""
+    """Pid and port of each process of the platform in this user's home folder; None if none is running."""
     home = Home(load_settings().home.expanduser().absolute())
     if home.holder() is None:
         return None

@@ -1,7 +1,7 @@
-"""`corral up`: the whole platform on this machine, in the foreground.
+"""`corral up`: runs the whole platform on this machine, in the foreground.
 
-The story: make sure that nothing is in the way, start the databases, then what needs them, all at the same time where that is
-possible; print what to try; wait for Ctrl-C; stop everything in order.
+It checks that the address and the folder are free, starts the databases and then the services that need them, in parallel if
+possible, prints commands to try, waits for Ctrl-C, and stops the processes one by one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ import typer
 from services.cli.address import parse_address
 from services.cli.config import Settings, load_settings
 from services.cli.console import out
-from services.cli.embedded import processes
+from services.cli.embedded import processes, request_lines
 from services.cli.embedded.home import Home
 from services.cli.embedded.management import Management
 from services.cli.embedded.ports import free_ports, require_free
@@ -30,14 +30,15 @@ from services.cli.embedded.services import Services, require_installed
 from services.cli.embedded.supervisor import Supervisor
 from services.cli.embedded.valkey import Valkey
 from services.cli.embedded.welcome import welcome
-from services.cli.errors import CommandError, PartFailed
+from services.cli.errors import OUTAGES, CommandError, PartFailed
 from services.cli.pull import PullDisplay
 
 DEMO_MODEL = "smollm2:135m"
 
-#: For what a killed supervisor left: its parts are ending already, and workers may be in the middle of answers.
+#: Grace period for processes that a killed supervisor left behind. They are already stopping, and workers may be finishing
+#: answers.
 REMAINS_GRACE_S = 15.0
-READY_POLL_S = 0.05
+READY_POLL_INTERVAL_S = 0.05
 
 
 def up(
@@ -60,7 +61,7 @@ class _Platform:
 
     @classmethod
     async def run(cls, settings: Settings, home: Home, *, demo: bool) -> None:
-        """From nothing to nothing. Raises CommandError."""
+        """Starts the platform, runs it until a signal, and stops it. Raises CommandError."""
         async with httpx.AsyncClient(trust_env=False) as client:
             platform = cls(settings, home, client)
             stop = asyncio.Event()
@@ -68,7 +69,7 @@ class _Platform:
                 asyncio.get_running_loop().add_signal_handler(number, platform.on_signal, stop)
             try:
                 await _unless(stop, platform.bring_up(demo=demo))
-                await stop.wait()
+                await _unless(stop, request_lines.follow(home.log_of("gateway"), say))
             finally:
                 await platform.shut_down()
 
@@ -82,7 +83,9 @@ class _Platform:
         secrets = load_secrets(home.path / "secrets.json")
         postgres_port, valkey_port, registry_port = free_ports(3)
         self._postgres = Postgres(home.path, port=postgres_port, password=secrets.database_password, say=say)
-        self._valkey = Valkey(home.path, port=valkey_port, password=secrets.valkey_password)
+        self._valkey = Valkey(
+            home.path, port=valkey_port, password=secrets.valkey_password, memory_bytes=settings.queue_memory_bytes
+        )
         self._services = Services(
             home=home.path,
             host=settings.host,
@@ -98,13 +101,13 @@ class _Platform:
         self._supervisor = Supervisor(home, say, start_timeout_s=settings.up_timeout_s)
 
     def on_signal(self, stop: asyncio.Event) -> None:
-        """The first asks for an end in order, the next ones for an end."""
+        """The first signal shuts the platform down gracefully; further signals cut the grace periods short."""
         if stop.is_set():
             self._supervisor.hurry()
         stop.set()
 
     async def bring_up(self, *, demo: bool) -> None:
-        """Raises CommandError. Returns when everything is ready and said."""
+        """Starts everything, and returns once it is ready and the welcome is printed. Raises CommandError."""
         say(f"Starting Corral in {self._home.display}")
         await self._end_remains()
         try:
@@ -156,7 +159,7 @@ class _Platform:
         self._say_step("gateway and node agent")
 
     async def _until_ready(self) -> None:
-        """Raises PartFailed that says what is missing."""
+        """Waits until the platform is ready. Raises PartFailed with the reason if it isn't in time."""
         url = f"{self._address.url}/readyz"
         deadline = time.monotonic() + self._settings.up_timeout_s
         answer = "no answer"
@@ -166,17 +169,17 @@ class _Platform:
                 if response.is_success and await self._management.has_node():
                     return
                 answer = "no node has reported yet" if response.is_success else response.text.strip()[:300]
-            except httpx.HTTPError as error:
+            except OUTAGES as error:
                 answer = type(error).__name__
-            await asyncio.sleep(READY_POLL_S)
+            await asyncio.sleep(READY_POLL_INTERVAL_S)
         raise PartFailed(
             f"the platform is not ready after {self._settings.up_timeout_s:.0f} s: {answer} (logs: {self._home.logs})"
         )
 
     async def _pull_demo(self) -> None:
-        """A platform without the demonstration model is still a platform."""
+        """Pulls the demo model. A failure is only a warning, since the platform works without it."""
         try:
-            if not await self._management.has_model(DEMO_MODEL):
+            if DEMO_MODEL not in await self._management.models():
                 say(f"Fetching the demonstration model {DEMO_MODEL}")
                 with PullDisplay(out) as display:
                     await self._management.pull(DEMO_MODEL, display)
@@ -190,21 +193,27 @@ class _Platform:
             key = await self._management.make_first_key()
             if key:
                 say(f"This address asks for keys. The first one, for an administrator, is shown only now:\n\n{key}")
-        say(welcome(self._address, model=DEMO_MODEL, key=key or ("YOUR_KEY" if key_required else None)))
-        say(f"Logs are in {self._home.display}/logs. Ctrl-C stops Corral.")
+        models = await self._management.models()
+        say(welcome(self._address, model=recommended(models), key=key or ("YOUR_KEY" if key_required else None)))
+        say(f"Logs are in {self._home.display}/logs. Ctrl-C stops Corral. Requests, as they end:\n")
 
     def _say_step(self, what: str) -> None:
         say(f"  {time.monotonic() - self._started:5.1f} s  {what}")
 
 
+def recommended(models: Sequence[str]) -> str | None:
+    """The model to try first: the demo model if there is one, else the newest. None without models."""
+    return DEMO_MODEL if DEMO_MODEL in models else next(iter(models), None)
+
+
 def say(line: str) -> None:
-    """Whoever read our output may be gone, a closed terminal for one. The platform is stopped in order all the same."""
-    with suppress(OSError, SystemExit):  # Rich makes an exit of a broken pipe
+    """Prints a line. Does nothing if the terminal was closed: a lost terminal must not interrupt the shutdown."""
+    with suppress(OSError, SystemExit):  # Rich turns a broken pipe into SystemExit
         out.print(line)
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Does the work, and leaves it where it is once `stop` is set."""
+    """Runs `work` until it is done or `stop` is set, which cancels it."""
     task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()

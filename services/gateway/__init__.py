@@ -1,1 +1,1 @@
-"""The data plane's edge: HTTP in, queue out, and the worker's events back in the caller's dialect."""
+"""The gateway: accepts HTTP requests, puts them on the queue, and relays the worker's events in the caller's dialect."""

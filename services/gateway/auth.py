@@ -1,4 +1,5 @@
-"""Who calls: an API key becomes a Caller by the routes snapshot, so that a revoked key is refused without the registry."""
+"""Authentication: looks up API keys in the routes snapshot, so that keys work and can be revoked without asking the
+registry."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from services.protocol.routes import KEY_PREFIX, Caller, key_hash
 
 
 def sent_key(headers: Mapping[str, str]) -> str | None:
-    """The key of `Authorization: Bearer` or of `x-api-key`; None where neither is there."""
+    """The key from `Authorization: Bearer` or `x-api-key`; None if there is neither."""
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and credentials.strip():
         return credentials.strip()
@@ -17,10 +18,10 @@ def sent_key(headers: Mapping[str, str]) -> str | None:
 
 
 def identify(key: str | None, callers: Mapping[str, Caller], *, anonymous: Caller | None) -> Caller:
-    """`anonymous` is who calls without a key, None where that is not allowed.
+    """The caller that the key belongs to. `anonymous` is the caller for requests without a key, or None if a key is required.
 
-    The clients of OpenAI cannot be made without a key, so where none is needed any text that is no key of ours counts as none.
-    One of ours must be good in any case.
+    OpenAI's clients can't be created without a key. So if no key is required, any text that isn't a Corral key counts as none,
+    but a Corral key must always be valid. Raises Unauthenticated.
     """
     if anonymous is not None and not (key or "").startswith(KEY_PREFIX):
         return anonymous

@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.gateway.limits import Limits
-from services.protocol.secrets import SecretUrl, refuse_placeholder, secrets_folder
-from services.protocol.telemetry_variables import TelemetryVariables
-
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 11434
-
-_SCHEME_PORTS = {"http": 80, "https": 443}
-_ADDRESS = re.compile(r"(?:\[(?P<v6>[^\]]*)\]|(?P<name>[^:]*))(?::(?P<port>[^:]*))?")
-
-
-class BindAddress(msgspec.Struct, frozen=True):
-    """Where the gateway listens; an empty `host` is every interface."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> BindAddress:
-        """Reads the forms of OLLAMA_HOST: `[scheme://]host[:port][/path]`, any part of which may be missing.
-
-        Raises ValueError for a port that is none.
-        """
-        scheme, separator, rest = text.strip().strip("\"'").rpartition("://")
-        authority = rest.partition("/")[0]
-        default_port = _SCHEME_PORTS.get(scheme, DEFAULT_PORT) if separator else DEFAULT_PORT
-        match = _ADDRESS.fullmatch(authority)
-        if match is None:  # a bare IPv6 address
-            return cls(authority, default_port)
-        host = match["v6"] or match["name"] or ""
-        if match["port"] is None:
-            return cls(host or DEFAULT_HOST, default_port)
-        if not match["port"].isdecimal() or int(match["port"]) > 65535:
-            raise ValueError(f'"{match["port"]}" is no port; say it like 127.0.0.1:{DEFAULT_PORT}')
-        return cls(host, int(match["port"]))
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+from services.gateway.bodies import BodyLimits
+from services.gateway.requests.isolation import Isolation
+from services.gateway.requests.limits import Limits
+from services.process.address import DEFAULT_HOST, DEFAULT_PORT, Address
+from services.process.http_peers import Bounds
+from services.process.secrets import SecretUrl, refuse_placeholder, secrets_folder
+from services.telemetry.variables import TelemetryVariables
 
 
 class Settings(TelemetryVariables):
@@ -64,60 +23,106 @@ class Settings(TelemetryVariables):
     host: str = Field(
         default=f"{DEFAULT_HOST}:{DEFAULT_PORT}",
         validation_alias=AliasChoices("CORRAL_HOST", "OLLAMA_HOST"),
-        description="Address that the gateway listens on, in the forms of OLLAMA_HOST, which counts too.",
+        description="Address that the gateway listens on, as `[scheme://]host[:port][/path]`. OLLAMA_HOST is read if "
+        "CORRAL_HOST is not set.",
     )
     door: Path | None = Field(
         default=None,
-        description="Unix socket of a process that holds the published port and hands it to every gateway that asks (ops/door/door.py); "
-        "unset: CORRAL_HOST is all that is listened on.",
+        description="Unix socket of the door (ops/door/door.py), a process that holds the published port and hands it to "
+        "every gateway that connects. Unset: the gateway listens on CORRAL_HOST only.",
     )
     origins: str = Field(
         default="",
         validation_alias=AliasChoices("CORRAL_ORIGINS", "OLLAMA_ORIGINS"),
-        description="Browser origins that may call, besides those of this machine: a comma-separated list in which `*` stands for "
-        "anything. OLLAMA_ORIGINS counts too.",
+        description="Browser origins that may call, in addition to those of this machine: a comma-separated list; each "
+        "may contain one `*`, which matches anything. OLLAMA_ORIGINS is read if CORRAL_ORIGINS is not set.",
     )
     auth: Literal["required", "off"] | None = Field(
         default=None,
-        description="Who must send a key: `required` everyone, `off` nobody; unset: everyone unless the address is a loopback one.",
+        description="Whether requests need an API key: `required` or `off`. Unset: required, unless CORRAL_HOST is a "
+        "loopback address and CORRAL_DOOR is not set.",
     )
-    redis_url: SecretUrl = Field(default="redis://127.0.0.1:6379/0", description="Redis or Valkey: all that inference needs.")
-    registry_url: str = Field(default="http://127.0.0.1:11435", description="The registry, for management requests.")
+    redis_url: SecretUrl = Field(
+        default="redis://127.0.0.1:6379/0", description="URL of Redis or Valkey, the only service that inference needs."
+    )
+    registry_url: str = Field(
+        default="http://127.0.0.1:11435", description="URL of the registry, to which management requests are forwarded."
+    )
     registry_token: SecretStr = Field(
-        min_length=16, description="Shared with the registry, which wants it as a bearer token; at least 16 characters."
+        min_length=16, description="Secret shared with the registry, sent to it as a bearer token; at least 16 characters."
     )
     max_queue: int = Field(
         default=512,
         ge=1,
         validation_alias=AliasChoices("CORRAL_MAX_QUEUE", "OLLAMA_MAX_QUEUE"),
-        description="Requests that may wait for one model version; more are refused with 503. OLLAMA_MAX_QUEUE counts too.",
+        description="How many requests may wait for one model version; further ones are refused with 503. "
+        "OLLAMA_MAX_QUEUE is read if CORRAL_MAX_QUEUE is not set.",
     )
     max_queue_share: float = Field(
         default=0.25,
         gt=0,
         le=1,
-        description="Part of those that may be one key's; more are refused with 429. A key may have a limit of its own instead.",
+        description="Share of CORRAL_MAX_QUEUE that one key may fill; further requests are refused with 429. A key's own "
+        "limit replaces it; requests without a key are not limited by it.",
     )
     request_timeout_s: float = Field(
         default=600.0,
         gt=0,
         le=12 * 3600,
-        description="A request that no worker has begun with after so long is answered with 504, unless its X-Request-Timeout says "
-        "otherwise.",
+        description="Maximum time in the queue; after that the request fails with 504. X-Request-Timeout overrides it.",
     )
-    max_body_bytes: int = Field(default=64 * 1024**2, ge=1, description="A larger request body is refused with 413.")
-    shutdown_s: int = Field(
-        default=30, ge=0, description="How long answers that are under way may go on after the gateway was told to stop."
+    max_keep_alive_s: float = Field(
+        default=3600.0,
+        description="Longest keep_alive that a request may ask for; a longer or unlimited one is shortened to it. Admin "
+        "keys are exempt. Negative: no limit.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Which log lines are written.")
-    log_prompts: bool = Field(
-        default=False, description="With CORRAL_LOG_FORMAT=json: what callers ask is a part of the log, as they wrote it."
+    max_body_bytes: int = Field(
+        default=8 * 1024**2, ge=1, description="Largest request body; a larger one is refused with 413."
     )
+    max_body_bytes_in_flight: int = Field(
+        default=32 * 1024**2,
+        ge=1,
+        description="Total size of the bodies of all unanswered requests; a request that would exceed it is refused with "
+        "503. One key, or one address without keys, may use half of it; beyond that it gets 429. A parsed "
+        "body can take 24 times its size in memory.",
+    )
+    body_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long the gateway waits for the next bytes of a body; then it answers 408. A body that arrives "
+        "more than this long behind 8 kB/s is answered 408 too.",
+    )
+    max_connections: int = Field(
+        default=4096,
+        ge=1,
+        description="How many client connections may be open; a further one is answered with 503 and closed.",
+    )
+    max_connections_per_address: int = Field(
+        default=2048,
+        ge=1,
+        description="How many connections one IPv4 address or one IPv6 /64 network may have open; a further one is "
+        "answered with 503 and closed.",
+    )
+    shutdown_s: int = Field(default=30, ge=0, description="How long running answers may continue after SIGTERM.")
+    isolation: Isolation = Field(
+        default=Isolation.TEAM,
+        description="Which requests may reuse each other's cached prefixes: `all`, those of one `team` (keys without a "
+        "team form one team), or those of one `key`.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe level that is logged."
+    )
+    log_requests: bool = Field(
+        default=False,
+        description="With CORRAL_LOG_FORMAT=text: log one line for each request when it ends. `corral up` turns this on "
+        "and shows the lines.",
+    )
+    log_prompts: bool = Field(default=False, description="With CORRAL_LOG_FORMAT=json: log the prompts as callers sent them.")
 
     @field_validator("host")
     @classmethod
     def _bindable(cls, host: str) -> str:
-        BindAddress.parse(host)
+        Address.parse(host)
         return host
 
     @field_validator("registry_token")
@@ -133,11 +138,25 @@ class Settings(TelemetryVariables):
 
     @property
     def limits(self) -> Limits:
-        return Limits(queue=self.max_queue, caller_share=self.max_queue_share, timeout_s=self.request_timeout_s)
+        return Limits(
+            queue=self.max_queue,
+            caller_share=self.max_queue_share,
+            timeout_s=self.request_timeout_s,
+            keep_alive_s=self.max_keep_alive_s if self.max_keep_alive_s >= 0 else None,
+        )
 
     @property
-    def bind(self) -> BindAddress:
-        return BindAddress.parse(self.host)
+    def body_limits(self) -> BodyLimits:
+        in_flight = max(self.max_body_bytes, self.max_body_bytes_in_flight)
+        return BodyLimits(self.max_body_bytes, in_flight, stall_s=self.body_timeout_s)
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(connections=self.max_connections, connections_per_peer=self.max_connections_per_address)
+
+    @property
+    def bind(self) -> Address:
+        return Address.parse(self.host)
 
     @property
     def key_required(self) -> bool:
@@ -145,5 +164,5 @@ class Settings(TelemetryVariables):
 
     @property
     def local(self) -> bool:
-        """Whether only this machine can reach it, as far as is known."""
+        """Whether only this machine can reach the gateway. False with a door, whose address the gateway doesn't know."""
         return self.bind.loopback and self.door is None

@@ -1,35 +1,43 @@
-"""A client's connection, which ends without losing a request that is on its way.
+"""A client connection that shuts down without losing a request in transit.
 
-uvicorn, told to stop, closes connections that wait for a request at once. A client that sends its next one in that moment gets no answer, and
-cannot know whether it was begun. Here they are served for LINGER_S more, and told to close behind the answer.
+On shutdown, uvicorn closes idle keep-alive connections at once. A client that sends its next request at that moment gets no
+answer and can't tell whether the request was processed. This class keeps serving such connections for LINGER_TIMEOUT_S, and closes each
+one after its next response.
 """
 
 from __future__ import annotations
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from services.gateway.errors import in_dialect
+from services.process.http_connection import BoundedConnection
+from services.protocol.errors import CorralError
 
-#: Busy clients send their next request within so long; what is idle for longer is closed.
-LINGER_S = 1.0
+#: How long an idle connection stays open during shutdown. Busy clients send their next request within this time.
+LINGER_TIMEOUT_S = 1.0
 
 _CLOSE = (b"connection", b"close")
 
 
-class Connection(HttpToolsProtocol):
+class Connection(BoundedConnection):
     _ending = False
 
     def shutdown(self) -> None:
         self._ending = True
         if self._idle:
-            self.loop.call_later(LINGER_S, self._close_idle)
+            self.loop.call_later(LINGER_TIMEOUT_S, self._close_idle)
         else:
             self.cycle.keep_alive = False
 
     def on_headers_complete(self) -> None:
         if self._ending:
-            self.headers.append(_CLOSE)  # as if the client had asked for it: uvicorn then says so in the answer
+            self.headers.append(_CLOSE)  # as if the client had sent it, so that uvicorn puts it into the response
         super().on_headers_complete()
         if self._ending:
             self.cycle.keep_alive = False
+
+    def render(self, error: CorralError) -> tuple[bytes, str]:
+        """Renders the error in the dialect of the path, if the path has arrived."""
+        path = getattr(self, "url", b"").decode("ascii", errors="replace").partition("?")[0]
+        return in_dialect(path, error)
 
     @property
     def _idle(self) -> bool:

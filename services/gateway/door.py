@@ -1,7 +1,8 @@
-"""A listening socket that somebody else holds and several gateways share: how one takes over from another without a connection refused.
+"""Takes the listening socket from the door process, which lets one gateway replace another without a refused connection.
 
-The door (ops/door/door.py) owns the published port. What arrives while no gateway accepts waits in the kernel's queue. The door's end is the
-end of the port: a gateway then stops, and whoever started it starts it again.
+The door (ops/door/door.py) owns the published port and shares its socket with every gateway. While no gateway accepts,
+connections wait in the kernel's queue. If the door exits, the port closes, and the gateway stops so that its supervisor
+restarts it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-#: The door answers at once; longer than this it is no door.
-ANSWER_S = 10.0
+#: How long to wait for the door, which normally answers at once.
+ANSWER_TIMEOUT_S = 10.0
 
 
 def listen_at(door: Path) -> socket.socket:
-    """The listening socket of the door. From now on this process gets SIGTERM when the door goes. Raises OSError where there is none."""
+    """Returns the door's listening socket. From then on, this process gets SIGTERM when the door exits.
+
+    Raises OSError if the door can't be reached or doesn't hand out a socket.
+    """
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(ANSWER_S)
+    connection.settimeout(ANSWER_TIMEOUT_S)
     try:
         connection.connect(str(door))
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)

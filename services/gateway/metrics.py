@@ -1,5 +1,8 @@
-"""The gateway's metrics (docs/metrics.md). Requests are counted in tallies, by services.gateway.observation; what is rare, in the
-metrics of prometheus-client, by whoever sees it."""
+"""The gateway's metrics, described in docs/metrics.md.
+
+Per-request numbers are counted in tallies, by services.gateway.requests.telemetry. Rare events use prometheus-client's metrics
+directly.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,20 @@ from collections.abc import Callable, Iterable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from services.gateway.tallies import BOUNDS_S, Distribution, ModelTally, TeamTally
+from services.gateway.requests.tallies import BOUNDS_S, Distribution, ModelTally, TeamTally
 from services.protocol.errors import BY_CODE, CorralError, Unavailable
 
-#: Why a claim may have to be taken over.
+#: Why a request may move from one worker to another.
 CAUSES = ("lost", "broken_off", "handed_over", "gap")
-#: Between two looks at how late the event loop is.
-LAG_S = 0.1
+#: Interval between two measurements of the event loop's lag.
+LAG_CHECK_INTERVAL_S = 0.1
 
 
 class Metrics:
-    """Of one gateway. Its event loop writes. What may be counted is there from the beginning where that is known: a counter that appears
-    with 1 has not risen, to Prometheus."""
+    """The metrics of one gateway, written by its event loop.
+
+    Counters with known labels start at 0: Prometheus sees no increase in a counter that first appears with the value 1.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -29,14 +34,14 @@ class Metrics:
         self.registry.register(_TallyCollector(self._models, self._teams))
         self.refusals = Counter(
             "corral_refusals",
-            "Requests of any kind that were turned away, by the error's code: all that is answered with a 4xx status or 503.",
+            "Requests of any kind that were answered with a 4xx status or 503, by error code.",
             ["reason"],
             registry=self.registry,
         )
         self.failovers = Counter(
             "corral_failovers",
-            "Claims that another worker goes on with, because theirs was lost, broke off (broken_off), drains (handed_over), or left "
-            "events out (gap).",
+            "Claims that another worker took over, because the first one was lost, broke off (broken_off), "
+            "drained (handed_over), or omitted events (gap).",
             ["cause"],
             registry=self.registry,
         )
@@ -47,11 +52,13 @@ class Metrics:
             self.failovers.labels(cause)
         self._loop_lag = Histogram(
             "corral_gateway_loop_lag_seconds",
-            "By how much the event loop was late for a timer.",
+            "How late the event loop ran a timer.",
             buckets=BOUNDS_S,
             registry=self.registry,
         )
-        self._connected = Gauge("corral_gateway_redis_connected", "1 while Redis answers, otherwise 0.", registry=self.registry)
+        self._connected = Gauge(
+            "corral_gateway_redis_connected", "1 while Redis answers and accepts writes, otherwise 0.", registry=self.registry
+        )
 
     def model(self, name: str) -> ModelTally:
         tally = self._models.get(name)
@@ -65,21 +72,21 @@ class Metrics:
         self._connected.set_function(lambda: float(connected()))
 
     async def watch_lag(self) -> None:
-        """For ever."""
+        """Measures the event loop's lag until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + LAG_S
-            await asyncio.sleep(LAG_S)
+            due = loop.time() + LAG_CHECK_INTERVAL_S
+            await asyncio.sleep(LAG_CHECK_INTERVAL_S)
             self._loop_lag.observe(max(0.0, loop.time() - due))
 
 
 def is_refusal(error: CorralError | type[CorralError]) -> bool:
-    """The platform will not do it, and says so; what it could not bring to its end is something else."""
+    """Whether the error is a refusal (4xx or 503), rather than a failure to finish what was accepted."""
     return error.status < 500 or error.status == Unavailable.status
 
 
 class _TallyCollector:
-    """Turns the tallies into samples when they are asked for."""
+    """Converts the tallies to samples on each scrape."""
 
     def __init__(self, models: dict[str, ModelTally], teams: dict[tuple[str, str], TeamTally]) -> None:
         self._models = models
@@ -95,16 +102,19 @@ class _TallyCollector:
 def _by_team(teams: list[tuple[tuple[str, str], TeamTally]]) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "corral_requests",
-        "Requests for inference that have ended: answered, failed, expired (no worker began in time), refused (not let in) or "
-        "cancelled (the client left).",
+        "Inference requests that ended: answered, failed, expired (no worker started it in time), rejected (a "
+        "bad request, or a caller over its limit: a 4xx status), refused (the cluster has no capacity or a "
+        "part of it is down: 503) or cancelled (the client disconnected).",
         labels=["model", "team", "outcome"],
     )
     prompt = CounterMetricFamily(
-        "corral_prompt_tokens", "Tokens of prompts that got a slot, cached ones included.", labels=["model", "team"]
+        "corral_prompt_tokens", "Prompt tokens of requests that got a slot, cached ones included.", labels=["model", "team"]
     )
-    cached = CounterMetricFamily("corral_cached_tokens", "Tokens of prompts that a slot still held.", labels=["model", "team"])
+    cached = CounterMetricFamily(
+        "corral_cached_tokens", "Prompt tokens that were already in the KV cache.", labels=["model", "team"]
+    )
     completion = CounterMetricFamily(
-        "corral_completion_tokens", "Tokens that were generated, counted as they are handed on.", labels=["model", "team"]
+        "corral_completion_tokens", "Generated tokens, counted when they are sent to the client.", labels=["model", "team"]
     )
     for labels, tally in teams:
         for outcome, count in tally.ended.items():
@@ -117,10 +127,12 @@ def _by_team(teams: list[tuple[tuple[str, str], TeamTally]]) -> Iterator[Metric]
 
 def _by_model(models: list[tuple[str, ModelTally]]) -> Iterator[Metric]:
     in_flight = GaugeMetricFamily(
-        "corral_requests_in_flight", "Requests that were let in and have not ended.", labels=["model"]
+        "corral_requests_in_flight", "Requests that were admitted and have not ended.", labels=["model"]
     )
     cancellations = CounterMetricFamily(
-        "corral_cancellations", "Requests whose client left while they were waiting or running.", labels=["model", "phase"]
+        "corral_cancellations",
+        "Requests whose client disconnected while they were waiting or running.",
+        labels=["model", "phase"],
     )
     for model, tally in models:
         in_flight.add_metric([model], tally.in_flight)
@@ -132,37 +144,37 @@ def _by_model(models: list[tuple[str, ModelTally]]) -> Iterator[Metric]:
 def _durations(models: list[tuple[str, ModelTally]]) -> Iterator[Metric]:
     yield _histogram(
         "corral_queue_wait_seconds",
-        "From admission until a worker has a slot for the request.",
+        "Time from admission until the request has a slot on a worker.",
         ["model", "priority"],
         (([model, priority], waits) for model, tally in models for priority, waits in list(tally.queue_wait.items())),
     )
     yield _histogram(
         "corral_time_to_first_token_seconds",
-        "From the request's arrival until its first token is handed on.",
+        "Time from the request's arrival until its first token is sent.",
         ["model"],
         (([model], tally.first_token) for model, tally in models),
     )
     yield _histogram(
         "corral_inter_token_seconds",
-        "Between two parts of an answer; a part holds what has arrived since the one before, mostly one token of each choice.",
+        "Time between two writes of an answer to its client; a write has the tokens that arrived since the previous one.",
         ["model"],
         (([model], tally.inter_token) for model, tally in models),
     )
     yield _histogram(
         "corral_request_duration_seconds",
-        "From the arrival of a request that was answered to its end.",
+        "Time from arrival to end, of requests that were answered.",
         ["model"],
         (([model], tally.duration) for model, tally in models),
     )
     yield _histogram(
         "corral_prefill_seconds",
-        "In the engine, from the claim to the first token.",
+        "Time from when the engine receives the request to the first token.",
         ["model"],
         (([model], tally.prefill) for model, tally in models),
     )
     yield _histogram(
         "corral_decode_seconds",
-        "In the engine, from the first token to the last.",
+        "Time from the first token to the last, in the engine.",
         ["model"],
         (([model], tally.decode) for model, tally in models),
     )

@@ -1,6 +1,7 @@
-"""Which web pages may call: the browser's Origin against a list, and on a loopback address the Host against DNS rebinding.
+"""Decides which web pages may call: checks the browser's Origin against a list and, on a loopback address, the Host header, as
+a defence against DNS rebinding.
 
-The answers are Ollama's: an origin that is not allowed, or a foreign Host, gets a bare 403; a preflight gets 204.
+The responses match Ollama's: a forbidden origin or foreign Host gets a bare 403, a preflight gets 204.
 """
 
 from __future__ import annotations
@@ -26,33 +27,14 @@ BUILT_IN_ORIGINS = (
     "vscode-file://*",
 )
 
-_STAINLESS = (
-    "arch",
-    "async",
-    "custom-poll-interval",
-    "helper-method",
-    "lang",
-    "os",
-    "package-version",
-    "poll-helper",
-    "retry-count",
-    "runtime",
-    "runtime-version",
-    "timeout",
+_EXPOSED_HEADERS = ", ".join(
+    ("X-Request-Id", "X-Queue-Position", "X-Queue-Estimated-Wait", "Retry-After", "WWW-Authenticate", "Date", "Content-Length")
 )
-_ALLOWED_HEADERS = ", ".join(
-    ("Authorization", "Content-Type", "User-Agent", "Accept", "X-Requested-With", "X-Api-Key", "OpenAI-Beta")
-    + tuple(f"x-stainless-{name}" for name in _STAINLESS)
-)
-_PREFLIGHT_HEADERS = {
-    "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS",
-    "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
-    "Access-Control-Max-Age": "43200",
-}
+_MAX_AGE_S = "43200"
 
 
 class OriginPolicy:
-    """The origins of this machine's own pages and those in `origins`: exact, or with one `*` that stands for anything."""
+    """Allows this machine's own pages and the given `origins`: exact, or a pattern in which one `*` matches anything."""
 
     def __init__(self, origins: Iterable[str] = ()) -> None:
         wanted = (*BUILT_IN_ORIGINS, *(origin.strip().lower() for origin in origins if origin.strip()))
@@ -60,7 +42,7 @@ class OriginPolicy:
         self._patterns = tuple(origin.partition("*")[::2] for origin in wanted if "*" in origin)
 
     def allows(self, origin: str, *, host: str) -> bool:
-        """`host` is the request's own Host: a page that this server itself served may always call."""
+        """`host` is the request's Host header: pages served from this address are always allowed."""
         origin = origin.lower()
         return (
             origin in self._exact
@@ -75,7 +57,8 @@ def _matches(origin: str, prefix: str, suffix: str) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def local_host(host: str) -> bool:
-    """Whether a Host header names this machine or its private network, as no page from elsewhere can make it do."""
+    """Whether the Host header names this machine or its private network. A page from elsewhere can't make a browser send such a
+    Host."""
     name = _without_port(host).lower()
     try:
         address = ipaddress.ip_address(name)
@@ -91,7 +74,7 @@ def _without_port(host: str) -> str:
 
 
 def _own_address(address: str) -> bool:
-    """Only an address of one of this machine's interfaces can be bound."""
+    """Whether the address belongs to this machine: only then can a socket bind to it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
@@ -99,6 +82,16 @@ def _own_address(address: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def _preflight(asked: Headers) -> dict[str, str]:
+    """Allows any method and header that an allowed origin asks for: the API key decides what the caller may do."""
+    return {
+        "Access-Control-Allow-Methods": asked.get("access-control-request-method", "*"),
+        "Access-Control-Allow-Headers": asked.get("access-control-request-headers", "*"),
+        "Access-Control-Max-Age": _MAX_AGE_S,
+        "Vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
+    }
 
 
 class OriginMiddleware:
@@ -118,13 +111,15 @@ class OriginMiddleware:
             return await self._app(scope, receive, send)
         if not self._policy.allows(origin, host=host):
             return await Response(status_code=403)(scope, receive, send)
-        granted = {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+        granted = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _EXPOSED_HEADERS}
         if scope["method"] == "OPTIONS":
-            return await Response(status_code=204, headers=_PREFLIGHT_HEADERS | granted)(scope, receive, send)
+            return await Response(status_code=204, headers=granted | _preflight(headers))(scope, receive, send)
 
         async def send_granted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(granted)
+                answer = MutableHeaders(scope=message)
+                answer.update(granted)
+                answer.add_vary_header("Origin")
             await send(message)
 
         return await self._app(scope, receive, send_granted)

@@ -1,4 +1,4 @@
-"""The gateway's client of the registry: management requests only, never inference."""
+"""HTTP client for the registry, used for management requests only, never for inference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from services.protocol.errors import CorralError, Unavailable, from_code
 
 _UNAVAILABLE = "the registry does not answer"
 
-#: A pull may be silent for as long as its source is; anything else has answered by then.
+#: Errors that mean the registry is down. A bad URL or a bad request of our own is a bug, not an outage.
+_OUTAGES = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
+
+#: Pulls and forwarded requests have no read timeout, because a pull can be silent for as long as its source is.
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 _OPEN_TIMEOUT = httpx.Timeout(None, connect=5.0)
 
@@ -26,7 +29,7 @@ _decode_error = msgspec.json.Decoder(_ErrorBody).decode
 
 
 class RegistryClient:
-    """Raises Unavailable where the registry does not answer."""
+    """All methods raise Unavailable if the registry doesn't answer."""
 
     def __init__(self, url: str, token: SecretStr) -> None:
         self._http = httpx.AsyncClient(
@@ -40,33 +43,34 @@ class RegistryClient:
         await self._http.aclose()
 
     async def call(self, method: str, path: str, *, body: object = None, params: Mapping[str, str] | None = None) -> bytes:
-        """The body of a good answer. Raises the error that the registry answered with."""
+        """Returns the body of a 2xx response. Raises the registry's error for any other status."""
         content = None if body is None else msgspec.json.encode(body)
         return await read_good(await self._send(self._http.build_request(method, path, content=content, params=params)))
 
     async def open(self, method: str, target: str, *, content: bytes) -> httpx.Response:
-        """An answer of any status whose body is still to be read, for as long as it takes. `target` is a quoted path and query."""
+        """Returns a response of any status, with its body not yet read and no read timeout. `target` is a quoted path and
+        query."""
         return await self._send(self._http.build_request(method, target, content=content, timeout=_OPEN_TIMEOUT))
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
         try:
             return await self._http.send(request, stream=True)
-        except httpx.TransportError as error:
+        except _OUTAGES as error:
             raise Unavailable(_UNAVAILABLE) from error
 
 
 async def read(response: httpx.Response) -> bytes:
-    """Raises Unavailable where the registry goes away in the middle, as do the following."""
+    """Reads the body. Raises Unavailable if the connection breaks, as do `read_good` and `lines_of`."""
     try:
         return await response.aread()
-    except httpx.TransportError as error:
+    except _OUTAGES as error:
         raise Unavailable(_UNAVAILABLE) from error
     finally:
         await response.aclose()
 
 
 async def read_good(response: httpx.Response) -> bytes:
-    """Raises what an answer that is not 2xx says."""
+    """Reads the body of a 2xx response. Raises the registry's error for any other status."""
     body = await read(response)
     if not response.is_success:
         raise _error_of(response.status_code, body)
@@ -74,11 +78,11 @@ async def read_good(response: httpx.Response) -> bytes:
 
 
 async def lines_of(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Each with its newline, as it comes."""
+    """Yields lines as they arrive, each with its newline."""
     try:
         async for line in response.aiter_lines():
             yield line.encode() + b"\n"
-    except httpx.TransportError as error:
+    except _OUTAGES as error:
         raise Unavailable(_UNAVAILABLE) from error
     finally:
         await response.aclose()
@@ -89,6 +93,6 @@ def _error_of(status: int, body: bytes) -> CorralError:
         answer = _decode_error(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         answer = _ErrorBody()
-    if status in (401, 403):  # of the gateway's token, which is no business of the caller's
+    if status in (401, 403):  # our own token was refused, which is not the caller's fault
         return Unavailable("the registry refuses this gateway's token")
     return from_code(answer.code, answer.error or f"the registry answered with status {status}")

@@ -1,8 +1,7 @@
-"""A generation becomes an HTTP response: SSE or NDJSON as it is generated, or one JSON body at its end.
+"""The HTTP response to an admitted request: SSE or NDJSON as tokens arrive, or one JSON body at the end.
 
-A client that leaves is noticed at once, while its request waits and while nothing is streamed too, and the request is given
-up. Headers are sent with the first part of the answer, so that an error before it has its own status; not for a client that wants to
-be told of its place in the queue meanwhile.
+When the client leaves, the request is abandoned at once, even while it waits in the queue. Headers are sent with the first part of the
+answer, so that an error before it has its own status. A client that asked for queue updates gets them, and the headers, earlier.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from services.gateway.dialects import ollama, openai
 from services.gateway.dialects.reply import Reply
-from services.gateway.generation import ClientGone, Generation
-from services.gateway.observation import Observation
+from services.gateway.requests.pending_request import ClientGone, PendingRequest
+from services.gateway.requests.telemetry import Observation
 from services.protocol.errors import CorralError, Unavailable
 from services.protocol.messages import Finished
-from services.protocol.waiting import Place
+from services.protocol.waiting import QueuePosition
 
 logger = logging.getLogger(__name__)
 
@@ -27,66 +26,68 @@ logger = logging.getLogger(__name__)
 _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
-#: How often a client that wants to know is told of its place.
-_UPDATE_S = 1.0
+#: Between two queue updates.
+_UPDATE_INTERVAL_S = 1.0
+
+#: A queue update: a comment in SSE, a line of its own in NDJSON.
+_QUEUE_UPDATE = {openai.SSE: b": queue position %d\n\n", ollama.NDJSON: b'{"queue_position":%d,"done":false}\n'}
 
 
-class GenerationResponse(Response):
-    """Raises what fails before the first part, for the app's error handler to answer. `abandon` is called when the client
-    leaves and when the response is over, however it ended. `place_of` is asked where the client wants comments that say where its request
-    stands; only SSE has comments."""
+class AnswerResponse:
+    """An ASGI application. Raises what fails before the first part, for the app's error handler to answer.
+
+    `abandon` is called when the client leaves and when the response is over, however it ended. `position_of` is given for a stream
+    whose client asked for queue updates.
+    """
 
     def __init__(
         self,
-        generation: Generation,
+        pending: PendingRequest,
         reply: Reply,
         *,
-        abandon: Callable[[Generation], None],
+        abandon: Callable[[PendingRequest], None],
         observation: Observation,
-        place_of: Callable[[Generation], Awaitable[Place | None]] | None = None,
+        position_of: Callable[[PendingRequest], Awaitable[QueuePosition | None]] | None = None,
     ) -> None:
-        self.status_code = 200
-        self.background = None
-        self.body = b""
-        self._generation = generation
+        self._pending = pending
         self._reply = reply
         self._abandon = abandon
         self._observation = observation
-        self._place_of = place_of
-        self._begun = False
+        self._position_of = position_of
+        self._headers_sent = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        departure = asyncio.ensure_future(self._notice_departure(receive))
+        disconnect_watch = asyncio.ensure_future(self._watch_for_disconnect(receive))
         try:
             await (self._send_stream(send) if self._reply.stream else self._send_whole(send))
             self._observation.answered()
         except ClientGone:
             self._observation.cancelled()
-            logger.debug("request %s: the client left", self._generation.request.id)
+            logger.debug("request %s: the client left", self._pending.id)
         except asyncio.CancelledError as cancelled:  # by uvicorn, of an answer that takes longer than CORRAL_SHUTDOWN_S
             stopped = Unavailable("the gateway was stopped before the answer was complete")
-            if not await self._tell(send, stopped):
+            if not await self._send_error(send, stopped):
                 raise stopped from cancelled
         except Exception as error:
-            if not await self._tell(send, error):
+            if not await self._send_error(send, error):
                 raise
         finally:
-            departure.cancel()
-            self._abandon(self._generation)
+            disconnect_watch.cancel()
+            self._abandon(self._pending)
 
-    async def _tell(self, send: Send, error: Exception) -> bool:
+    async def _send_error(self, send: Send, error: Exception) -> bool:
         """In the stream, where it has begun; otherwise the answer is the app's error handler's to give."""
         self._observation.failed(error)
-        if not self._begun or not isinstance(error, CorralError):
+        if not self._headers_sent or not isinstance(error, CorralError):
             return False
-        logger.info("request %s failed after it began: %s", self._generation.request.id, error.message)
+        logger.info("request %s failed after it began: %s", self._pending.id, error.message)
         await send({"type": "http.response.body", "body": self._reply.render_error(error)})
         return True
 
-    async def _notice_departure(self, receive: Receive) -> None:
+    async def _watch_for_disconnect(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._abandon(self._generation)
+        self._abandon(self._pending)
 
     async def _send_whole(self, send: Send) -> None:
         body, ended = b"", False
@@ -97,45 +98,47 @@ class GenerationResponse(Response):
         await send({"type": "http.response.body", "body": body})
 
     async def _send_stream(self, send: Send) -> None:
-        if self._place_of is not None:
-            await self._send_places(send, self._place_of)
+        if self._position_of is not None:
+            await self._send_positions(send, self._position_of, _QUEUE_UPDATE[self._reply.content_type])
         ended = False
         while not ended:
             part, ended = await self._next_part()
             if part:  # the end goes with the last part: a write of its own would cost as much as the part's
                 await self._send_part(send, part, ended=ended)
 
-    async def _send_places(self, send: Send, place_of: Callable[[Generation], Awaitable[Place | None]]) -> None:
+    async def _send_positions(
+        self, send: Send, position_of: Callable[[PendingRequest], Awaitable[QueuePosition | None]], rendered: bytes
+    ) -> None:
         """Until the request has left the queue."""
-        place = self._generation.place
-        while place is not None and place.position > 0:
-            await self._send_part(send, b": queue position %d\n\n" % place.position, ended=False)
-            if await self._generation.arrives(within_s=_UPDATE_S):
+        position = self._pending.position
+        while position is not None and position.position > 0:
+            await self._send_part(send, rendered % position.position, ended=False)
+            if await self._pending.arrives(within_s=_UPDATE_INTERVAL_S):
                 return
-            place = await place_of(self._generation)
+            position = await position_of(self._pending)
 
     async def _send_part(self, send: Send, part: bytes, *, ended: bool) -> None:
-        if not self._begun:
+        if not self._headers_sent:
             await self._start(send, *_STREAM_HEADERS)
-            self._begun = True
+            self._headers_sent = True
         await send({"type": "http.response.body", "body": part, "more_body": not ended})
 
     async def _next_part(self) -> tuple[bytes, bool]:
         """All that had arrived, which may have nothing to say, and whether it is the end. A stream's end has something to say."""
-        events = await self._generation.events()
-        self._observation.handed_on(events, sum(map(len, self._generation.committed)))
+        events = await self._pending.events()
+        self._observation.handed_on(events, sum(map(len, self._pending.committed)))
         return b"".join([self._reply.render(event) for event in events]), isinstance(events[-1], Finished)
 
     async def _start(self, send: Send, *headers: tuple[bytes, bytes]) -> None:
         content_type = (b"content-type", self._reply.content_type.encode())
-        request = (b"x-request-id", self._generation.request.id.encode())
-        every = [content_type, request, *_place_headers(self._generation.place), *headers]
-        await send({"type": "http.response.start", "status": self.status_code, "headers": every})
+        request = (b"x-request-id", self._pending.id.encode())
+        every = [content_type, request, *_position_headers(self._pending.position), *headers]
+        await send({"type": "http.response.start", "status": 200, "headers": every})
 
 
-def _place_headers(place: Place | None) -> list[tuple[bytes, bytes]]:
-    """Where the request stood when it came in; the wait in seconds where it could be estimated."""
-    if place is None:
+def _position_headers(position: QueuePosition | None) -> list[tuple[bytes, bytes]]:
+    """The position at admission; the estimated wait in seconds if there is an estimate."""
+    if position is None:
         return []
-    position = (b"x-queue-position", b"%d" % place.position)
-    return [position] if place.wait_s is None else [position, (b"x-queue-estimated-wait", b"%.1f" % place.wait_s)]
+    place = (b"x-queue-position", b"%d" % position.position)
+    return [place] if position.wait_s is None else [place, (b"x-queue-estimated-wait", b"%.1f" % position.wait_s)]

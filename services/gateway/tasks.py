@@ -1,4 +1,4 @@
-"""Ending tasks."""
+"""Cancelling asyncio tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Cancels the tasks and waits for them."""
+    """Cancels the tasks and waits until they have ended."""
     for task in tasks:
         task.cancel()
     if tasks:

@@ -1,1 +1,1 @@
-"""The agent on each machine: keeps models on disk, starts and stops workers, says how the machine is."""
+"""The agent on each machine: stores models on disk, starts and stops workers, and reports the machine's state."""

@@ -1,12 +1,12 @@
 """`python -m services.node`: the agent of this machine.
 
-Start: the store's lock, so that a second agent fails before it does anything; the workers that still run; the reports, so
-that the cluster knows the node; then jobs.
+Start: takes the store's lock, so that a second agent fails before it does anything; adopts workers that still run; starts to
+report; then takes jobs.
 
-Stop (SIGTERM, SIGINT): no more jobs, and pulls go back to the queue; workers drain, while the reports go on, as a worker
-without a node would stop itself; the report is taken back; the lock is released. A second signal kills workers that still
-drain. An agent that is replaced (its image is a new one, and `docker compose up` has made its successor) leaves the workers, as
-does a crash: the next agent adopts them.
+Stop (SIGTERM, SIGINT): takes no further jobs, and pulls go back to the queue; drains the workers while it still reports, since
+a worker whose node is gone stops itself; withdraws its report; releases the lock. A second signal kills workers that are still
+draining. If another agent replaces this one (`docker compose up` has created a container from a new image), the workers keep
+running, as after a crash, and the next agent adopts them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from services.node.agent import Agent
-from services.node.config import Settings, container_environment, pip_environment, worker_environment
+from services.node.config import Settings, container_environment, pip_environment, worker_environment, worker_metrics
 from services.node.containers.runtime import ContainerRuntime
 from services.node.containers.template import Template
 from services.node.heartbeat import Heartbeat
@@ -32,15 +32,12 @@ from services.node.runtime import Runtime
 from services.node.store import Store
 from services.node.tasks import JobConsumer
 from services.node.uplink import Uplink
-from services.protocol import logs
 from services.protocol.errors import CorralError
 from services.protocol.jobs import JobEvents
-from services.protocol.telemetry import TelemetryRefused, telemetry
+from services.telemetry import logs
+from services.telemetry.telemetry import TelemetryRefused, telemetry
 
 log = logging.getLogger("services.node")
-
-#: Of every worker in a container: each has an address of its own.
-CONTAINER_METRICS_PORT = "9464"
 
 
 def main() -> int:
@@ -55,13 +52,13 @@ def main() -> int:
         except ValidationError as error:
             first = error.errors()[0]
             name = f"CORRAL_{str(first['loc'][0]).upper()}"
-            print(f"corral node: {name}: {first['msg']}", file=sys.stderr)  # noqa: T201 for whoever starts it, not for the log
+            print(f"corral node: {name}: {first['msg']}", file=sys.stderr)  # noqa: T201 - for the terminal, not the log
             return 2
         except SettingsError as error:
-            print(f"corral node: {error.__cause__ or error}", file=sys.stderr)  # noqa: T201 likewise
+            print(f"corral node: {error.__cause__ or error}", file=sys.stderr)  # noqa: T201 - likewise
             return 2
         except (CorralError, OSError, TelemetryRefused) as error:
-            print(f"corral node: {error}", file=sys.stderr)  # noqa: T201 likewise
+            print(f"corral node: {error}", file=sys.stderr)  # noqa: T201 - likewise
             return 1
         return run(settings, store, runtime, metrics, metrics_address=seen.address)
 
@@ -74,13 +71,10 @@ def _log(settings: Settings) -> None:
 
 def _runtime(settings: Settings) -> Runtime:
     told = {"CORRAL_REDIS_URL": settings.redis_url, "CORRAL_NODE": settings.node, "CORRAL_RUNNER": settings.runner}
-    if settings.runtime == "processes" or settings.worker_network == "host":  # where ports are shared
-        told["CORRAL_METRICS_PORT"] = "auto" if settings.metrics_port else "0"
+    told |= worker_metrics(settings)
     if settings.runtime == "processes":
         environment = {**worker_environment(), **told}
         return ProcessRuntime(settings.state / "workers", environment=environment, drain_s=settings.drain_s)
-    told["CORRAL_METRICS_HOST"] = "0.0.0.0"
-    told["CORRAL_METRICS_PORT"] = CONTAINER_METRICS_PORT if settings.metrics_port else "0"
     template = Template(
         node=settings.node,
         network=settings.worker_network,
@@ -95,13 +89,14 @@ def _runtime(settings: Settings) -> Runtime:
 
 
 def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *, metrics_address: str) -> int:
-    """The exit code: 1 where the agent cannot go on; then its workers are left for the next one."""
+    """Runs the agent until a signal; returns the exit code. 1: the job consumer ended by itself; the workers keep running."""
     stop = _stop_signal(runtime)
     uplink = Uplink(settings.redis_url)
     events = JobEvents(uplink.redis)
     agent = Agent(
         settings.node,
         store=store,
+        adapters=settings.adapters,
         runtime=runtime,
         publish=lambda event: uplink.call(events.publish, event),
         pip_environment=pip_environment(),
@@ -132,13 +127,13 @@ def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *,
     else:
         runtime.close()
     jobs.stop()
-    heartbeat.stop(withdraw=not replaced)
+    heartbeat.stop(remove=not replaced)
     uplink.close()
     return 0
 
 
 def _stop_signal(runtime: Runtime) -> threading.Event:
-    """Set by the first SIGTERM or SIGINT; the second one hurries the runtime."""
+    """An event that the first SIGTERM or SIGINT sets. A second signal calls `runtime.hurry`."""
     stop = threading.Event()
 
     def handle(_number: int, _frame: FrameType | None) -> None:

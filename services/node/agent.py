@@ -1,8 +1,8 @@
-"""Does the jobs that the registry sends to this node. What comes of each is told exactly once it is certain.
+"""Carries out the jobs that the registry sends to this node, and publishes their outcomes.
 
-A job comes as the Celery task `corral.job` on the queue `node.<name>` and runs in one of the pool's threads. It is
-acknowledged when its outcome has been told, so one that the agent dies over is delivered again. Deliveries of one job while
-it is in work wait for that outcome; later ones are told it again.
+A job is the Celery task `corral.job` on the queue `node.<name>` and runs in one of the pool's threads. It is acknowledged after
+its outcome was published, so a job is delivered again if the agent dies during it. If a job is delivered while it is in work,
+the second delivery waits for the outcome; if it is delivered again later, the same outcome is published again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from services.node.pull import pull
 from services.node.runtime import Runtime, StartSpec
 from services.node.store import Store
 from services.protocol.engine import EngineSettings
-from services.protocol.errors import BadRequest, CorralError, Unavailable
+from services.protocol.errors import BadRequest, CorralError, ModelRefused, NotFound, Unavailable
 from services.protocol.jobs import (
     Delete,
     Job,
@@ -38,22 +39,27 @@ from services.protocol.jobs import (
 )
 from services.protocol.names import ModelName
 
-#: Outcomes kept for jobs that are delivered again.
+#: How many outcomes are kept, for jobs that are delivered again.
 _OUTCOMES_KEPT = 1000
-_RETRY_S = 1.0
+_PUBLISH_RETRY_INTERVAL_S = 1.0
 
 log = logging.getLogger(__name__)
 
 
 class Agent:
-    """Thread-safe. `publish` hands an event to the registry and raises Unavailable where that fails; `pip_environment` is for
-    the processes that fetch models."""
+    """Thread-safe.
+
+    - `adapters`: the folder, besides the store, whose files may be LoRA adapters.
+    - `publish`: sends an event to the registry; raises Unavailable if it cannot.
+    - `pip_environment`: the environment of processes that download models.
+    """
 
     def __init__(
         self,
         node: str,
         *,
         store: Store,
+        adapters: Path | None,
         runtime: Runtime,
         publish: Callable[[JobEvent], None],
         pip_environment: Mapping[str, str],
@@ -61,6 +67,7 @@ class Agent:
     ) -> None:
         self._node = node
         self._store = store
+        self._adapters = adapters
         self._runtime = runtime
         self._publish = publish
         self._pip_environment = pip_environment
@@ -71,16 +78,16 @@ class Agent:
         self._stopping = threading.Event()
 
     def jobs(self) -> tuple[str, ...]:
-        """Ids of the jobs in work."""
+        """The ids of the jobs in work."""
         with self._lock:
             return tuple(self._working)
 
     def stop(self) -> None:
-        """From now on jobs end with Stopping instead of an outcome."""
+        """From now on jobs raise Stopping instead of having an outcome."""
         self._stopping.set()
 
     def do(self, payload: dict[str, Any]) -> None:
-        """Returns when the job's outcome has been told. Raises Stopping where the job has to be delivered again."""
+        """Carries out the job and publishes its outcome. Raises Stopping if the job must be delivered again."""
         if self._stopping.is_set():
             raise Stopping
         try:
@@ -96,7 +103,7 @@ class Agent:
             elsewhere.wait()
             return
         try:
-            self._tell(self._outcome(job))
+            self._publish_outcome(self._outcome(job))
         finally:
             with self._lock:
                 self._working.pop(job.job).set()
@@ -119,12 +126,12 @@ class Agent:
         except Stopping:
             raise
         except CorralError as error:
-            if self._stopping.is_set():  # it may have failed for no other reason
+            if self._stopping.is_set():  # the stop may be why it failed
                 raise Stopping from error
             log.info("%s %s failed: %s", kind, job.job, error.message)
             self._count_failure(job)
             return JobFailed(job.job, self._node, error.code, error.message)
-        except Exception as error:  # one broken job must not keep this node from doing the others
+        except Exception as error:  # one bad job must not stop the others
             log.exception("%s %s failed", kind, job.job)
             self._count_failure(job)
             return JobFailed(job.job, self._node, CorralError.code, f"the node's agent failed: {type(error).__name__}")
@@ -141,7 +148,7 @@ class Agent:
     def _dispatch(self, job: Job) -> PulledModel | None:
         match job:
             case Pull():
-                progress = Progress(job.job, self._tell_progress, self._stopping)
+                progress = Progress(job.job, self._publish_progress, self._stopping)
                 return pull(job, self._store, progress, environment=self._pip_environment)
             case Start():
                 path = self._store.blob(job.model)
@@ -154,29 +161,46 @@ class Agent:
         return None
 
     def _with_files(self, engine: EngineSettings) -> EngineSettings:
-        """With paths where blobs are named."""
-        lora = tuple(
-            (str(self._store.blob(file)) if file.startswith("sha256:") else file, scale) for file, scale in engine.lora
-        )
+        """`engine` with the LoRA adapters replaced by their paths."""
+        lora = tuple((str(self._adapter(file)), scale) for file, scale in engine.lora)
         return msgspec.structs.replace(engine, lora=lora)
+
+    def _adapter(self, file: str) -> Path:
+        """The path of an adapter. Raises ModelRefused if it does not exist or is outside the allowed folders."""
+        if file.startswith("sha256:"):
+            return self._adapter_blob(file)
+        folders = [folder.resolve() for folder in (self._store.root, self._adapters) if folder]
+        path = Path(file).resolve()
+        if not any(path.is_relative_to(folder) for folder in folders):
+            allowed = " and ".join(str(folder) for folder in folders)
+            raise ModelRefused(f"the LoRA adapter {file} is outside of the folders that node {self._node} allows: {allowed}")
+        if not path.is_file():
+            raise ModelRefused(f"the LoRA adapter {file} does not exist on node {self._node}")
+        return path
+
+    def _adapter_blob(self, digest: str) -> Path:
+        try:
+            return self._store.blob(digest)
+        except NotFound as error:
+            raise ModelRefused(f"the LoRA adapter {digest[:19]} is not in the store of node {self._node}") from error
 
     def _refuse(self, payload: dict[str, Any], error: msgspec.ValidationError) -> None:
         log.error("a job that does not decode: %s", error)
         job = payload.get("job")
         if isinstance(job, str):
-            self._tell(JobFailed(job, self._node, BadRequest.code, f"a job that does not decode: {error}"))
+            self._publish_outcome(JobFailed(job, self._node, BadRequest.code, f"a job that does not decode: {error}"))
 
-    def _tell(self, event: JobSucceeded | JobFailed) -> None:
-        """Until it is told."""
+    def _publish_outcome(self, event: JobSucceeded | JobFailed) -> None:
+        """Publishes the event; retries until Redis takes it. Raises Stopping if the agent stops first."""
         while True:
             try:
                 return self._publish(event)
             except Unavailable as error:
                 log.warning("the outcome of job %s waits: %s", event.job, error.message)
-            if self._stopping.wait(_RETRY_S):
+            if self._stopping.wait(_PUBLISH_RETRY_INTERVAL_S):
                 raise Stopping
 
-    def _tell_progress(self, event: JobProgress) -> None:
+    def _publish_progress(self, event: JobProgress) -> None:
         try:
             self._publish(event)
         except Unavailable as error:

@@ -1,4 +1,4 @@
-"""Every setting of a node agent: environment variables with the prefix CORRAL_. The only reader of the environment."""
+"""The node agent's settings: environment variables with the prefix CORRAL_. Also the environments of its child processes."""
 
 from __future__ import annotations
 
@@ -11,64 +11,84 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.protocol.secrets import SecretUrl, secrets_folder
-from services.protocol.telemetry_variables import TelemetryVariables
+from services.process.secrets import SecretUrl, secrets_folder
+from services.telemetry.exposition import NOT_LISTED
+from services.telemetry.variables import TelemetryVariables
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 
+#: The metrics port of workers in containers that have their own network address.
+CONTAINER_METRICS_PORT = 9464
+
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|DATABASE_URL|^PG", re.IGNORECASE)
-#: Ours that count tokens.
+#: Our settings that count tokens: their names match _SECRET, but they are no secrets.
 _COUNT = re.compile(r"^CORRAL_\w+_TOKEN(S|_S)$")
 _OURS = re.compile(r"^CORRAL_")
 _INDEX = re.compile(r"^(PIP|UV)_")
-_FOR_CONTAINERS = re.compile(r"^(CORRAL|GGML|HSA|LLAMA|OTEL)_")
+_FOR_CONTAINERS = re.compile(r"^(CORRAL|GGML|GOMP|HSA|LLAMA|OMP|OTEL)_")
 
 
 class Settings(TelemetryVariables):
     model_config = SettingsConfigDict(env_prefix="CORRAL_", secrets_dir=secrets_folder())
 
-    redis_url: SecretUrl = Field(default="redis://127.0.0.1:6379/0", description="Redis that jobs come from and reports go to.")
-    node: str = Field(
-        default="", validate_default=True, description="Name of this machine, unique in the cluster; empty: its host name."
+    redis_url: SecretUrl = Field(
+        default="redis://127.0.0.1:6379/0", description="URL of Redis: jobs come from it and reports go to it."
     )
-    store: Path = Field(default=Path("~/.local/state/corral/models"), description="Models on disk, laid out like Ollama's.")
-    state: Path = Field(
-        default=Path("~/.local/state/corral/node"), description="Where the agent keeps pid files and the workers' logs."
+    node: str = Field(
+        default="", validate_default=True, description="Name of this machine, unique in the cluster. Empty: its host name."
+    )
+    store: Path = Field(
+        default=Path("~/.local/state/corral/models"), description="Folder with the models, laid out like Ollama's."
+    )
+    state: Path = Field(default=Path("~/.local/state/corral/node"), description="Folder for pid files and the workers' logs.")
+    adapters: Path | None = Field(
+        default=None,
+        description="Folder with files that a deployment may name as LoRA adapters. Unset: only files in the store.",
     )
     runtime: Literal["processes", "docker"] = Field(
-        default="processes", description="How workers run: as processes of the agent's user, or as containers beside the agent."
+        default="processes", description="How workers run: `processes` of the agent's user, or containers (`docker`)."
     )
     worker_image: str = Field(
         default="corral-worker:dev-{backend}",
         min_length=1,
-        description="docker: image of the workers; `{backend}` is filled in. The agent pulls nothing: the image is on the machine.",
+        description="docker: image of the workers; `{backend}` is replaced by the backend. The agent does not pull it: "
+        "the image must be on the machine.",
     )
     worker_network: str = Field(
-        default="bridge", min_length=1, description="docker: network that workers join; they have to reach Redis there."
+        default="bridge", min_length=1, description="docker: network that workers join; they must reach Redis from it."
     )
     store_volume: str = Field(
         default="",
-        description="docker: named volume, or folder of the host, that holds the store; workers get it read-only, under the same path "
-        "as the agent. Empty: the agent runs on the host, and the store's path is the host's.",
+        description="docker: named volume or host folder that contains the store. Workers mount it read-only, under the "
+        "agent's path. Empty: the agent runs on the host, and CORRAL_STORE is a path on the host.",
     )
     backend: Literal["auto", "cpu", "cuda", "rocm", "vulkan"] = Field(
         default="auto",
-        description="docker: which llama.cpp workers run. auto: the fastest whose image is there and finds an accelerator, or cpu.",
+        description="docker: llama.cpp build that workers run. `auto`: the fastest one whose image is on the machine and "
+        "finds an accelerator, otherwise cpu.",
     )
     gpus: tuple[NonNegativeInt, ...] = Field(
         default=(),
-        description="docker: numbers of the accelerators that workers may use, as a JSON list such as [0, 2]; empty: all. "
-        "NVIDIA's count as in nvidia-smi.",
+        description="docker: numbers of the accelerators that workers may use, as a JSON list such as [0, 2]; NVIDIA's "
+        "are those of nvidia-smi. Empty: all.",
     )
-    runner: Literal["llama", "fake"] = Field(default="llama", description="What workers run: llama.cpp, or scripted tokens.")
-    drain_s: float = Field(default=30.0, ge=0, description="How long a worker that is stopped may finish its requests.")
+    runner: Literal["llama", "fake"] = Field(
+        default="llama", description="What workers run: `llama` is llama.cpp, `fake` generates scripted tokens, for tests."
+    )
+    drain_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="Time for a stopping worker to finish or hand over its requests; 5 s after that it is killed.",
+    )
     job_threads: int = Field(
         default=16,
         ge=2,
-        description="Jobs done at the same time. They wait for networks and for workers that drain, so there are many: a few "
-        "long pulls must not hold up a start.",
+        description="How many jobs run at the same time. They mostly wait for networks and for draining workers; with "
+        "fewer, long pulls would delay starts.",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe line logged.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least severe level that is logged."
+    )
 
     @field_validator("node")
     @classmethod
@@ -77,6 +97,11 @@ class Settings(TelemetryVariables):
         if not _NAME.fullmatch(node):
             raise ValueError("a node's name has at most 63 letters, digits, '.', '-' and '_'")
         return node
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return value or None
 
     @field_validator("gpus")
     @classmethod
@@ -89,19 +114,39 @@ class Settings(TelemetryVariables):
         return path.expanduser().absolute()
 
 
+def worker_metrics(settings: Settings) -> dict[str, str]:
+    """The workers' settings for serving metrics: address, port, and the address to list them under."""
+    if not settings.metrics_port:
+        return {"CORRAL_METRICS_PORT": "0"}
+    if settings.runtime == "processes" or settings.worker_network == "host":  # they share the machine's ports
+        return {
+            "CORRAL_METRICS_HOST": settings.metrics_host,
+            "CORRAL_METRICS_PORT": "auto",
+            "CORRAL_METRICS_ADVERTISE": settings.metrics_advertise,
+        }
+    # If an address to advertise is set, Prometheus is on another machine and cannot reach the containers' network.
+    advertise = NOT_LISTED if settings.metrics_advertise else ""
+    return {
+        "CORRAL_METRICS_HOST": "0.0.0.0",
+        "CORRAL_METRICS_PORT": str(CONTAINER_METRICS_PORT),
+        "CORRAL_METRICS_ADVERTISE": advertise,
+    }
+
+
 def pip_environment() -> dict[str, str]:
-    """The agent's own environment (proxies, certificates, the site's package index) without anything of the platform."""
+    """The agent's environment (proxies, certificates, the site's package index) without CORRAL_ variables and secrets."""
     return _environment_without(_OURS)
 
 
 def worker_environment() -> dict[str, str]:
-    """The agent's own environment (CUDA_VISIBLE_DEVICES, the worker's settings) without package indexes: their URLs may hold
-    passwords."""
+    """The agent's environment (CUDA_VISIBLE_DEVICES, the worker's settings) without secrets and without the settings of pip and
+    uv, whose URLs may contain passwords."""
     return _environment_without(_INDEX)
 
 
 def container_environment() -> dict[str, str]:
-    """What of the agent's own environment is meant for workers in containers: they have their image's, not the agent's PATH."""
+    """The variables of the agent's environment that are meant for workers in containers. Others, such as PATH, come from the
+    image."""
     return {name: value for name, value in _environment_without(_INDEX).items() if _FOR_CONTAINERS.search(name)}
 
 

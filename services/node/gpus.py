@@ -1,4 +1,4 @@
-"""NVIDIA's accelerators as their driver sees them now. Looking costs no memory of theirs, unlike opening them."""
+"""The state of NVIDIA GPUs, read from the driver (NVML). Unlike opening a device, this takes no device memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ log = logging.getLogger(__name__)
 
 
 class Gpu(NamedTuple):
-    """What a driver does not tell is None. Bytes, watts, degrees Celsius; `utilization` is the part of the time (0 to 1) in which a
-    kernel ran."""
+    """One GPU. Bytes, watts, degrees Celsius; `utilization` is the part of the time (0 to 1) in which a kernel ran. None: the
+    driver does not report it."""
 
     number: int
     name: str
@@ -25,7 +25,7 @@ class Gpu(NamedTuple):
 
 
 class Gpus:
-    """`nvml` is NVIDIA's library; without a driver there are no accelerators. Any thread may look."""
+    """The machine's GPUs; none without NVIDIA's driver. Thread-safe. `nvml` is the pynvml module."""
 
     def __init__(self, nvml: Any = pynvml) -> None:
         self._nvml = nvml
@@ -41,10 +41,10 @@ class Gpus:
 
     def _look(self, index: int, handle: Any) -> Gpu:
         nvml = self._nvml
-        name = self._told(nvml.nvmlDeviceGetName, handle)
-        memory = self._told(nvml.nvmlDeviceGetMemoryInfo, handle)
-        rates = self._told(nvml.nvmlDeviceGetUtilizationRates, handle)
-        milliwatts = self._told(nvml.nvmlDeviceGetPowerUsage, handle)
+        name = self._ask(nvml.nvmlDeviceGetName, handle)
+        memory = self._ask(nvml.nvmlDeviceGetMemoryInfo, handle)
+        rates = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle)
+        milliwatts = self._ask(nvml.nvmlDeviceGetPowerUsage, handle)
         return Gpu(
             index,
             name.decode() if isinstance(name, bytes) else name or "unknown",
@@ -52,11 +52,11 @@ class Gpus:
             memory and memory.used,
             rates and rates.gpu / 100,
             milliwatts and milliwatts / 1000,
-            self._told(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+            self._ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
         )
 
-    def _told(self, question: Callable[..., Any], *about: Any) -> Any:
-        """None where this device, or this driver, cannot tell."""
+    def _ask(self, question: Callable[..., Any], *about: Any) -> Any:
+        """The answer; None if this device or driver does not support the question."""
         try:
             return question(*about)
         except self._nvml.NVMLError:

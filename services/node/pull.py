@@ -1,4 +1,4 @@
-"""One pull: fetch, look at what came, write it into the store. Until its last step the store is as it was."""
+"""One pull: fetches a model, checks the file, and writes it to the store. The store does not change before the last step."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from services.node import manifests
 from services.node.progress import Progress
 from services.node.sources import Fetched, open_source
 from services.node.store import StagedBlob, Staging, Store
-from services.protocol import gguf
 from services.protocol.errors import InvalidModelFile
-from services.protocol.gguf import Gguf
 from services.protocol.jobs import Layer, Pull, PulledModel
 from services.protocol.names import ModelName
+from services.weights import gguf
+from services.weights.gguf import Gguf
 
 
 def pull(job: Pull, store: Store, progress: Progress, *, environment: Mapping[str, str]) -> PulledModel:
-    """Raises InvalidModelFile for a file that is no model, Stopping when the agent does, and whatever its source raises."""
+    """Raises InvalidModelFile if the file is not a model, Stopping if the agent stops, and what the source raises."""
     name = ModelName.parse(job.name)
     source = open_source(job.source, environment=environment)
     progress.say("pulling manifest")
@@ -34,8 +34,12 @@ def pull(job: Pull, store: Store, progress: Progress, *, environment: Mapping[st
 def _inspect(blob: StagedBlob) -> Gguf:
     model = gguf.read(blob.path)
     kind = model.metadata.get("general.type", "model")
-    if kind != "model" or not model.tensor_count:
-        raise InvalidModelFile(f"holds no model but {kind if model.tensor_count else 'a vocabulary'}")
+    if kind != "model":
+        raise InvalidModelFile(f"holds no model but {str(kind)[:64]}")
+    if not model.tensor_count:
+        raise InvalidModelFile("holds no model but a vocabulary")
+    if not model.shape.layers or not model.shape.embedding:
+        raise InvalidModelFile(f"has no {model.architecture}.block_count or {model.architecture}.embedding_length")
     if model.metadata.get("split.count", 1) not in (0, 1):
         raise InvalidModelFile("is one part of a split GGUF; merge the parts first")
     return model

@@ -1,13 +1,13 @@
 """Models on this machine's disk, in the layout of Ollama's store.
 
-    manifests/<host>/<namespace>/<model>/<tag>     the manifest's text
+    manifests/<host>/<namespace>/<model>/<tag>     the manifest; <tag> is sha256-<hex> for an earlier version of a tag
     blobs/sha256-<hex>                             one file each, shared by every manifest that names it
-    .staging/                                      what pulls are still writing
+    .staging/                                      files that pulls are still writing
     .lock                                          held by the one agent that uses the store
 
-Writer: the one agent that holds the lock; its job threads go through `_changing`, so that a deletion cannot take the blobs
-of a pull that is being published. A blob has its name from the moment it is there whole: it is hashed while it is staged,
-synced, then renamed.
+Only the agent that holds the lock writes. Its job threads take `_changing`, so that a deletion cannot remove the blobs of a
+pull that is being published. A blob is hashed while it is staged, synced, and then renamed, so a file under blobs/ is always
+complete.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from services.protocol.reports import BlobReport
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _BLOB = re.compile(r"sha256-([0-9a-f]{64})")
 
-#: Never filled: a machine whose disk is full to the last byte cannot even log it.
+#: Disk space that pulls leave free: a machine with a full disk cannot even log it.
 _RESERVE_BYTES = 64 * 1024**2
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,8 @@ class StagedBlob(NamedTuple):
 
 
 class Store:
-    """Opens the store at `root`, which is created, and clears away what an agent that crashed left half done: staging folders,
-    blobs that no manifest names. Raises Conflict where another agent uses it."""
+    """The store at `root`, which is created if needed. Removes the leftovers of an agent that crashed: staging folders, and
+    blobs that no manifest names. Raises Conflict if another agent uses the store."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -76,20 +76,20 @@ class Store:
         with os.scandir(self._blobs) as entries:
             for entry in entries:
                 match = _BLOB.fullmatch(entry.name)
-                with suppress(FileNotFoundError):  # deleted meanwhile
+                with suppress(FileNotFoundError):  # deleted since the scan
                     if match and entry.is_file():
                         found.append(BlobReport(f"sha256:{match[1]}", entry.stat().st_size))
         return tuple(sorted(found, key=lambda blob: blob.digest))
 
     def blob(self, digest: str) -> Path:
-        """Raises NotFound for a digest that the store does not hold."""
+        """The path of a blob. Raises NotFound if the store does not hold it."""
         path = self._blob_path(digest)
         if not path.is_file():
             raise NotFound(f"blob {digest} is not in the store of this node")
         return path
 
     def manifest(self, name: ModelName) -> str:
-        """Raises NotFound for a name that the store does not hold."""
+        """The text of a manifest. Raises NotFound if the store does not hold it."""
         try:
             return self._manifest_path(name).read_text()
         except FileNotFoundError:
@@ -97,7 +97,7 @@ class Store:
 
     @contextmanager
     def staging(self) -> Iterator[Staging]:
-        """A folder for one pull; it is gone when the pull ends, however it ends."""
+        """A folder for one pull, removed when the block ends."""
         folder = Path(tempfile.mkdtemp(dir=self._staging))
         try:
             yield Staging(self, folder)
@@ -105,8 +105,8 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, name: ModelName, manifest: str, blobs: Sequence[StagedBlob]) -> None:
-        """Moves the blobs to their names, then writes the manifest. Blobs that only the manifest's predecessor used go; where
-        the manifest cannot be written, its own do."""
+        """Moves the blobs to their names, then writes the manifest. The previous manifest of that name is kept under its digest
+        until a Delete job removes it. If the manifest cannot be written, blobs that no other manifest uses are removed."""
         with self._changing:
             path = self._manifest_path(name)
             touched = self._references(path) | {blob.digest for blob in blobs}
@@ -114,21 +114,25 @@ class Store:
                 for blob in blobs:
                     self._keep(blob)
                 _sync_folder(self._blobs)
+                self._keep_predecessor(path, manifest.encode())
                 _write_atomically(path, manifest.encode())
             finally:
                 self._drop_unused(touched)
 
     def delete(self, name: ModelName) -> None:
-        """Removes the manifest and the blobs that no other one uses. A name that is not there is no error."""
+        """Removes the manifest, and the blobs that no other manifest uses. Does nothing if the name does not exist. The name of
+        a kept version removes all manifests of its model with that digest."""
         with self._changing:
-            path = self._manifest_path(name)
-            candidates = self._references(path)
-            path.unlink(missing_ok=True)
-            self._drop_empty_folders(path.parent)
+            digest = name.kept_digest
+            paths = self._versions(name, digest) if digest else [self._manifest_path(name)]
+            candidates = set[str]().union(*map(self._references, paths))
+            for path in paths:
+                path.unlink(missing_ok=True)
+                self._drop_empty_folders(path.parent)
             self._drop_unused(candidates)
 
     def require_room(self, need_bytes: int) -> None:
-        """Raises Unavailable where the disk has not got as much free."""
+        """Raises Unavailable if the disk does not have that much free space."""
         free = shutil.disk_usage(self.root).free - _RESERVE_BYTES
         if need_bytes > free:
             raise Unavailable(
@@ -142,11 +146,20 @@ class Store:
         return self._blobs / f"sha256-{match[1]}"
 
     def _manifest_path(self, name: ModelName) -> Path:
-        """Where the manifest is, in whatever case it was once written, or where it would go."""
+        """The path of the manifest, in the case in which it was first written; the path to create if there is none."""
         for path in self._manifest_files():
             if self._key(path) == name.key:
                 return path
         return self._manifests / name.host / name.namespace / name.model / name.tag
+
+    def _versions(self, name: ModelName, digest: str) -> list[Path]:
+        model = name.key.rpartition(":")[0]
+        found = (path for path in self._manifest_files() if self._key(path).rpartition(":")[0] == model)
+        return [path for path in found if hashlib.sha256(path.read_bytes()).hexdigest() == digest]
+
+    def _keep_predecessor(self, path: Path, manifest: bytes) -> None:
+        if path.is_file() and (old := path.read_bytes()) != manifest:
+            _write_atomically(path.with_name(f"sha256-{hashlib.sha256(old).hexdigest()}"), old)
 
     def _manifest_files(self) -> list[Path]:
         return sorted(path for path in self._manifests.glob("*/*/*/*") if path.is_file() and not path.name.startswith("."))
@@ -186,7 +199,7 @@ class Store:
 
 
 class Staging:
-    """What one pull writes before it is a model. `folder` is on the store's file system."""
+    """The files of one pull before they are published. `folder` is on the store's file system."""
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.folder = folder
@@ -194,7 +207,8 @@ class Staging:
         self._store = store
 
     def write(self, chunks: Iterable[bytes], *, sha256: str = "") -> StagedBlob:
-        """Raises InvalidModelFile where the bytes are not those of `sha256`, Unavailable where the disk is full."""
+        """Writes a file and hashes it. Raises InvalidModelFile if its digest is not `sha256`, Unavailable if the disk is
+        full."""
         digest = hashlib.sha256()
         path = self._new_path()
         with disk_errors(self.folder), path.open("xb") as file:
@@ -211,7 +225,7 @@ class Staging:
         return StagedBlob(path, f"sha256:{digest.hexdigest()}", size)
 
     def reuse(self, digest: str) -> StagedBlob | None:
-        """A blob that the store already has, linked so that a deletion meanwhile does no harm. None where it has not."""
+        """A hard link to a blob of the store, which survives a deletion of the blob. None if the store does not have it."""
         path = self._new_path()
         try:
             os.link(self._store.blob(digest), path)
@@ -225,7 +239,7 @@ class Staging:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Raises Unavailable where a disk, or the user's share of it, is full."""
+    """Raises Unavailable if the disk, or the user's quota, is full."""
     try:
         yield
     except OSError as error:
@@ -235,7 +249,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> TextIO:
-    """A file that holds the lock until it is closed, at the latest when this process ends."""
+    """A file that holds the lock until it is closed or this process ends. Raises Conflict if another process holds it."""
     lock = path.open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

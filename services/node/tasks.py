@@ -1,9 +1,9 @@
-"""The Celery worker that hands jobs to the agent. Celery carries messages here and nothing else: no result backend, no remote
-control, no events, no logging of its own.
+"""The Celery worker that passes jobs to the agent. Celery only delivers messages: no result backend, no remote control, no
+events, and its logging setup is not used.
 
-A job that this node did not acknowledge stays in keys of this node (`node.<name>.unacked*`). As one agent at a time has this
-node's name and store, whatever lies there when an agent starts was left by one that died: `restore` puts it back in the
-queue at once, where Celery would wait for a time-out that no pull may outlast.
+Jobs that this node has not acknowledged are in keys of this node (`node.<name>.unacked*`). One agent at a time uses this node's
+name and store, so jobs that are there when an agent starts are from one that died. `_restore` puts them back in the queue at
+once. Celery's own way is a visibility timeout, which would have to be longer than every pull.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from celery.worker import WorkController, state
 
 from services.node.agent import Agent
 from services.node.progress import Stopping
+from services.process.loops import vital_thread
 from services.protocol.jobs import JOB_TASK, node_queue
 
 _NEVER_S = 10 * 365 * 24 * 3600
@@ -27,20 +28,20 @@ log = logging.getLogger(__name__)
 
 
 class JobConsumer:
-    """Runs from `start` to `stop`, in a thread of its own and one for each job."""
+    """Consumes jobs from `start` to `stop`, in its own thread and one thread per job."""
 
     def __init__(self, agent: Agent, *, redis_url: str, node: str, threads: int) -> None:
         self._app = _app(agent, redis_url, node_queue(node))
         self._queue = node_queue(node)
         self._threads = threads
-        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+        self._thread = threading.Thread(target=vital_thread, args=("jobs", self._run), name="jobs", daemon=True)
 
     def start(self) -> None:
         state.should_stop = None
         self._thread.start()
 
     def stop(self) -> None:
-        """Takes no more jobs, and returns when those in work have ended."""
+        """Stops taking jobs, and returns when those in work have ended."""
         state.should_stop = 0
         self._thread.join()
 
@@ -114,6 +115,6 @@ def _app(agent: Agent, redis_url: str, queue: str) -> Celery:
 
 
 def _broker_url(redis_url: str) -> str:
-    """kombu has a spelling of its own for a Unix socket."""
+    """The URL in kombu's form, which differs for Unix sockets."""
     url = urlsplit(redis_url)
     return f"redis+socket://{url.path}?{url.query.replace('db=', 'virtual_host=')}" if url.scheme == "unix" else redis_url

@@ -1,4 +1,4 @@
-"""The agent's own line to Redis, beside Celery's: one event loop in one thread. Job threads hand their messages to it."""
+"""The agent's connection to Redis, besides Celery's: an event loop in its own thread, which job threads call into."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
+from services.process.loops import vital_thread
 from services.protocol.connection import connect
 
 T = TypeVar("T")
 
 
 class Uplink:
-    """`redis` is for coroutines that run on this loop, and for nobody else."""
+    """Runs coroutines on its event loop. Only these may use `redis`."""
 
     def __init__(self, redis_url: str) -> None:
         self.redis: Redis = connect(redis_url)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="uplink", daemon=True)
+        self._thread = threading.Thread(
+            target=vital_thread, args=("uplink", self._loop.run_forever), name="uplink", daemon=True
+        )
         self._thread.start()
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T:
-        """The coroutine's result, or its error, in the calling thread."""
+        """Runs the coroutine and waits for it. Returns its result, or raises its error."""
         return self.spawn(function(*args)).result()
 
     def close(self) -> None:

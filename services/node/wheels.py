@@ -1,43 +1,63 @@
-"""What a wheel holds of a model. The archive is untrusted: nothing in it is run, or written to a path that it names."""
+"""Reads a model from a wheel. The archive is untrusted: nothing in it is run, or written to a path that it names."""
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import IO, NamedTuple, Self
 
 from services.node.pip import Requirement
 from services.protocol.errors import BadRequest, InvalidModelFile
 
 _CHUNK_BYTES = 1024**2
-#: Of a text file in a wheel no more than this is read.
-_TEXT_LIMIT_BYTES = 1024**2
+#: The most that is read from a wheel's text files of one kind (licences, checksums, metadata) together.
+_TEXT_LIMIT_BYTES = 512 * 1024
+#: The largest list of files that an archive may have: some 40,000 files. It is read into memory in one piece.
+_DIRECTORY_LIMIT_BYTES = 4 * 1024**2
+_CUT_SHORT = "(The package holds more licence texts.)"
 
 _PART = re.compile(r"(?P<model>[^/]+\.gguf)\.part(?P<number>\d{1,6})")
 _SUM = re.compile(r"([0-9a-f]{64}) [ *]?(\S.*)")
 _LICENSE = re.compile(r"[^/]+\.dist-info/(licenses/)?(LICEN[CS]E|COPYING)[^/]*", re.IGNORECASE)
 
 
-class Part(NamedTuple):
-    """`model` is the name of the whole file."""
+class ModelPart(NamedTuple):
+    """A part of a GGUF. `model` is the name of the whole file, `member` the part's path in the archive."""
 
     model: str
     number: int
     member: str
 
 
+class _BoundedFile(io.FileIO):
+    """Refuses large reads: zipfile reads the archive's list of files in one piece, of whatever size the archive claims."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = os.fstat(self.fileno()).st_size - self.tell() if size is None or size < 0 else size
+        if wanted > _DIRECTORY_LIMIT_BYTES:
+            raise InvalidModelFile("holds more files than a package with a model has")
+        return super().read(wanted) or b""
+
+
 class Wheel:
-    """An open wheel. Raises InvalidModelFile, from every method, where the archive is damaged."""
+    """An open wheel. Raises InvalidModelFile, also from its methods, if the archive is damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._damage():
-            self._archive = zipfile.ZipFile(path)
+        self._file = _BoundedFile(path)
+        try:
+            with self._damage():
+                self._archive = zipfile.ZipFile(self._file)
+        except InvalidModelFile:
+            self._file.close()
+            raise
         self._members = [name for name in self._archive.namelist() if not name.endswith("/")]
 
     def __enter__(self) -> Self:
@@ -45,33 +65,37 @@ class Wheel:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._archive.close()
+        self._file.close()
 
     @property
     def models(self) -> list[str]:
         return sorted(name for name in self._members if name.lower().endswith(".gguf"))
 
     @property
-    def parts(self) -> list[Part]:
-        """Pieces of a GGUF that was cut to fit the index's size limit, in their order."""
+    def parts(self) -> list[ModelPart]:
+        """The parts of a GGUF that was cut to fit the index's size limit, sorted."""
         names = ((PurePosixPath(name).name, name) for name in self._members)
         return sorted(
-            Part(match["model"], int(match["number"]), member) for name, member in names if (match := _PART.fullmatch(name))
+            ModelPart(match["model"], int(match["number"]), member)
+            for name, member in names
+            if (match := _PART.fullmatch(name))
         )
 
     def sums(self) -> dict[str, str]:
-        """sha256 by file name, from every SHA256SUMS in the wheel."""
-        texts = [self._text(name) for name in self._members if PurePosixPath(name).name == "SHA256SUMS"]
-        lines = [match for text in texts for line in text.splitlines() if (match := _SUM.fullmatch(line.strip()))]
+        """The sha256 of each file by name, from every SHA256SUMS in the wheel."""
+        text, _ = self._texts([name for name in self._members if PurePosixPath(name).name == "SHA256SUMS"])
+        lines = [match for line in text.splitlines() if (match := _SUM.fullmatch(line.strip()))]
         return {PurePosixPath(line[2]).name: line[1] for line in lines}
 
     def license(self) -> str:
-        """The licence texts, or nothing."""
-        return "\n".join(self._text(name) for name in sorted(filter(_LICENSE.fullmatch, self._members)))
+        """The licence texts, truncated if they are long; empty if there are none."""
+        text, whole = self._texts(sorted(filter(_LICENSE.fullmatch, self._members)))
+        return text if whole else f"{text}\n{_CUT_SHORT}"
 
     def requirements(self) -> list[Requirement]:
-        """Those of the wheel's dependencies that are a plain `name` or `name==version`."""
-        metadata = next((name for name in self._members if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)), None)
-        header = self._text(metadata).replace("\r\n", "\n").split("\n\n", 1)[0] if metadata else ""
+        """The wheel's dependencies that are a plain `name` or `name==version`; others are skipped."""
+        metadata = [name for name in self._members if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
+        header = self._texts(metadata[:1])[0].replace("\r\n", "\n").split("\n\n", 1)[0]
         found = []
         for line in header.splitlines():
             if line.lower().startswith("requires-dist:"):
@@ -82,17 +106,36 @@ class Wheel:
         return found
 
     def size(self, member: str) -> int:
-        """Bytes of the member, unpacked."""
+        """The member's unpacked size in bytes."""
         return self._archive.getinfo(member).file_size
 
     def chunks(self, member: str) -> Iterator[bytes]:
-        with self._damage(), self._archive.open(member) as file:
+        with self._open(member) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
 
-    def _text(self, member: str) -> str:
-        with self._damage(), self._archive.open(member) as file:
-            return file.read(_TEXT_LIMIT_BYTES).decode(errors="replace").replace("\0", "")
+    def _texts(self, members: Sequence[str]) -> tuple[str, bool]:
+        """The members' texts joined, up to the limit, and whether that is everything."""
+        texts: list[str] = []
+        left = _TEXT_LIMIT_BYTES
+        for member in members:
+            with self._open(member) as file:
+                data = file.read(left + 1)
+            texts.append(data[:left].decode(errors="replace").replace("\0", ""))
+            if len(data) > left:
+                return "\n".join(texts), False
+            left -= len(data)
+        return "\n".join(texts), True
+
+    @contextmanager
+    def _open(self, member: str) -> Iterator[IO[bytes]]:
+        """Opens a member. Refuses compression methods that wheels do not use, because they can unpack a few bytes into
+        gigabytes."""
+        with self._damage():
+            if self._archive.getinfo(member).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise InvalidModelFile(f"{self.path.name} is not packed as wheels are")
+            with self._archive.open(member) as file:
+                yield file
 
     @contextmanager
     def _damage(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Everything that crosses a process boundary: messages, the queue, reply streams, routes, jobs, reports and errors.
+"""What crosses process boundaries: messages, the queue, reply streams, routes, jobs, reports and errors.
 
-Imports none of our other packages.
+Imports none of our other packages (a contract in pyproject.toml).
 """

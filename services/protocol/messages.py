@@ -1,13 +1,13 @@
-"""What a request is on its way from the gateway to a worker, and what comes back.
+"""The messages between gateways and workers.
 
-Gateway → queue → worker:   GenerateRequest, EmbedRequest, RerankRequest
-gateway → worker's inbox:   Cancel, Wake
+gateway → queue → worker:   GenerateRequest, EmbedRequest, RerankRequest
+queue → worker's inbox:     Cancel, Wake
 registry → worker's inbox:  Crash
-worker → gateway:           StepReply, one per engine step and gateway, holding the events of all that gateway's sequences:
-                            Started, then Frame* or Embedded*, then exactly one of Finished, Failed or HandedOver for each claim.
+worker → gateway:           StepReply, which holds the events of one or more engine steps for all of the gateway's requests.
+                            The events of a claim are Started, then Frame* or Embedded*, then Finished, Failed or HandedOver.
 
-Every event carries the epoch of its claim and a sequence number that counts the request's events from 0, so that a reader
-drops what a superseded claim still sends and sees where something is missing.
+Every event has the epoch of its claim and a sequence number that counts the claim's events from 0. With these the gateway drops events
+of superseded claims and detects missing events.
 """
 
 from __future__ import annotations
@@ -31,19 +31,22 @@ class FinishReason(enum.StrEnum):
     ERROR = "error"
 
 
-#: What happens to an input longer than the context.
+#: How an input that is longer than the context is handled.
 Overflow = Literal["refuse", "truncate"]
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
-    """`n` generations from one prompt, in no dialect.
+    """A request for `n` generations from one prompt, independent of the API dialect.
 
-    `version` is a manifest digest (64 hex digits), `gateway` whose reply stream wants the events, `caller` an API key's id.
-    `context` holds token ids that precede the rendered prompt (Ollama's `context`). `overflow` `truncate` drops the oldest
-    messages of a prompt longer than the context (of a text: its oldest tokens). `shift`: an answer that fills the context goes
-    on, by dropping the older half of what lies behind the first `keep_tokens` (-1: the whole prompt). `top_logprobs` None: no
-    logprobs; 0: those of the chosen tokens; else also of so many of the likeliest. `traceparent` (W3C) is the span that the worker's is a
-    part of, empty where none is made; so it is of the other requests.
+    - `version`: the manifest digest of the model version (64 hex digits).
+    - `gateway`: the id of the gateway that gets the events. `caller`: the id of an API key.
+    - `context`: token ids before the rendered prompt (Ollama's `context`).
+    - `overflow` `truncate`: if the prompt is longer than the context, its oldest messages are dropped (of a text: its first tokens).
+    - `shift`: if an answer fills the context, generation continues without the older half of the tokens after the first `keep_tokens`
+      (-1: the whole prompt).
+    - `top_logprobs`: None for no logprobs, 0 for those of the chosen tokens, otherwise also how many of the likeliest tokens.
+    - `traceparent`: the parent of the worker's trace span (W3C Trace Context), empty if the request is not traced.
+    - `isolation`: the isolation domain. Requests share cached prefixes only within a domain.
     """
 
     id: str
@@ -62,11 +65,12 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="gene
     keep_tokens: int = 0
     return_prompt_ids: bool = False
     traceparent: str = ""
+    isolation: str = ""
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed"):
-    """One vector for each of `inputs`, which are texts or token ids. `dimensions` keeps so many leading numbers; `normalize`
-    then scales to length 1. `overflow` `truncate` drops the end of an input longer than the context."""
+    """A request for one vector for each of `inputs`, which are texts or token ids. `dimensions` truncates each vector to that many
+    numbers; `normalize` then scales it to length 1. `overflow` `truncate` drops the end of an input longer than the context."""
 
     id: str
     version: str
@@ -80,7 +84,7 @@ class EmbedRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed")
 
 
 class RerankRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="rerank"):
-    """One score for each of `documents`: how well it answers `query`."""
+    """A request for one score for each of `documents`: how well it answers `query`."""
 
     id: str
     version: str
@@ -96,7 +100,7 @@ Request = GenerateRequest | EmbedRequest | RerankRequest
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens. `cached_tokens` are those of `prompt_tokens` that a slot still held."""
+    """Token counts. `cached_tokens` is the part of `prompt_tokens` that was reused from the KV cache."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -104,14 +108,14 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Nanoseconds in the engine: claim to first token, first token to last."""
+    """Time in the engine in nanoseconds: until the first token, and from the first token to the end."""
 
     prefill_ns: int
     decode_ns: int
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):
-    """The request has its slot; `prompt_ids` is empty unless the request asked for it."""
+    """The request has a slot. `prompt_ids` is empty unless the request set `return_prompt_ids`."""
 
     request: str
     epoch: int
@@ -122,15 +126,15 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """Natural logarithm of a token's probability under the model's own distribution (temperature 1, nothing cut off). `token` is
-    its bytes, which may be a part of a character."""
+    """A token and the natural logarithm of its probability under the model's own distribution (temperature 1, no truncation). `token` is
+    its bytes, which may be part of a UTF-8 character."""
 
     token: bytes
     logprob: float
 
 
 class ChosenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Of a token that was drawn, and of the likeliest at its place, the likeliest first."""
+    """The logprob of a sampled token. `top` holds the likeliest tokens at its position, likeliest first."""
 
     token: bytes
     logprob: float
@@ -138,7 +142,8 @@ class ChosenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A piece of the tool call `index`: its first piece brings `id` and `name`, each further one a part of `arguments`, JSON text."""
+    """A piece of tool call number `index`. The first piece has `id` and `name`; the following ones have parts of `arguments`, which is
+    JSON text."""
 
     index: int
     id: str = ""
@@ -147,9 +152,8 @@ class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag="frame"):
-    """Tokens that were generated for one choice and what they release, which may be nothing while the output pipeline holds it
-    back. `logprobs` has one entry for each of `token_ids` where the request asked for them. `reason`: the choice
-    has ended with this."""
+    """Newly generated tokens of one choice, and the text that they release. The text is empty while the output pipeline holds it back.
+    `logprobs` has one entry for each of `token_ids` if the request asked for logprobs. `reason` is set if the choice has ended."""
 
     request: str
     epoch: int
@@ -164,7 +168,7 @@ class Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag="frame"):
 
 
 class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
-    """The vector of one input, as float32 in little-endian order; of a reranked document its one score."""
+    """The vector of one input, as little-endian float32. For a reranked document, its score as the only element."""
 
     request: str
     epoch: int
@@ -174,7 +178,7 @@ class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    """`reasons` has one entry for each choice; a request without choices (embeddings) has one too."""
+    """The request is complete. `reasons` has one entry for each choice, and one entry for embedding and rerank requests."""
 
     request: str
     epoch: int
@@ -184,18 +188,19 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     timings: Timings
 
 
-class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """`code` names a class of services.protocol.errors."""
+class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):
+    """The request failed. `code` is the code of a class in services.protocol.errors; `field` is the invalid field of the request."""
 
     request: str
     epoch: int
     seq: int
     code: str
     message: str
+    field: str = ""
 
 
 class HandedOver(msgspec.Struct, frozen=True, tag="handed_over"):
-    """The worker drains and gives the request back; another one is to go on where this one stopped."""
+    """The worker is draining and returns the request, so that another worker continues the answer."""
 
     request: str
     epoch: int
@@ -206,39 +211,39 @@ Event = Started | Frame | Embedded | Finished | Failed | HandedOver
 
 
 class StepReply(msgspec.Struct, frozen=True):
-    """One entry of a gateway's reply stream. `worker` is empty where the registry answers for a model that cannot load."""
+    """One entry of a gateway's reply stream. `worker` is empty if the registry refuses the requests of a model that cannot load."""
 
     worker: str
     events: tuple[Event, ...]
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """The client is gone: free the slot within one engine step."""
+    """Abort a request: its client or gateway is gone, or the gateway missed events of this claim."""
 
     request: str
 
 
 class Wake(msgspec.Struct, frozen=True, tag="wake"):
-    """A request may be waiting: claim."""
+    """Call `claim`: a request may be waiting."""
 
 
 class Crash(msgspec.Struct, frozen=True, tag="crash"):
-    """End at once, as if killed: an operator wants to see that nobody notices."""
+    """Exit at once, as if killed. Sent by an operator who tests failover (`corral chaos`)."""
 
 
 Control = Cancel | Wake | Crash
 
 
 class Committed(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the client has of one choice: its tokens, and why it ended where it has ended."""
+    """The part of one choice that the gateway has already received: its tokens, and the finish reason if it has ended."""
 
     token_ids: tuple[int, ...] = ()
     reason: FinishReason | None = None
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """`committed` has one entry for each choice of a generation that another worker began, and is empty for a fresh request.
-    `held_bytes`: so much of the prompt's beginning the queue believed to be in the worker's cache already."""
+    """A request that a worker has claimed. `committed` has one entry for each choice if another worker has already generated a part of
+    the answer; otherwise it is empty. `held_bytes` is the length of the prompt prefix that the queue expects in the worker's cache."""
 
     request: Request
     epoch: int
@@ -247,5 +252,5 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 def new_id() -> str:
-    """An identifier that sorts by the time of its making: 12 hex digits of milliseconds, then 20 random ones."""
+    """A new identifier, sortable by creation time: 12 hex digits of milliseconds since the epoch, then 20 random ones."""
     return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"

@@ -1,7 +1,7 @@
 """Model names as users type them: `[host/][namespace/]model[:tag]`.
 
-Matching ignores case (as Ollama's does), and the parts of a name are safe as path segments. The display form is the
-shortest one that says the same: `smollm2:135m`, `team/m:latest`, `hf.co/org/repo:Q4_K_M`.
+Like in Ollama, matching ignores case. The parts of a name are safe as path segments. The display form leaves out a default host and
+namespace: `smollm2:135m`, `team/m:latest`, `hf.co/org/repo:Q4_K_M`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 DEFAULT_TAG = "latest"
 
-# Host and tag may hold what a file name may; 80 and 128 bytes are the limits of Docker's registry for these parts.
+# All characters are allowed in file names. 80 and 128 characters are the limits of Docker's registry for these parts.
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_KEPT_TAG = re.compile(r"sha256-([0-9a-f]{64})")
 
 
 class ModelName(msgspec.Struct, frozen=True):
-    """A complete name. `key` is what two spellings of one name share."""
+    """A complete name, defaults filled in. `key` is the same for all spellings of a name."""
 
     host: str
     namespace: str
@@ -33,7 +34,7 @@ class ModelName(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises BadRequest where `text` is no name."""
+        """Raises BadRequest if `text` is not a valid name."""
         match text.strip().split("/"):
             case [last]:
                 place = (DEFAULT_HOST, DEFAULT_NAMESPACE)
@@ -69,3 +70,13 @@ class ModelName(msgspec.Struct, frozen=True):
         if self.namespace.lower() != DEFAULT_NAMESPACE:
             return f"{self.namespace}/{self.model}:{self.tag}"
         return f"{self.model}:{self.tag}"
+
+    def kept(self, digest: str) -> ModelName:
+        """The name under which nodes keep version `digest` of the model after its tag has moved to another version."""
+        return ModelName(self.host, self.namespace, self.model, f"sha256-{digest}")
+
+    @property
+    def kept_digest(self) -> str | None:
+        """The version's digest if this name was made by `kept`, otherwise None."""
+        match = _KEPT_TAG.fullmatch(self.tag)
+        return match[1] if match else None

@@ -1,6 +1,6 @@
-"""How a prompt begins, as digests that tell without its tokens whether two prompts begin the same.
+"""Digests of a prompt's prefixes, which show without tokenizing how much two prompts have in common.
 
-The queue compares them to leave a request to the worker whose cache holds the longest part of it (see queue.lua).
+The queue compares them to prefer the worker whose cache holds the longest prefix of a request's prompt (see queue_script).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import msgspec
 from services.protocol.messages import GenerateRequest, Request
 from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt
 
-#: The first prefix is so long, in bytes, and each further one this much longer than the one before: how much two prompts share is known
-#: to a fifth. Of a prompt of more than 250 kB the rest does not count.
+#: The shortest prefix is SHORTEST bytes long, and each next one is GROWTH times as long. So the common length of two prompts is
+#: underestimated by at most a fifth. With MAX_PREFIXES, only the first 258 kB of a prompt count.
 SHORTEST = 256
 GROWTH = 1.25
 MAX_PREFIXES = 32
@@ -25,26 +25,27 @@ _ENTRY = struct.Struct(f">{_DIGEST_BYTES}sI")
 
 
 class Prefix(msgspec.Struct, frozen=True):
-    """The digest of a prompt's first `length` bytes. Prompts with the same digest have those of all shorter prefixes in common too."""
+    """The digest of a prompt's first `length` bytes. Two prompts that share a prefix's digest also share those of all shorter prefixes."""
 
     digest: bytes
     length: int
 
 
 def prefixes(request: Request) -> tuple[Prefix, ...]:
-    """The shortest first. None of short prompts and of what is not generated."""
+    """The prefixes of a request's prompt, shortest first. Empty for prompts below SHORTEST bytes and for requests that generate no text.
+    Prompts of different isolation domains have no common digests."""
     if not isinstance(request, GenerateRequest):
         return ()
-    return tuple(_digested(_parts(request.context, request.prompt)))
+    return tuple(_digested(_parts(request.context, request.prompt), domain=request.isolation))
 
 
 def pack(found: tuple[Prefix, ...]) -> bytes:
-    """As queue.lua reads them: 12 bytes each."""
+    """Encodes prefixes for queue_script, in 12 bytes each."""
     return b"".join(_ENTRY.pack(prefix.digest, prefix.length) for prefix in found)
 
 
-def _digested(parts: Iterator[bytes]) -> Iterator[Prefix]:
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+def _digested(parts: Iterator[bytes], *, domain: str) -> Iterator[Prefix]:
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES, key=domain.encode())
     lengths = (int(SHORTEST * GROWTH**index) for index in range(MAX_PREFIXES))
     length, boundary = 0, next(lengths)
     for part in parts:
@@ -63,7 +64,7 @@ def _digested(parts: Iterator[bytes]) -> Iterator[Prefix]:
 
 
 def _parts(context: tuple[int, ...], prompt: Prompt) -> Iterator[bytes]:
-    """In about the order in which templates put them. A part never depends on what follows it."""
+    """The parts of a prompt, in roughly the order in which chat templates render them. A part must not depend on later parts."""
     if context:
         yield struct.pack(f"<{len(context)}I", *context)
     if not isinstance(prompt, ChatPrompt):

@@ -1,4 +1,4 @@
-"""What a model is asked: a text, or a chat with the tools that it may call. In no dialect."""
+"""Prompts, independent of the API dialect: a text, or a chat with the tools that the model may call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class ToolCall(msgspec.Struct, frozen=True):
-    """A call that an assistant made. `arguments` is JSON text, usually an object."""
+    """A tool call in an assistant's message. `arguments` is JSON text, usually an object."""
 
     id: str
     name: str
@@ -16,7 +16,8 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`reasoning` and `tool_calls` are an assistant's; `tool_call_id` and `tool_name` say which call a `tool` message answers."""
+    """`reasoning` and `tool_calls` belong to assistant messages; `tool_call_id` and `tool_name` identify the call that a `tool` message
+    answers."""
 
     role: str
     content: str
@@ -27,8 +28,8 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Tool(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A function that the model may call. `parameters` is a JSON Schema in the caller's key order; `strict` asks for arguments
-    that are certain to validate."""
+    """A function that the model may call. `parameters` is a JSON Schema in the caller's key order. `strict` asks for generation that is
+    constrained to valid arguments; some chat formats ignore it."""
 
     name: str
     description: str = ""
@@ -37,18 +38,18 @@ class Tool(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ToolChoice(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`required`: at least one call, of the tool `name` where that is not empty."""
+    """`required`: the model must call at least one tool. If `name` is not empty, it must call that one."""
 
     mode: Literal["auto", "none", "required"] = "auto"
     name: str = ""
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, omit_defaults=True, tag="chat"):
-    """Rendered by the worker with the model's own template.
+    """A chat, which the worker renders with the model's own template.
 
-    `thinking` None leaves it to the template; `reasoning_effort` (`low`, `medium`, `high` ...) is handed to templates that know it.
-    `continue_final`: the last message is an assistant's and the answer goes on where it ends. `template_kwargs` are further
-    variables for the template.
+    `thinking` None: the template decides. `reasoning_effort` (`low`, `medium`, `high` ...) is for templates that support it.
+    `continue_final`: the last message is an assistant's, and the answer continues it. `template_kwargs` are more variables for the
+    template.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -62,7 +63,7 @@ class ChatPrompt(msgspec.Struct, frozen=True, omit_defaults=True, tag="chat"):
 
 
 class TextPrompt(msgspec.Struct, frozen=True, omit_defaults=True, tag="text"):
-    """Tokenized as it stands. With a `suffix` the model fills in between the two, by its own infill tokens."""
+    """A text that is tokenized without a template. With a `suffix`, the model generates the text between the two, using its infill tokens."""
 
     text: str
     suffix: str = ""

@@ -1,4 +1,4 @@
-"""What Redis still holds of requests: looks at the queue's records (keys: queue.lua), beside the queue, that change nothing."""
+"""Read-only queries of the queue's records in Redis (for the keys see queue_script/keys.lua)."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from services.protocol.connection import redis_answers
 
 
 class Records:
-    """Raises Unavailable from every method when Redis does not answer."""
+    """Raises Unavailable if Redis does not answer."""
 
-    def __init__(self, redis: Redis, *, prefix: str = "corral") -> None:
+    def __init__(self, redis: Redis, *, namespace: str = "corral") -> None:
         self._redis = redis
-        self._prefix = prefix
+        self._namespace = namespace
 
     async def held(self, worker: str) -> set[str]:
-        """The requests that the worker has claimed and not lost to another claim."""
+        """The ids of the requests whose current claim is the worker's."""
         async with redis_answers():
-            members = cast("set[bytes]", await self._redis.smembers(f"{self._prefix}:claims:{worker}"))
+            members = cast("set[bytes]", await self._redis.smembers(f"{self._namespace}:claims:{worker}"))
         return {member.decode() for member in members}
 
-    async def known(self, requests: Sequence[str]) -> set[str]:
-        """Those that have not been settled, cancelled or lost."""
+    async def epochs(self, requests: Sequence[str]) -> dict[str, int | None]:
+        """The current claim's epoch of each request, None for one that is waiting. Requests that Redis no longer has are left out."""
         async with redis_answers(), self._redis.pipeline(transaction=False) as pipe:
             for request in requests:
-                pipe.exists(f"{self._prefix}:request:{request}")
-            found = await pipe.execute()
-        return {request for request, exists in zip(requests, found, strict=True) if exists}
+                pipe.hmget(f"{self._namespace}:request:{request}", ["epoch", "worker"])
+            rows = await pipe.execute()
+        return {
+            request: int(epoch) if worker else None
+            for request, (epoch, worker) in zip(requests, rows, strict=True)
+            if epoch is not None
+        }
 
-    async def sent_by(self, gateway: str) -> list[tuple[str, int, float]]:
-        """Id, epoch and cost of each of the gateway's requests. Looks at every request that there is: for a gateway that is gone."""
-        found: list[tuple[str, int, float]] = []
-        prefix = f"{self._prefix}:request:"
+    async def sent_by(self, gateway: str) -> list[str]:
+        """The ids of the gateway's requests. Scans all requests, so it is only meant for cleaning up after a dead gateway."""
+        prefix = f"{self._namespace}:request:"
         async with redis_answers():
             keys = [key async for key in self._redis.scan_iter(match=f"{prefix}*", count=1000)]
             async with self._redis.pipeline(transaction=False) as pipe:
                 for key in keys:
-                    pipe.hmget(key, ["gateway", "epoch", "cost"])
-                rows = await pipe.execute()
-        for key, (sender, epoch, cost) in zip(keys, rows, strict=True):
-            if sender == gateway.encode() and epoch is not None:
-                found.append((key.decode().removeprefix(prefix), int(epoch), float(cost or 0)))
-        return found
+                    pipe.hget(key, "gateway")
+                senders = await pipe.execute()
+        return [
+            key.decode().removeprefix(prefix) for key, sender in zip(keys, senders, strict=True) if sender == gateway.encode()
+        ]

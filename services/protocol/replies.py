@@ -1,7 +1,7 @@
-"""The reply stream of a gateway: workers append one entry per engine step, the gateway reads and trims.
+"""A gateway's reply stream: workers append events, the gateway reads and trims them.
 
-Key `<prefix>:replies:<gateway>`: a Redis stream whose entries have one field, `r`, a StepReply. The gateway alone creates it
-and keeps its expiry ahead; a writer never does, so that nothing piles up for a gateway that is gone.
+Key `<namespace>:replies:<gateway>`: a Redis stream whose entries have one field, `r`, a StepReply. Only the gateway creates the stream and
+extends its expiry, together with its lease (`Gateways.renew`). Writers do not create it, so nothing piles up for a dead gateway.
 """
 
 from __future__ import annotations
@@ -10,75 +10,70 @@ from collections.abc import Mapping
 
 from redis.asyncio import Redis
 
-from services.protocol.connection import read_stream, redis_answers
+from services.protocol.connection import Command, read_stream, redis_answers, write_all_anyway
 from services.protocol.messages import StepReply
 from services.protocol.wire import Decoder, encode
 
-#: Entries. A gateway that stalls for as long as workers need to write so many loses the oldest, and sees the gap in `seq`.
+#: Approximate limits of a reply stream. A gateway that stalls until more is written loses the oldest entries, and sees a gap in `seq`.
+#: Redis limits streams by entries, so a writer divides STREAM_BYTES by the size of its entry; at least _LEAST_ENTRIES are kept.
 STREAM_LIMIT = 100_000
+STREAM_BYTES = 64 << 20
+_LEAST_ENTRIES = 16
 
-#: Entries that a reader leaves behind before it trims them.
-TRIM_EVERY = 256
+#: A reader trims the stream after it has read this much.
+TRIM_ENTRIES = 256
+TRIM_BYTES = 1 << 20
 
 _decode = Decoder(StepReply)
 
 
 class ReplyWriter:
-    """Raises Unavailable when Redis does not answer."""
+    """Raises Unavailable if Redis does not answer."""
 
-    def __init__(self, redis: Redis, *, prefix: str = "corral") -> None:
+    def __init__(self, redis: Redis, *, namespace: str = "corral") -> None:
         self._redis = redis
-        self._prefix = prefix
+        self._namespace = namespace
 
     async def publish(self, replies: Mapping[str, StepReply]) -> set[str]:
-        """Appends one entry per gateway, in one round trip. Returns the gateways whose stream is gone."""
-        async with redis_answers(), self._redis.pipeline(transaction=False) as pipe:
-            for gateway, reply in replies.items():
-                pipe.xadd(
-                    f"{self._prefix}:replies:{gateway}",
-                    {"r": encode(reply)},
-                    maxlen=STREAM_LIMIT,
-                    approximate=True,
-                    nomkstream=True,
-                )
-            entries = await pipe.execute()
+        """Appends one entry per gateway, in one round trip. Returns the gateways whose stream does not exist."""
+        commands = [self._append(gateway, encode(reply)) for gateway, reply in replies.items()]
+        async with redis_answers():
+            entries = await write_all_anyway(self._redis, commands)
         return {gateway for gateway, entry in zip(replies, entries, strict=True) if entry is None}
+
+    def _append(self, gateway: str, entry: bytes) -> Command:
+        most = min(STREAM_LIMIT, max(_LEAST_ENTRIES, STREAM_BYTES // len(entry)))
+        return ("XADD", f"{self._namespace}:replies:{gateway}", "NOMKSTREAM", "MAXLEN", "~", most, "*", "r", entry)
 
 
 class ReplyReader:
-    """The one reader of a gateway's stream. Raises Unavailable when Redis does not answer; call again to go on reading."""
+    """The only reader of a gateway's stream. Raises Unavailable if Redis does not answer; the next call continues from the last entry read."""
 
-    def __init__(self, redis: Redis, gateway: str, *, prefix: str = "corral") -> None:
+    def __init__(self, redis: Redis, gateway: str, *, namespace: str = "corral") -> None:
         self._redis = redis
-        self._key = f"{prefix}:replies:{gateway}"
+        self._key = f"{namespace}:replies:{gateway}"
         self._last = b"0-0"
         self._untrimmed = 0
+        self._untrimmed_bytes = 0
 
-    async def keep(self, *, lease_ms: int) -> bool:
-        """Lets the stream live for another `lease_ms`. False where it did not exist and was created: what workers wrote is lost."""
-        async with redis_answers():
-            if await self._redis.pexpire(self._key, lease_ms):
-                return True
-            self._last = b"0-0"
-            async with self._redis.pipeline() as pipe:
-                pipe.xadd(self._key, {"hello": b""})
-                pipe.xtrim(self._key, maxlen=0, approximate=False)
-                pipe.pexpire(self._key, lease_ms)
-                await pipe.execute()
-            return False
+    def restart(self) -> None:
+        """Reads from the start, because the stream was created again."""
+        self._last = b"0-0"
 
     async def read(self, *, timeout_s: float) -> list[StepReply]:
-        """The next entries, oldest first; blocks until there are some, empty after `timeout_s`."""
-        if self._untrimmed >= TRIM_EVERY:
+        """The next entries, oldest first. Blocks until there are some; empty after `timeout_s`. Entries that do not decode are skipped."""
+        if self._untrimmed >= TRIM_ENTRIES or self._untrimmed_bytes >= TRIM_BYTES:
             async with redis_answers():
                 await self._redis.xtrim(self._key, minid=self._last, approximate=True)
-            self._untrimmed = 0
+            self._untrimmed = self._untrimmed_bytes = 0
         entries = await read_stream(self._redis, self._key, self._last, timeout_s=timeout_s)
         if not entries:
             return []
         self._last = entries[-1][0]
         self._untrimmed += len(entries)
-        replies = (_decode.known(fields[b"r"]) for _, fields in entries if b"r" in fields)
+        data = [fields[b"r"] for _, fields in entries if b"r" in fields]
+        self._untrimmed_bytes += sum(map(len, data))
+        replies = map(_decode.known, data)
         return [reply for reply in replies if reply]
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
-"""The routes snapshot: all that a gateway needs to serve inference without the registry.
+"""The routes snapshot: everything that a gateway needs to serve inference without the registry.
 
-Keys: `<prefix>:routes` holds the snapshot, `<prefix>:routes:changed` is the channel that says so. The registry is the only
-writer; gateways read at their start, on the signal, and every now and then in case a signal was lost.
+Keys: `<namespace>:routes` holds the snapshot, `<namespace>:routes:changed` is a channel that announces a new one. The registry writes the
+snapshot. Gateways read it when they start, after each announcement, and at intervals in case an announcement was lost.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from typing import Any, cast
 import msgspec
 from redis.asyncio import Redis
 
-from services.protocol.connection import redis_answers, wait_for_answer
+from services.protocol.connection import redis_answers, wait_for_answer, write_anyway
 from services.protocol.waiting import Priority
 from services.protocol.wire import Decoder, encode
 
-#: What every API key of ours begins with, so that leaked ones are found and other texts are not taken for one.
+#: The prefix of every API key. It makes leaked keys easy to find, and keeps other strings from being taken for keys.
 KEY_PREFIX = "corral-"
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Whom a key identifies. `id` names the caller in queues and usage. `weight`: its share of a busy model next to others',
-    `priority` the most urgent that it may ask for, `max_waiting` how many of its requests may wait for one version, None: the
-    gateway's own limit."""
+    """The owner of an API key.
+
+    `id` identifies the caller in queues and usage. `weight` is its share of a busy model relative to other callers. `priority` is the
+    most urgent priority that it may use. `max_waiting` limits its waiting requests for one version; None: the gateway's limit applies.
+    """
 
     id: str
     name: str
@@ -35,15 +37,17 @@ class Caller(msgspec.Struct, frozen=True):
     max_waiting: int | None = None
 
 
-#: Who calls without a key on a loopback address, or anywhere under CORRAL_AUTH=off.
+#: The caller of requests without a key. They are allowed if the gateway listens on a loopback address, or with CORRAL_AUTH=off.
 LOCAL_CALLER = Caller(id="local", name="local", team="", admin=True)
 
 
 class VersionRoute(msgspec.Struct, frozen=True):
-    """A version as callers see it.
+    """A model version as callers see it.
 
-    `digest` is the manifest's sha256 (64 hex digits), `size` the sum of its blobs in bytes, `parameters` the model's own
-    defaults (Ollama's option names), `capabilities` among completion, chat, embedding, rerank ... (services.registry.details).
+    - `digest`: the manifest's SHA-256 (64 hex digits). `size`: the sum of its blobs in bytes.
+    - `capabilities`: `completion`, `chat`, `embedding`, `rerank` ... (services.registry.database.details).
+    - `parameters`: the model's own defaults, under Ollama's option names.
+    - `fixed_context`: the context in tokens that the deployment fixes; 0: requests may ask for up to `trained_context`.
     """
 
     digest: str
@@ -56,10 +60,11 @@ class VersionRoute(msgspec.Struct, frozen=True):
     capabilities: tuple[str, ...]
     parameters: dict[str, Any]
     system: str = ""
+    fixed_context: int = 0
 
 
 class TagRoute(msgspec.Struct, frozen=True):
-    """`name` in its display form, `modified_at` in seconds since the epoch."""
+    """A tag and its version. `name` is in display form, `modified_at` in seconds since the epoch."""
 
     name: str
     version: str
@@ -67,8 +72,11 @@ class TagRoute(msgspec.Struct, frozen=True):
 
 
 class ReplicaRoute(msgspec.Struct, frozen=True):
-    """A replica that exists; `memory_bytes` as measured, or as estimated while it loads, on accelerators too. `state` as in
-    registry.replicas. `pinned`: it stays, whether it is used or not."""
+    """A replica that is placed on a node.
+
+    `state` is one of services.registry.states.ReplicaState. `memory_bytes` is measured, or estimated until the model is loaded.
+    `pinned`: the replica stays loaded when it is idle.
+    """
 
     id: str
     version: str
@@ -82,8 +90,8 @@ class ReplicaRoute(msgspec.Struct, frozen=True):
 
 
 class RoutesSnapshot(msgspec.Struct, frozen=True):
-    """`tags` by ModelName.key, `versions` by digest, `callers` by the hash of their key (see key_hash). `keep_alive_s` is the
-    platform's default, negative for ever."""
+    """The snapshot. `tags` are keyed by `ModelName.key`, `versions` by digest, `callers` by `key_hash` of their API key. `keep_alive_s` is
+    the platform's default, negative for "forever". `fault` describes why the registry's control loop fails, empty while it works."""
 
     revision: int
     keep_alive_s: float
@@ -91,10 +99,11 @@ class RoutesSnapshot(msgspec.Struct, frozen=True):
     versions: dict[str, VersionRoute]
     replicas: tuple[ReplicaRoute, ...]
     callers: dict[str, Caller]
+    fault: str = ""
 
 
 def key_hash(secret: str) -> str:
-    """What is stored of an API key. Keys hold 256 random bits, so a plain SHA-256 cannot be searched backwards."""
+    """The hash under which an API key is stored. Keys have 256 random bits, so a plain SHA-256 cannot be reversed by guessing."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
@@ -102,27 +111,26 @@ _decode = Decoder(RoutesSnapshot)
 
 
 class Routes:
-    """Raises Unavailable when Redis does not answer."""
+    """The routes snapshot in Redis. Raises Unavailable if Redis does not answer."""
 
-    def __init__(self, redis: Redis, *, prefix: str = "corral") -> None:
+    def __init__(self, redis: Redis, *, namespace: str = "corral") -> None:
         self._redis = redis
-        self._key = f"{prefix}:routes"
-        self._channel = f"{prefix}:routes:changed"
+        self._key = f"{namespace}:routes"
+        self._channel = f"{namespace}:routes:changed"
 
     async def publish(self, snapshot: RoutesSnapshot) -> None:
-        async with redis_answers(), self._redis.pipeline() as pipe:
-            pipe.set(self._key, encode(snapshot))
-            pipe.publish(self._channel, str(snapshot.revision))
-            await pipe.execute()
+        async with redis_answers():
+            await write_anyway(self._redis, "SET", self._key, encode(snapshot))
+            await self._redis.publish(self._channel, str(snapshot.revision))
 
     async def load(self) -> RoutesSnapshot | None:
-        """None before the registry has published for the first time."""
+        """The current snapshot; None if the registry has not published one yet."""
         async with redis_answers():
             data = cast("bytes | None", await self._redis.get(self._key))
         return _decode(data) if data else None
 
     async def snapshots(self, *, poll_s: float) -> AsyncIterator[RoutesSnapshot]:
-        """The snapshot now, then each new one: on the signal, or after `poll_s` at the latest where a signal was lost."""
+        """Yields the current snapshot, then each new one: when it is announced, or after at most `poll_s` if the announcement was lost."""
         revision = -1
         async with self._redis.pubsub() as pubsub:
             async with redis_answers():

@@ -1,4 +1,4 @@
-"""How the tokens of an answer are drawn, what they must match, and where the answer ends. In no dialect."""
+"""Sampling parameters, stop conditions and output constraints, independent of the API dialect."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from typing import Any, Literal
 
 import msgspec
 
-#: Where DRY starts a fresh comparison; llama.cpp's own.
+#: llama.cpp's default sequence breakers for DRY. A match does not extend over a breaker.
 DRY_SEQUENCE_BREAKERS = ("\n", ":", '"', "*")
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the next token is drawn. The defaults leave the model's distribution as it is; dialects bring their own.
+    """How the next token is sampled. The defaults leave the model's distribution unchanged; each dialect has its own defaults.
 
-    `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1, `repeat_penalty` 1, `dry_multiplier` 0, `xtc_probability` 0, `mirostat` 0, and
-    penalties of 0 are off. `repeat_last_n` and `dry_penalty_last_n` are windows in tokens: 0 none, -1 the whole context.
-    `temperature` 0 takes the likeliest token. `seed` None draws a fresh seed. `logit_bias` holds (token id, what is added to its
-    logit); an id of -1 or beyond the vocabulary is a BadRequest.
+    - Off: `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1, `repeat_penalty` 1, `frequency_penalty` 0, `presence_penalty` 0,
+      `dry_multiplier` 0, `xtc_probability` 0, `mirostat` 0.
+    - `repeat_last_n` and `dry_penalty_last_n` are windows in tokens; 0: none, -1: the whole context.
+    - `temperature` 0 always picks the likeliest token.
+    - `logit_bias` holds pairs of a token id and a number that is added to its logit. The worker refuses ids outside the vocabulary
+      with BadRequest.
+    - `seed` None: a random seed.
     """
 
     temperature: float = 1.0
@@ -43,8 +46,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class StopConditions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`max_tokens` None: until the model ends or the context is full; 0: load the model, generate nothing. Before `min_tokens`,
-    and always with `ignore_eos`, the tokens that end a text cannot be drawn."""
+    """When an answer ends. `max_tokens` None: when the model ends it or the context is full; 0: load the model and generate nothing.
+    End-of-text tokens are not sampled before `min_tokens`, and never with `ignore_eos`."""
 
     max_tokens: int | None = None
     min_tokens: int = 0
@@ -57,25 +60,25 @@ class JsonObject(msgspec.Struct, frozen=True, tag="json"):
 
 
 class JsonSchema(msgspec.Struct, frozen=True, tag="schema"):
-    """JSON that validates against `schema`, its properties in the schema's order."""
+    """JSON that validates against `schema`, with properties in the schema's order."""
 
     schema: dict[str, Any] | bool
 
 
 class Gbnf(msgspec.Struct, frozen=True, tag="gbnf"):
-    """llama.cpp's grammar notation (grammars/README.md of llama.cpp); the start rule is `root`."""
+    """A grammar in llama.cpp's notation (grammars/README.md in llama.cpp). The start rule is `root`."""
 
     grammar: str
 
 
 class Lark(msgspec.Struct, frozen=True, tag="lark"):
-    """llguidance's variant of Lark's notation; the start rule is `start`."""
+    """A grammar in llguidance's variant of Lark's notation. The start rule is `start`."""
 
     grammar: str
 
 
 class Regex(msgspec.Struct, frozen=True, tag="regex"):
-    """The whole answer matches `pattern` (Rust's regex syntax)."""
+    """The whole answer must match `pattern` (Rust's regex syntax)."""
 
     pattern: str
 

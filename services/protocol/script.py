@@ -14,9 +14,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
-from services.protocol.connection import ANSWER_S
+from services.protocol.connection import AnswerTimeout
 
 Argument = str | bytes | int | float
 
@@ -60,9 +60,9 @@ class Script:
     async def _carry_out(self, calls: list[_Call]) -> None:
         answers: list[Any]
         try:
-            async with asyncio.timeout(ANSWER_S):  # a caller's own does not end the wait here
+            async with AnswerTimeout():  # a caller's own does not end the wait here
                 answers = await self._answers(calls)
-        except (RedisError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 whatever it is, it is the callers' to hear: nothing else ends their wait
             answers = [error] * len(calls)
         for call, answer in zip(calls, answers, strict=True):
             if call.answer.done():

@@ -1,4 +1,4 @@
-"""How requests wait: on which terms they are let in, where they stand in the queue, and for how long."""
+"""Priorities, admission terms, queue positions and wait estimates."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 
 import msgspec
 
-#: What a refused client is told at least and at most, and where nobody knows how fast the queue drains: while a model loads, say.
-MIN_RETRY_S = 1
-MAX_RETRY_S = 300
-UNKNOWN_RETRY_S = 10
+#: Bounds of the Retry-After value of a refused request, and its value if the drain rate is unknown, for example while a model loads.
+MIN_RETRY_AFTER_S = 1
+MAX_RETRY_AFTER_S = 60
+DEFAULT_RETRY_AFTER_S = 10
 
 
 class Priority(enum.StrEnum):
-    """The most urgent first. Each is a band of the queue; within one, callers share by their weights."""
+    """Priorities, most urgent first. Each is a band of the queue. Within a band, callers share by weight."""
 
     INTERACTIVE = "interactive"
     NORMAL = "normal"
@@ -25,7 +25,7 @@ class Priority(enum.StrEnum):
         return _BANDS[self]
 
     def at_most(self, allowed: Priority) -> Priority:
-        """This one, or `allowed` where this is more urgent."""
+        """The less urgent of this priority and `allowed`."""
         return max(self, allowed, key=_BANDS.__getitem__)
 
 
@@ -33,8 +33,8 @@ _BANDS = {priority: band for band, priority in enumerate(Priority)}
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """On which a request waits. `caller_limit`: how many of its caller's may wait for the version, None: any number.
-    `timeout_ms`: it is not begun with after so long, None: it waits for ever."""
+    """The terms on which a request waits. `caller_limit`: how many requests of its caller may wait for the version, None: no limit.
+    `timeout_ms`: the maximum time in the queue, None: no limit."""
 
     priority: Priority = Priority.NORMAL
     weight: float = 1.0
@@ -42,17 +42,17 @@ class Terms(msgspec.Struct, frozen=True):
     timeout_ms: int | None = None
 
 
-class Place(msgspec.Struct, frozen=True):
-    """Where a request stands. `position` counts from 1; 0: a worker was idle and takes it now. `wait_s` is an estimate by how fast the
-    queue drains, None where that is not known. Others may come in before it: callers take turns."""
+class QueuePosition(msgspec.Struct, frozen=True):
+    """A request's position in its queue, counted from 1; 0: an idle worker was woken for it. `wait_s` is estimated from the drain rate,
+    None if the rate is unknown. Since callers take turns, later requests may still get ahead."""
 
     position: int
     wait_s: float | None
 
 
 class VersionQueue(msgspec.Struct, frozen=True):
-    """What waits for a version. `waiting` is by priority, `callers` by caller, `per_second` the requests that leave for a worker while
-    others wait, None where not measured."""
+    """The queue of one version. `waiting` counts waiting requests by priority, `callers` by caller. `oldest_ms` is how long the oldest has
+    waited. `per_second` is the drain rate: how many requests workers claim per second while requests wait, None if unknown."""
 
     version: str
     waiting: dict[Priority, int]
@@ -61,14 +61,14 @@ class VersionQueue(msgspec.Struct, frozen=True):
     callers: dict[str, int]
 
 
-def place(position: int, per_second: float | None) -> Place:
+def place(position: int, per_second: float | None) -> QueuePosition:
     if position == 0:
-        return Place(0, 0.0)
-    return Place(position, position / per_second if per_second else None)
+        return QueuePosition(0, 0.0)
+    return QueuePosition(position, position / per_second if per_second else None)
 
 
 def retry_after_s(ahead: int, per_second: float | None) -> int:
-    """Whole seconds until so many requests will have left the queue, at the rate at which it drains now."""
+    """The expected time until `ahead` requests have left the queue, in whole seconds, between MIN_RETRY_AFTER_S and MAX_RETRY_AFTER_S."""
     if not per_second:
-        return UNKNOWN_RETRY_S
-    return math.ceil(min(max(ahead / per_second, MIN_RETRY_S), MAX_RETRY_S))
+        return DEFAULT_RETRY_AFTER_S
+    return math.ceil(min(max(ahead / per_second, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S))

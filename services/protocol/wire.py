@@ -1,6 +1,6 @@
-"""How a message becomes bytes: one byte of protocol version, then msgpack.
+"""The encoding of messages: one byte of protocol version, then msgpack.
 
-Data only, never pickle. A reader of another protocol version refuses the message by name instead of misreading it.
+A reader of another protocol version raises ProtocolMismatch instead of misreading the message.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def encode(message: msgspec.Struct) -> bytes:
 
 
 class Decoder(Generic[Message]):
-    """Decodes one type of message. Raises ProtocolMismatch for another version or for bytes of another shape."""
+    """Decodes one type of message. Raises ProtocolMismatch for another protocol version or malformed bytes."""
 
     def __init__(self, kind: type[Message]) -> None:
         self._kind = kind
@@ -44,7 +44,8 @@ class Decoder(Generic[Message]):
             raise ProtocolMismatch(f"{self._kind.__name__} that does not decode: {error}") from error
 
     def known(self, data: bytes) -> Message | None:
-        """For a place where many senders write: one of another release must not keep the others from being heard."""
+        """Like a call of the decoder, but logs a mismatch and returns None. For keys that many senders write to, so that a sender of another
+        release does not block the others."""
         try:
             return self(data)
         except ProtocolMismatch as mismatch:

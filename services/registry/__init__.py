@@ -1,5 +1,6 @@
-"""The control plane: the platform's memory in PostgreSQL, and the decisions about it.
+"""The control plane: the cluster's state in PostgreSQL, the management API, and the control loop.
 
-One process, with one leader among several (loop.py). Who writes what: catalog.py models, versions, tags; nodes.py nodes and
-blob copies; replicas.py replicas; deployments.py deployments; jobs.py jobs; keys.py API keys; publish.py the routes snapshot.
+Several registry processes may run; one of them leads (control/leadership.py). Each table has one writing module in database/:
+catalog.py for models, versions, tags and blobs; tag_history.py for tag_versions; nodes.py for nodes and blob copies;
+replicas.py; deployments.py; jobs.py; keys.py. publish.py writes the routes snapshot to Redis.
 """

@@ -1,24 +1,29 @@
-"""python -m services.registry"""
+"""Runs the registry: `python -m services.registry`."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from services.protocol import logs
+from services.process.descriptors import raise_descriptor_limit
+from services.process.http_connection import BoundedConnection
+from services.process.http_peers import Bounds, Peers
 from services.protocol.errors import Unavailable
-from services.protocol.telemetry import TelemetryRefused, telemetry
 from services.registry.app import create_app
 from services.registry.config import Settings
-from services.registry.db import SCHEMA_REVISION, Database
+from services.registry.database.database import SCHEMA_REVISION, Database
 from services.registry.metrics import Metrics
+from services.telemetry import logs
+from services.telemetry.telemetry import TelemetryRefused, telemetry
 
-#: A watched pull ends with the registry; its job goes on.
+#: How long open requests may take at shutdown. A watched pull is cut off; its job continues on the node.
 SHUTDOWN_S = 3
 
 
@@ -27,7 +32,7 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        # What is wrong between two settings belongs to none of them.
+        # An error of a combination of settings names no setting.
         names = [f"setting CORRAL_{str(name).upper().removeprefix('CORRAL_')}: " for name in first["loc"][:1]]
         sys.exit(f"registry: {''.join(names)}{first['msg']}")
     except SettingsError as error:
@@ -43,12 +48,13 @@ def main() -> None:
 
 
 def _serve(app: FastAPI, settings: Settings) -> None:
+    raise_descriptor_limit()
     uvicorn.run(
         app,
         host=settings.registry_host,
         port=settings.registry_port,
         loop="uvloop",
-        http="httptools",
+        http=cast(type[asyncio.Protocol], functools.partial(BoundedConnection, peers=Peers(Bounds()))),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=SHUTDOWN_S,
@@ -56,7 +62,7 @@ def _serve(app: FastAPI, settings: Settings) -> None:
 
 
 async def _require_schema(url: str) -> None:
-    """Exits with one sentence where the database is not what this release works with."""
+    """Exits with an error if the database does not answer or its schema revision is not this release's."""
     database = Database(url)
     try:
         revision = await database.schema_revision()

@@ -1,17 +1,17 @@
-"""Assembly: the parts, the loops beside the API, one handler for every error."""
+"""Builds the registry's FastAPI app: its routes, its error handlers, and the two background loops."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from services.process.loops import Loops
 from services.protocol.connection import connect
 from services.protocol.errors import BadRequest, CorralError
 from services.protocol.gateways import Gateways
@@ -20,35 +20,41 @@ from services.protocol.queue import Queue
 from services.protocol.replies import ReplyWriter
 from services.protocol.reports import NodeReports
 from services.protocol.routes import Routes
-from services.protocol.telemetry import UNSEEN, Telemetry
-from services.registry.actor import Actor
 from services.registry.api import cluster, deployments, health, http_sd, keys, models, pull
-from services.registry.api.dependencies import Parts, require_token
+from services.registry.api.dependencies import AppState
+from services.registry.api.token import GUARDED, TokenMiddleware
 from services.registry.config import Settings
-from services.registry.db import Database
+from services.registry.control.cluster_state import Policy
+from services.registry.control.control_loop import ControlLoop
+from services.registry.control.executor import Executor
+from services.registry.database.database import Database
 from services.registry.job_events import JobEventReader
-from services.registry.loop import ControlLoop
+from services.registry.job_sender import JobSender
 from services.registry.metrics import Metrics
 from services.registry.publish import Publisher
-from services.registry.tasks import JobSender
 from services.registry.watchers import Watchers
-from services.registry.world import Policy
+from services.telemetry.telemetry import UNSEEN, Telemetry
 
 log = logging.getLogger(__name__)
 
+#: The limit of a management request's body.
+MAX_BODY_BYTES = 1024**2
+
 
 def create_app(settings: Settings, metrics: Metrics | None = None, telemetry: Telemetry = UNSEEN) -> FastAPI:
-    """`metrics` None: they are counted, and nobody asks."""
+    """`metrics` None: metrics are counted but not exported."""
     app = FastAPI(
         title="Corral registry",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        max_body_size=MAX_BODY_BYTES,
         lifespan=_lifespan(settings, metrics or Metrics(), telemetry),
     )
     app.include_router(health.router)
     for router in (pull.router, models.router, deployments.router, keys.router, cluster.router, http_sd.router):
-        app.include_router(router, prefix="/registry/v1", dependencies=[Depends(require_token)])
+        app.include_router(router, prefix=GUARDED)
+    app.add_middleware(TokenMiddleware, token=settings.registry_token.get_secret_value())
     app.add_exception_handler(CorralError, _render)
     app.add_exception_handler(RequestValidationError, _render_validation)
     app.add_exception_handler(HTTPException, _render_http)
@@ -80,13 +86,10 @@ def _lifespan(
             stack.callback(sender.close)
             queue, events, watchers, nodes = Queue(redis), JobEvents(redis), Watchers(), NodeReports(redis)
             publisher = Publisher(database, Routes(redis), keep_alive_s=settings.keep_alive)
-            app.state.parts = Parts(
-                settings, database, redis, queue, publisher, watchers, Gateways(redis, queue), nodes, telemetry.address
-            )
             reader = JobEventReader(
                 database=database, events=events, publisher=publisher, queue=queue, watchers=watchers, metrics=metrics
             )
-            actor = Actor(
+            executor = Executor(
                 database=database,
                 queue=queue,
                 replies=ReplyWriter(redis),
@@ -100,26 +103,21 @@ def _lifespan(
                 queue=queue,
                 node_reports=nodes,
                 publisher=publisher,
-                actor=actor,
+                executor=executor,
                 policy=policy(settings),
                 metrics=metrics,
             )
-            # The loops end before what they stand on is closed.
-            await stack.enter_async_context(_running(loop.run(), reader.run()))
+            app.state.app_state = AppState(
+                *(settings, database, redis, queue, publisher, watchers, Gateways(redis), nodes, telemetry.address, loop)
+            )
+            # Pushed last, so the loops stop before the connections that they use are closed.
+            loops = Loops()
+            stack.push_async_callback(loops.stop)
+            loops.start("control loop", loop.run())
+            loops.start("job events", reader.run())
             yield
 
     return lifespan
-
-
-@asynccontextmanager
-async def _running(*loops: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(loop) for loop in loops]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 async def _render(request: Request, error: Exception) -> JSONResponse:
@@ -138,7 +136,7 @@ async def _render_validation(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _render_http(_: Request, error: Exception) -> JSONResponse:
-    """Unknown paths and verbs."""
+    """Renders unknown paths and methods."""
     assert isinstance(error, HTTPException)
     code = "not_found" if error.status_code == 404 else "invalid_request"
     return JSONResponse({"error": str(error.detail).lower(), "code": code}, status_code=error.status_code)

@@ -1,30 +1,32 @@
-"""Reads what agents say of their jobs, turns outcomes into rows, and tells the watchers, once the rows are committed.
+"""Reads job events from Redis: records outcomes in the database, then passes them to the watchers.
 
-Every registry process reads the stream, from its start: outcomes are taken under the job's row lock and a finished job is
-passed over, so that a second reader, or reading twice, changes nothing.
+Every registry process reads the whole stream from its beginning. An outcome is recorded under the lock of the job's row, and
+only if the job is still open, so reading it twice changes nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.process.outage import Outage
 from services.protocol.errors import CorralError, InvalidModelFile, Unavailable
-from services.protocol.jobs import JobEvent, JobEvents, JobFailed, JobProgress, JobSucceeded, Pull, job_from_payload
+from services.protocol.jobs import Delete, JobEvent, JobEvents, JobFailed, JobProgress, JobSucceeded, Pull, job_from_payload
+from services.protocol.messages import new_id
 from services.protocol.names import ModelName
 from services.protocol.queue import Queue
-from services.registry import catalog, deployments, jobs, models, nodes
-from services.registry.db import Database
+from services.registry.database import catalog, deployments, jobs, nodes, tables
+from services.registry.database.database import Database
 from services.registry.metrics import Metrics
-from services.registry.outage import Outage
 from services.registry.publish import Publisher
 from services.registry.watchers import Watchers
 
 log = logging.getLogger(__name__)
 
-#: A read that found nothing is asked again after so long.
-READ_S = 2.0
+#: How long one blocking read waits.
+READ_TIMEOUT_S = 2.0
 
 
 class JobEventReader:
@@ -47,16 +49,16 @@ class JobEventReader:
         self._position = b"0-0"
 
     async def run(self) -> None:
-        """For ever. An event that PostgreSQL could not take is read again."""
-        outage = Outage("job events", log)
+        """Runs until cancelled. An event is read again if PostgreSQL or Redis was unavailable while it was recorded."""
+        outage = Outage(log)
         while True:
             try:
-                for position, event in await self._events.read(self._position, timeout_s=READ_S):
+                for position, event in await self._events.read(self._position, timeout_s=READ_TIMEOUT_S):
                     await self._take_or_pass_over(event)
                     self._position = position
-                outage.over()
+                outage.over("job events")
             except Unavailable as error:
-                await outage.wait(error)
+                await outage.wait("job events", error)
 
     async def _take_or_pass_over(self, event: JobEvent) -> None:
         try:
@@ -64,42 +66,49 @@ class JobEventReader:
         except Unavailable:
             raise
         except Exception:
-            # One event that cannot be taken must not keep the registry from the others.
+            # One bad event must not block the others.
             log.exception("what job %s came to could not be taken, and is passed over", event.job)
 
     async def _take(self, event: JobEvent) -> None:
         if isinstance(event, JobProgress):
-            self._watchers.tell(event)
+            self._watchers.publish(event)
             return
         changed = await self._settle(event)
         if changed or self._watchers.watches(event.job):
-            # Another process may have been first to write the row; the watchers here want to know all the same.
+            # Even if another process wrote the row first, the watchers of this one need the outcome.
             await self._publisher.publish()
             async with self._database.transaction() as session:
                 outcome = await jobs.outcome(session, event.job)
             if outcome:
-                self._watchers.tell(outcome)
+                self._watchers.publish(outcome)
         if changed:
             await self._queue.signal()
 
     async def _settle(self, event: JobSucceeded | JobFailed) -> bool:
-        """True where this was the job's end. A success that does not hold what it should is a failure."""
+        """Records the outcome; true if it ended the job. A success that cannot be recorded is recorded as a failure."""
         try:
             changed = await self._record(event)
         except Unavailable:
             raise
-        except CorralError as error:
-            event = JobFailed(event.job, event.node, error.code, error.message)
-            changed = await self._record(event)
-        except Exception as error:
-            # Whoever watches the job must hear of its end.
-            log.exception("the success of job %s could not be recorded", event.job)
-            message = f"the registry could not record it ({type(error).__name__})"
-            event = JobFailed(event.job, event.node, CorralError.code, message)
-            changed = await self._record(event)
+        except Exception as error:  # noqa: BLE001 - logged, and recorded as the job's failure
+            # The job must end, or its watchers would wait for ever.
+            failure = _failure(event, error)
+            changed = await self._record(failure)
+            await self._remove_unrecorded(event)
+            event = failure
         if changed and isinstance(event, JobFailed):
             log.warning("job %s on %s failed: %s", event.job, event.node, event.message)
         return changed
+
+    async def _remove_unrecorded(self, event: JobSucceeded | JobFailed) -> None:
+        """Deletes the pulled model from the node if no row refers to its version."""
+        if not isinstance(event, JobSucceeded) or event.pulled is None:
+            return
+        digest = hashlib.sha256(event.pulled.manifest.encode()).hexdigest()
+        async with self._database.transaction() as session:
+            if await session.get(tables.Version, digest) is None:
+                name = ModelName.parse(event.pulled.name).kept(digest).full
+                await jobs.create(session, Delete(new_id(), name), node=event.node)
 
     async def _record(self, event: JobSucceeded | JobFailed) -> bool:
         async with self._database.transaction() as session:
@@ -116,8 +125,16 @@ class JobEventReader:
         return True
 
 
-async def _take_model(session: AsyncSession, row: models.Job, event: JobSucceeded) -> None:
-    """A pull that somebody asked for makes the model known; one for a replica must bring what is known already."""
+def _failure(event: JobSucceeded | JobFailed, error: Exception) -> JobFailed:
+    if isinstance(error, CorralError):
+        return JobFailed(event.job, event.node, error.code, error.message)
+    log.error("the success of job %s could not be recorded", event.job, exc_info=error)
+    return JobFailed(event.job, event.node, CorralError.code, f"the registry could not record it ({type(error).__name__})")
+
+
+async def _take_model(session: AsyncSession, row: tables.Job, event: JobSucceeded) -> None:
+    """Records the result of a pull. A user's pull registers the model and moves its tag. A replica's pull must yield the
+    version that the job names. Raises InvalidModelFile if it does not."""
     pull, pulled = job_from_payload(row.payload), event.pulled
     if pulled is None or not isinstance(pull, Pull):
         return
@@ -127,6 +144,7 @@ async def _take_model(session: AsyncSession, row: models.Job, event: JobSucceede
         if before and before != version:
             await deployments.carry_over(session, before, version)
         await jobs.drop_deletions(session, pulled.name)
+        await jobs.drop_deletions(session, ModelName.parse(pulled.name).kept(version).full)
     elif catalog.version_digest(pulled) != row.version_digest:
         raise InvalidModelFile(f"{pull.source} holds another version now")
     await nodes.add_copies(session, event.node, {layer.digest for layer in (pulled.config, *pulled.layers)})

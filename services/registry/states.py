@@ -1,4 +1,4 @@
-"""The states that rows can be in, drawn."""
+"""The states of replicas, nodes, blob copies and jobs, and their transitions."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ import enum
 class ReplicaState(enum.StrEnum):
     """One attempt at serving a version on one node.
 
-        pending ──▶ fetching ──▶ starting ──▶ ready ──▶ draining ──▶ stopped
-           │ └──────────────────▲   │           │          ▲  │
-           │            │           └───────────┼──────────┘  │
-           ▼            ▼                       ▼             ▼
-        stopped      stopped                 failed ◀── any state above but stopped
+        pending ──▶ fetching ──▶ starting ──▶ ready ──▶ draining
+              └───────────────────▲  └───────────────────▲
 
-    All transitions are decided by reconcile.py and written by replicas.py; this is what causes them:
+        stopped, failed ◀── any state above
 
-    new → pending         requests wait for the version, or a pinned deployment has too few replicas
+    replicas.py writes all transitions. Their causes:
+
+    new → pending         the deployment has too few replicas, or a new one replaces a replica with outdated settings
     pending → fetching    placement chose a node that must first fetch the model's file
     pending → starting    placement chose a node that holds it; a Start job goes to that node
     fetching → starting   the node reports the file as verified; a Start job goes to it
-    starting → ready      the worker reports that it serves
-    starting → draining   unwanted before it served; a Stop job goes to the node
-    ready → draining      idle for longer than its keep_alive, evicted, deleted, or the worker drains on its own
-    pending, fetching → stopped   unwanted before anything ran
+    starting → ready      the worker reports that it is ready
+    starting → draining   no longer wanted; a Stop job goes to the node
+    ready → draining      idle for longer than its keep_alive, evicted, deleted, replaced, or the worker drains by itself
+    pending, fetching → stopped   no longer wanted, and nothing ran yet
     draining → stopped    the node reports the process as ended
-    any → failed          the worker reports a failed load, its process ended, it went silent, a job of it failed, it took too
-                          long to start, or the node was lost
+    starting, ready → stopped   its process was signalled to end, or ended while no agent on its node watched
+    any on a node → stopped     the node was lost or removed
+    any → failed          the worker reports a failed load, its process ended by itself, it went silent, one of its jobs
+                          failed, or it took too long to start
 
-    `stopped` and `failed` are final: the next attempt is a new row, so that what an old process still reports can never be
-    taken for the new one. A failed row says in `retry_at` from when a successor may be made, and in `attempts` how many have
-    failed in a row.
+    `stopped` and `failed` are final: the next attempt is a new row, so that late reports of the old process are never taken for
+    the new one. `retry_at` of a failed row is when the next attempt may start, `attempts` the number of failures in a row. A
+    stopped replica, an answered request, a restart of the node's agent, or a new deployment by an admin resets that number.
     """
 
     PENDING = "pending"
@@ -47,21 +48,21 @@ class ReplicaState(enum.StrEnum):
 
 
 class NodeState(enum.StrEnum):
-    """`ready ⇄ lost`: lost after ten seconds without a report, ready again with the next one."""
+    """`ready ⇄ lost`: lost after `node_lost_after_s` without a report, ready again with the next one."""
 
     READY = "ready"
     LOST = "lost"
 
 
 class CopyState(enum.StrEnum):
-    """`verified ⇄ missing`: a node's copy of a blob, as its reports list it."""
+    """`verified ⇄ missing`: whether a node's reports list its copy of a blob."""
 
     VERIFIED = "verified"
     MISSING = "missing"
 
 
 class JobState(enum.StrEnum):
-    """`queued → sent → succeeded | failed`. Queued is a row that no broker has seen; sent may be sent again."""
+    """`queued → sent → succeeded | failed`. A queued job was never given to the broker; a sent one may be sent again."""
 
     QUEUED = "queued"
     SENT = "sent"
@@ -83,7 +84,7 @@ class JobKind(enum.StrEnum):
 
 
 class Origin(enum.StrEnum):
-    """Why a deployment exists: requests waited for its version, or somebody pinned it."""
+    """Why a deployment exists: requests waited for its version (on_demand), or an admin deployed it with replicas (pinned)."""
 
     ON_DEMAND = "on_demand"
     PINNED = "pinned"

@@ -1,4 +1,4 @@
-"""Who watches which job over HTTP, in this process's memory. One event loop, so no lock."""
+"""Subscriptions to job events, for HTTP clients that watch a job. In memory of this process; on one event loop, so no lock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Watchers:
 
     @contextmanager
     def watch(self, job: str) -> Iterator[asyncio.Queue[JobEvent]]:
-        """The job's events from now on, and first the newest that there was: who joins late sees where it stands."""
+        """The latest progress event of the job, if there is one, then all events from now on."""
         queue: asyncio.Queue[JobEvent] = asyncio.Queue()
         if latest := self._latest.get(job):
             queue.put_nowait(latest)
@@ -31,7 +31,7 @@ class Watchers:
     def watches(self, job: str) -> bool:
         return job in self._queues
 
-    def tell(self, event: JobEvent) -> None:
+    def publish(self, event: JobEvent) -> None:
         if isinstance(event, JobProgress):
             self._latest[event.job] = event
         else:

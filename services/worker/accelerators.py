@@ -1,6 +1,6 @@
-"""`python -m services.worker.accelerators`: what this build of llama.cpp can offload to, as JSON, for the node agent.
+"""`python -m services.worker.accelerators` prints the devices that llama.cpp can offload to, as JSON, for the node agent.
 
-A card that the build cannot use, or that CUDA_VISIBLE_DEVICES hides from workers, holds no model.
+Cards that this build does not support, or that CUDA_VISIBLE_DEVICES hides, are left out: no worker could use them.
 """
 
 from __future__ import annotations

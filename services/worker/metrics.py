@@ -1,5 +1,5 @@
-"""The worker's metrics (docs/metrics.md). The engine thread writes `stepped`, the event loop everything else; what can be looked at when it
-is asked for is not counted at all."""
+"""The worker's metrics (docs/metrics.md). The engine thread calls `stepped`, the event loop everything else. Values that exist
+elsewhere, like the number of requests, are read at each scrape."""
 
 from __future__ import annotations
 
@@ -18,30 +18,35 @@ _SEQUENCE_BOUNDS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 
 
 class Metrics:
-    """Of one worker."""
+    """The metrics of one worker."""
 
     def __init__(self, *, slots: int) -> None:
         self.registry = registry = CollectorRegistry()
         self._occupancy = _OccupancyCollector()
         registry.register(self._occupancy)
-        Gauge("corral_worker_slots", "Slots that the replica has.", registry=registry).set(slots)
-        self._requests = Gauge("corral_worker_requests", "Requests that were claimed and have not ended.", registry=registry)
+        Gauge(
+            "corral_worker_slots", "Slots of the replica: how many requests it answers at the same time.", registry=registry
+        ).set(slots)
+        self._threads = Gauge("corral_worker_threads", "CPU threads that compute the next batch.", registry=registry)
+        self._requests = Gauge(
+            "corral_worker_requests", "Requests that the worker has claimed and that have not ended.", registry=registry
+        )
         self.claims = Counter(
             "corral_worker_claims",
-            "Requests that were claimed; resumed (yes or no): another worker had begun the answer.",
+            "Requests claimed; resumed (yes or no): another worker had generated a part of the answer.",
             ["resumed"],
             registry=registry,
         )
         self.ends = Counter(
             "corral_worker_ends",
-            "Requests that ended here, by the finish reason of their first choice, or failed, or handed_over.",
+            "Requests that ended on this worker, by the finish reason of their first choice, or as failed or handed_over.",
             ["reason"],
             registry=registry,
         )
         self._prefixes = Counter(
             "corral_worker_prefix_claims",
-            "Prompts by whether the queue believed that this worker holds their beginning, and whether a slot did, 32 tokens or more of "
-            "it; yes or no.",
+            "Prompts, by whether the queue predicted a cached prefix on this worker, and whether a slot actually "
+            "had at least 32 of its tokens; yes or no.",
             ["predicted", "actual"],
             registry=registry,
         )
@@ -51,7 +56,12 @@ class Metrics:
                 self._prefixes.labels(either, actual)
         for reason in (*FinishReason, "failed", "handed_over"):
             self.ends.labels(reason)
-        self._steps = Histogram("corral_worker_step_seconds", "Computing one batch.", buckets=_STEP_BOUNDS_S, registry=registry)
+        self._steps = Histogram(
+            "corral_worker_step_seconds",
+            "Time to compute one batch, sampling included.",
+            buckets=_STEP_BOUNDS_S,
+            registry=registry,
+        )
         self._batch_tokens = Histogram(
             "corral_worker_batch_tokens", "Tokens in a batch.", buckets=_TOKEN_BOUNDS, registry=registry
         )
@@ -60,7 +70,7 @@ class Metrics:
         )
         computed = Counter(
             "corral_worker_computed_tokens",
-            "Tokens that were computed: of prompts (prefill) or sampled ones (decode).",
+            "Tokens computed, of prompts (prefill) or generated ones (decode).",
             ["phase"],
             registry=registry,
         )
@@ -68,25 +78,28 @@ class Metrics:
         memory = Gauge("corral_worker_memory_bytes", "Resident memory of the process.", registry=registry)
         memory.set_function(_resident_bytes)
         self._device_memory = Gauge(
-            "corral_worker_device_memory_bytes", "What loading the model took of accelerators' memory.", registry=registry
+            "corral_worker_device_memory_bytes", "Accelerator memory that loading the model took.", registry=registry
         )
-        self._load = Gauge("corral_worker_load_seconds", "How long the model took to load.", registry=registry)
+        self._load = Gauge("corral_worker_load_seconds", "Time that the model took to load.", registry=registry)
 
     def loaded(self, *, seconds: float, device_memory_bytes: int) -> None:
         self._load.set(seconds)
         self._device_memory.set(device_memory_bytes)
 
-    def show(self, *, requests: Callable[[], int], occupancy: Callable[[], Occupancy | None]) -> None:
-        """Asked for at each scrape, from its thread."""
+    def show(
+        self, *, requests: Callable[[], int], occupancy: Callable[[], Occupancy | None], threads: Callable[[], int]
+    ) -> None:
+        """Sets the functions that return the current values. Each scrape calls them, from its own thread."""
         self._requests.set_function(requests)
+        self._threads.set_function(threads)
         self._occupancy.look = occupancy
 
     def count_prefix(self, *, predicted: bool, actual: bool) -> None:
-        """Of a prompt that was computed, or of what of it had to be."""
+        """Counts one prompt: whether the queue expected a cached prefix, and whether a slot had one."""
         self._prefixes.labels("yes" if predicted else "no", "yes" if actual else "no").inc()
 
     def stepped(self, *, seconds: float, prefill: int, decode: int, sequences: int) -> None:
-        """The engine has computed a batch."""
+        """Records a batch that the engine computed."""
         self._steps.observe(seconds)
         self._batch_tokens.observe(prefill + decode)
         self._batch_sequences.observe(sequences)
@@ -95,22 +108,23 @@ class Metrics:
 
 
 class _OccupancyCollector:
-    """What slots and cells hold now; no samples where nothing is kept between batches."""
+    """Current use of slots and KV cells; no samples if nothing is kept between batches."""
 
     def __init__(self) -> None:
         self.look: Callable[[], Occupancy | None] = lambda: None
 
     def collect(self) -> Iterator[Metric]:
         now = self.look()
-        busy = GaugeMetricFamily("corral_worker_busy_slots", "Slots in which a sequence runs.", labels=[])
-        cells = GaugeMetricFamily("corral_worker_kv_tokens", "Tokens that the KV cache has cells for.", labels=[])
+        busy = GaugeMetricFamily("corral_worker_busy_slots", "Slots with a running sequence.", labels=[])
+        cells = GaugeMetricFamily("corral_worker_kv_tokens", "Size of the KV cache, in tokens.", labels=[])
         used = GaugeMetricFamily(
             "corral_worker_kv_used_tokens",
-            "Cells that are taken: by sequences that run (running), or kept for prompts that begin alike (kept).",
+            "Cells of the KV cache in use: by running sequences (running), or kept for later prompts with the "
+            "same prefix (kept).",
             labels=["state"],
         )
         preemptions = CounterMetricFamily(
-            "corral_worker_preemptions", "Sequences that lost their slot for want of KV cells.", labels=[]
+            "corral_worker_preemptions", "Sequences that lost their slot because the KV cache was full.", labels=[]
         )
         if now is not None:
             busy.add_metric([], now.busy_slots)

@@ -1,41 +1,25 @@
-"""Mode: what a worker does with its model. `generating.GeneratingMode` and `embedding.mode.EmbeddingMode` implement it."""
+"""Mode: what a worker does with its model. `text_mode.TextMode` and `embedding.mode.EmbeddingMode` implement it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from services.protocol.messages import Claim
-from services.worker.engine.engine import Occupancy
-from services.worker.loop import Addressed
+from services.worker.command_loop import CommandLoop, Emit
 from services.worker.metrics import Metrics
-
-Emit = Callable[[list[Addressed]], None]
-
-
-class Loop(Protocol):
-    """Owns the model. `run` is the engine thread, and the one writer of `holders`: the requests of which its cache holds something."""
-
-    holders: frozenset[str]
-
-    def put(self, command: Any) -> None:
-        """What the mode's `begin` returned, an Abort, a HandOver or a Quit; from any thread."""
-
-    def run(self) -> None:
-        """Returns on Quit. Raises EngineDead after it has told every request so."""
-
-    def occupancy(self) -> Occupancy | None:
-        """None where nothing is kept from one batch to the next. From any thread."""
 
 
 class Mode(Protocol):
-    """`context_tokens`: of one slot, or of one input."""
+    """`context_tokens` is the context of one slot or, for an embedding model, of one input."""
 
     context_tokens: int
 
-    def loop(self, emit: Emit, metrics: Metrics) -> Loop:
-        """Made once. It calls `emit` from the engine thread with the events of one step, and tells `metrics` of each."""
+    def loop(self, emit: Emit, metrics: Metrics) -> CommandLoop[Any, Any]:
+        """Called once. The loop calls `emit` from the engine thread with the events of each step, and updates `metrics`."""
 
     def begin(self, claim: Claim) -> object:
-        """The command that begins the request. Only reads the vocabulary: from any thread. Raises CorralError for what the model
-        cannot answer."""
+        """The command that starts the request. Thread-safe: of the model it only reads the vocabulary. Raises CorralError if
+        the model cannot answer the request."""
+
+    def close(self) -> None:
+        """Stops what the mode started besides its loop. Called once, after the loop."""

@@ -1,23 +1,26 @@
-"""The output pipeline of one answer: token ids → content, reasoning and tool calls. A deterministic state machine, so that
+"""The output pipeline of one answer: token ids → content, reasoning and tool calls. It is a deterministic state machine, so
 replaying the same ids gives the same deltas.
 
-bytes of the token → UTF-8 hold-back (a character may span tokens) → stop jail (a stop string may span tokens) → parser (a tag may)
+token bytes → UTF-8 decoder → stop jail → parser. Each stage holds text back, because a character, a stop string or a tag may
+span tokens.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.protocol.messages import ToolCallDelta
 from services.worker.chat.parser import Parsed, Parser, PlainParser
-from services.worker.chat.tags import split
+from services.worker.engine.aho_corasick import ROOT, AhoCorasick
+
+StopStrings = AhoCorasick[str]
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What is released now; `stopped` where a stop string was met, which is not part of any text."""
+    """Newly released output. `stopped`: the answer reached a stop string, which is not part of the text."""
 
     text: str
     reasoning: str = ""
@@ -26,10 +29,10 @@ class Delta:
 
 
 class OutputPipeline:
-    """`token_bytes` gives the bytes of a token; `stop` are the request's stop strings, empty ones ignored. `saw_tool_calls`: a tool
-    call has been released."""
+    """`token_bytes` returns the bytes of a token. The choices of a request share `stop`. `saw_tool_calls` is True once a tool
+    call is released."""
 
-    def __init__(self, token_bytes: Callable[[int], bytes], stop: Sequence[str], parser: Parser | None = None) -> None:
+    def __init__(self, token_bytes: Callable[[int], bytes], stop: StopStrings, parser: Parser | None = None) -> None:
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._jail = StopJail(stop)
@@ -42,7 +45,7 @@ class OutputPipeline:
         return _joined(delta, self._delta(self._parser.flush())) if stopped else delta
 
     def flush(self) -> Delta:
-        """The end, where no stop string made one: releases what was held back. Bytes that never became a character are no text."""
+        """Ends an answer that reached no stop string: releases the held text. An incomplete UTF-8 character is dropped."""
         return _joined(self._delta(self._parser.push(self._jail.flush())), self._delta(self._parser.flush()))
 
     def _delta(self, parsed: Parsed, *, stopped: bool = False) -> Delta:
@@ -51,17 +54,28 @@ class OutputPipeline:
 
 
 class StopJail:
-    """Holds back text that may be the beginning of a stop string."""
+    """Holds back text that may be the start of a stop string. The first complete stop string ends the text; if several are
+    complete at the same character, the longest counts."""
 
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = [text for text in stop if text]
+    def __init__(self, stop: StopStrings) -> None:
+        self._stop = stop
+        self._state = ROOT
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """The text that is released, and whether a stop string ends it."""
-        released, found, rest = split(self._held + text, self._stop)
-        self._held = "" if found else rest
-        return released, found is not None
+        """The released text, and whether a stop string ends it."""
+        if not self._stop.has_words:
+            return text, False
+        stop, state = self._stop, self._state
+        whole = self._held + text
+        for end, character in enumerate(text, start=len(self._held) + 1):
+            state = stop.step(state, character)
+            if length := stop.matches[state]:
+                self._held, self._state = "", ROOT
+                return whole[: end - length], True
+        released = len(whole) - stop.depths[state]
+        self._held, self._state = whole[released:], state
+        return whole[:released], False
 
     def flush(self) -> str:
         held, self._held = self._held, ""

@@ -1,5 +1,4 @@
-"""From a request's prompt to token ids that fit the context, and to how the answer is constrained and read. Pure: a vocabulary and
-a template in, values out."""
+"""Turns a prompt into token ids that fit the context, a constraint for the answer, and the pipelines that parse it."""
 
 from __future__ import annotations
 
@@ -17,25 +16,31 @@ from services.protocol.sampling import Constraint
 from services.worker.chat.call_id import call_id
 from services.worker.chat.constraint import Effective, Wanted, effective
 from services.worker.chat.parser import Parser, PlainParser
+from services.worker.chat.rendering import Rendered, Segment
 from services.worker.chat.template import ChatTemplate, continued_phase
-from services.worker.chat.truncation import shortened
+from services.worker.chat.truncation import Messages, longest_fitting, possible_cuts, shortened, shortest_ends
+from services.worker.engine.aho_corasick import AhoCorasick
 from services.worker.engine.runner import ModelRunner
 from services.worker.output import OutputPipeline
 
-#: Ollama's words (llm/server.go), which clients show as they are.
+#: Starts with the text of Ollama's message (llm/server.go), because clients look for it.
 _TOO_LONG = (
-    "the prompt is longer than the context length currently available to the model; shorten the prompt, adjust the context "
-    "length in settings, or use a model with a longer context length"
+    "the prompt is longer than the context length currently available to the model: it has {length} tokens, and the context "
+    "holds {context}, one of which is for the answer. Shorten the prompt, or let the model have a longer context "
+    "(corral deploy MODEL --context TOKENS)"
 )
 
-#: Of an infill that does not fit, the text before the gap says more about it than the text behind.
+#: If an infill prompt is too long, the suffix keeps 1/4 of the room, or what the prefix leaves: the prefix matters more.
 _SUFFIX_SHARE = 4
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """A request, ready for the engine: `tokens` of the prompt, what its answers must match, and from where on (`constraint` and
-    `after` go to the grammar). `output(choice)` makes the pipeline of one choice's answer."""
+    """A request that is ready for the engine.
+
+    `tokens` are the prompt's. Answers must match `constraint`, after they have contained the bytes `after` if those are set.
+    `output(choice)` makes the output pipeline of one choice.
+    """
 
     tokens: list[int]
     constraint: Constraint | None
@@ -44,7 +49,7 @@ class Preparation:
 
 
 class PromptBuilder:
-    """`template` None: the model cannot chat. `tool_template`: the one it brings for chats with tools, if it brings two."""
+    """`template` is None if the model cannot chat. `tool_template` is a second one for chats with tools, if there is one."""
 
     def __init__(
         self, runner: ModelRunner, template: ChatTemplate | None, *, tool_template: ChatTemplate | None = None
@@ -55,12 +60,13 @@ class PromptBuilder:
         self._tool_chat = _Chat(self, tool_template) if tool_template else self._chat
 
     def prepare(self, request: GenerateRequest) -> Preparation:
-        """The prompt has at least one token, and fewer than the context holds. Raises ContextLengthExceeded,
-        UnsupportedCapability, or BadRequest: from the template, for a schema that cannot be compiled, or for token ids that the
-        model does not have, which llama.cpp takes badly."""
-        if not all(0 <= token < self._runner.num_vocab for token in request.context):
-            raise BadRequest("context: holds token ids that the model does not have")
-        limit = self._runner.context_tokens - 1 - len(request.context)
+        """The prompt has at least one token, and leaves room in the context for at least one more. Raises
+        ContextLengthExceeded, UnsupportedCapability, or BadRequest: if the template refuses the messages, if a tool's schema
+        cannot be compiled, or for unknown token ids, on which `llama_decode` fails."""
+        num_vocab = self._runner.num_vocab
+        if unknown := next((token for token in request.context if not 0 <= token < num_vocab), None):
+            raise BadRequest(f"token id {unknown} is out of range: the model has {num_vocab} tokens", field="context")
+        limit = self._runner.context_tokens - 1 - (0 if request.overflow == "truncate" else len(request.context))
         match request.prompt:
             case TextPrompt(text, ""):
                 prepared = self._plain(request, self._text(text, limit, request))
@@ -73,16 +79,42 @@ class PromptBuilder:
                     raise UnsupportedCapability("the model has no chat template")
                 prepared = chat.prepare(request, prompt, limit)
         if len(prepared.tokens) > limit:
-            raise ContextLengthExceeded(_TOO_LONG)
-        continuation = self._without_bos(prepared.tokens) if request.context else prepared.tokens
-        tokens = [*request.context, *continuation] or self._runner.tokenize("\n", special=False)
+            raise self._too_long(request, len(prepared.tokens))
+        tokens = self._continued(request, prepared.tokens) or self._runner.tokenize("\n", special=False)
         return Preparation(tokens, prepared.constraint, prepared.after, prepared.output)
+
+    def _continued(self, request: GenerateRequest, tokens: list[int]) -> list[int]:
+        """The request's `context` and then `tokens`. If they do not fit, the start of `context` is cut."""
+        continuation = self._without_bos(tokens) if request.context else tokens
+        room = self._runner.context_tokens - 1 - len(continuation)
+        if len(request.context) <= room:
+            return [*request.context, *continuation]
+        return [*self._bos, *request.context[len(request.context) - room + len(self._bos) :], *continuation]
+
+    def _too_long(self, request: GenerateRequest, length: int) -> ContextLengthExceeded:
+        kept = 0 if request.overflow == "truncate" else len(request.context)
+        text = _TOO_LONG.format(length=kept + length, context=self._runner.context_tokens)
+        return ContextLengthExceeded(text, field="messages" if isinstance(request.prompt, ChatPrompt) else "prompt")
 
     def tokens(self, text: str) -> list[int]:
         return self._runner.tokenize(text, special=True)
 
+    def rendered_tokens(self, rendered: Rendered) -> list[int]:
+        first, *others = rendered.segments or (Segment("", True),)
+        ids = self._runner.tokenize(first.text, special=first.special)
+        for segment in others:
+            ids += self._further(segment)
+        return ids
+
+    def _further(self, segment: Segment) -> list[int]:
+        """The tokens of a segment after the first: without the BOS that the tokenizer adds."""
+        ids = self._runner.tokenize(segment.text, special=segment.special)
+        bos_text = self._runner.bos_text
+        writes_bos = segment.special and bos_text and segment.text.startswith(bos_text)
+        return ids if writes_bos else self._without_bos(ids)
+
     def control_tokens(self, texts: Sequence[str]) -> dict[str, int]:
-        """Of texts that are control tokens of the vocabulary, and therefore no part of what it generates, the ids."""
+        """The ids of those texts that are control tokens: single tokens without output bytes."""
         found = {}
         for text in texts:
             ids = self._without_bos(self.tokens(text))
@@ -93,15 +125,16 @@ class PromptBuilder:
     def pipelines(
         self, request: GenerateRequest, shown: Mapping[int, bytes], parser: Callable[[Callable[[int], str]], Parser]
     ) -> Callable[[int], OutputPipeline]:
-        """`shown`: control tokens that the parser is to see, as they are written."""
+        """`shown` maps the control tokens that the parser must see to their text."""
         token_bytes = self._runner.token_bytes
+        stop = AhoCorasick(request.stopping.stop)
 
         def text_of(token: int) -> bytes:
             return shown.get(token) or token_bytes(token)
 
         def output(choice: int) -> OutputPipeline:
             ids = partial(call_id, request.id, choice)
-            return OutputPipeline(text_of if shown else token_bytes, request.stopping.stop, parser(ids))
+            return OutputPipeline(text_of if shown else token_bytes, stop, parser(ids))
 
         return output
 
@@ -116,7 +149,7 @@ class PromptBuilder:
         return ids
 
     def _infill(self, text: str, suffix: str, limit: int, request: GenerateRequest) -> list[int]:
-        """Prefix, suffix, gap: the order of llama.cpp's server."""
+        """Prefix, suffix, gap: the order that llama.cpp's server uses."""
         runner = self._runner
         if runner.fim_prefix is None or runner.fim_suffix is None or runner.fim_middle is None:
             raise UnsupportedCapability("the model does not support insert: its vocabulary has no infill tokens")
@@ -133,7 +166,7 @@ class PromptBuilder:
 
 
 class _Chat:
-    """Chats with one template."""
+    """Prepares chats with one template."""
 
     def __init__(self, builder: PromptBuilder, template: ChatTemplate) -> None:
         self._builder = builder
@@ -146,7 +179,8 @@ class _Chat:
         continued = continued_phase(prompt)
         phase = continued or format.phase(text)
         constraint = effective(format, phase, self._wanted(request, prompt))
-        parser = partial(format.parser, text, prompt.tools, continued=continued)
+        forced = prompt.tool_choice.mode == "required"
+        parser = partial(format.parser, text, prompt.tools, continued=continued, calls_only=forced)
         return self._preparation(request, prompt, tokens, constraint, parser)
 
     def _preparation(
@@ -175,29 +209,48 @@ class _Chat:
         text, ids = self._rendered(prompt)
         if len(ids) <= limit or not truncate:
             return text, ids
-        chats = [msgspec.structs.replace(prompt, messages=messages) for messages in shortened(prompt.messages)]
+        cuts = possible_cuts(prompt.messages)
 
-        def fits(chat: ChatPrompt) -> bool:
+        def rendered(cut: int) -> tuple[str, list[int]]:
+            return self._rendered(msgspec.structs.replace(prompt, messages=shortened(prompt.messages, cut)))
+
+        def fits(cut: int) -> bool:
             try:
-                return len(self._rendered(chat)[1]) <= limit
-            except BadRequest:  # the template takes the whole chat, but wants other messages to be there than these
+                return len(rendered(cut)[1]) <= limit
+            except BadRequest:  # the template accepts the whole chat, but not without the messages that were cut
                 return False
 
-        fewest_dropped = bisect_left(chats[:-1], True, key=fits)
-        return self._rendered(chats[fewest_dropped])
+        fewest_dropped = bisect_left(cuts[:-1], True, key=fits)
+        text, ids = rendered(cuts[fewest_dropped])
+        if len(ids) <= limit:
+            return text, ids
+        return self._rendered(self._cut(prompt, shortened(prompt.messages, cuts[-1]), limit))
+
+    def _cut(self, prompt: ChatPrompt, messages: Messages, limit: int) -> ChatPrompt:
+        """The chat with these messages, the longest of them cut at their start until it fits."""
+
+        def ends(characters: int) -> ChatPrompt:
+            return msgspec.structs.replace(prompt, messages=shortest_ends(messages, characters))
+
+        longest = max(len(message.content) for message in messages)
+
+        def fits(characters: int) -> bool:
+            return characters < longest and len(self._rendered(ends(characters))[1]) <= limit
+
+        return ends(longest_fitting(fits, start=limit))
 
     def _rendered(self, prompt: ChatPrompt) -> tuple[str, list[int]]:
-        text = self._template.render(prompt)
-        return text, self._builder.tokens(text)
+        rendered = self._template.render(prompt)
+        return rendered.text, self._builder.rendered_tokens(rendered)
 
 
 def _with_offered_tools(prompt: ChatPrompt) -> ChatPrompt:
-    """Without its tools where none may be called. Raises BadRequest where the choice names one that is not there."""
+    """The prompt, without its tools if none may be called. Raises BadRequest if `tool_choice` asks for a missing tool."""
     choice = prompt.tool_choice
     if choice.mode == "none":
         return msgspec.structs.replace(prompt, tools=())
     if choice.mode == "required" and not prompt.tools:
-        raise BadRequest("tool_choice: a tool call is required, but there are no tools")
+        raise BadRequest("tool_choice: a tool call is required, but there are no tools", field="tool_choice")
     if choice.name and choice.name not in {tool.name for tool in prompt.tools}:
-        raise BadRequest(f"tool_choice: there is no tool {choice.name}")
+        raise BadRequest(f"tool_choice: there is no tool {choice.name}", field="tool_choice")
     return prompt

@@ -1,10 +1,9 @@
-"""The file whose age says whether a worker's lease is alive: the worker touches it after each report that Redis took, its
-container's health check looks at it.
+"""The pulse file: the worker touches it after each report that Redis accepted, and the container's health check reads its age.
 
     python -m services.worker.pulse FILE SECONDS
 
-says by its exit code whether the file was touched within so many seconds. It imports nothing of ours: it runs every few seconds
-beside the model.
+exits with 0 if the file was touched within the last SECONDS. This module imports no other module of Corral, because it runs
+every few seconds next to the model.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 
 
 def age_s(pulse: Path) -> float | None:
-    """None before the first touch."""
+    """Seconds since the last touch; None before the first."""
     try:
         return time.time() - pulse.stat().st_mtime
     except FileNotFoundError:
@@ -26,7 +25,7 @@ def main(pulse: str, within_s: str) -> int:
     age = age_s(Path(pulse))
     if age is not None and age <= float(within_s):
         return 0
-    print("no report yet" if age is None else f"the last report was {age:.0f} s ago")  # noqa: T201 the engine keeps it
+    print("no report yet" if age is None else f"the last report was {age:.0f} s ago")  # noqa: T201 Docker keeps it
     return 1
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import pytest
 
 from services.cli.__main__ import main
-from tests.cli.wire import Answer, Gateway, serve
+from tests.doubles.http_gateway import Answer, Gateway, serve
 
 
 @dataclass(frozen=True)

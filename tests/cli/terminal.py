@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
-import re
 import select
 import struct
 import subprocess
@@ -15,15 +14,20 @@ import time
 from types import TracebackType
 from typing import Self
 
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+import pyte
+
+COLUMNS, ROWS = 100, 40
 
 
 class Terminal:
-    def __init__(self, arguments: list[str], environment: dict[str, str], *, deadline_s: float = 30) -> None:
+    def __init__(
+        self, arguments: list[str], environment: dict[str, str], *, columns: int = COLUMNS, deadline_s: float = 60
+    ) -> None:
         self._deadline = time.monotonic() + deadline_s
-        self._bytes = b""
+        self._screen = pyte.HistoryScreen(columns, ROWS, history=10_000)
+        self._stream = pyte.ByteStream(self._screen)
         self._fd, other = pty.openpty()
-        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
         self._process = subprocess.Popen(
             # setsid makes the terminal the command's own, so that Ctrl-C becomes a signal.
             ["setsid", "--ctty", sys.executable, "-m", "services.cli", *arguments],
@@ -44,8 +48,10 @@ class Terminal:
 
     @property
     def said(self) -> str:
-        """Everything that was written, without colours and cursor movements."""
-        return _ESCAPES.sub("", self._bytes.decode(errors="replace"))
+        """The lines that have left the screen at its top, then those on it. Each is as wide as the screen."""
+        columns = range(self._screen.columns)
+        above = ["".join(line[column].data for column in columns) for line in self._screen.history.top]
+        return "\n".join([*above, *self._screen.display])
 
     def type(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
@@ -68,6 +74,6 @@ class Terminal:
                 data = os.read(self._fd, 65536)
             except OSError:  # Linux's way of saying that the other side has closed a terminal
                 return False
-            self._bytes += data
+            self._stream.feed(data)
             return bool(data)
         return True

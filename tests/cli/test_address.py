@@ -2,6 +2,7 @@ import pytest
 
 from services.cli.address import parse_address
 from services.cli.errors import CommandError
+from tests.addresses import BAD, GOOD
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,13 @@ def test_forms_of_an_address(text: str, url: str) -> None:
     assert parse_address(text).url == url
 
 
-@pytest.mark.parametrize("text", ["127.0.0.1:none", "127.0.0.1:0", "127.0.0.1:70000", "ftp://example.org", "://x"])
+@pytest.mark.parametrize(("text", "host", "port"), GOOD)
+def test_the_forms_that_a_gateway_reads(text: str, host: str, port: int) -> None:
+    address = parse_address(text)
+    assert (address.host, address.port) == (host, port)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:0", *BAD])
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(CommandError, match="^CORRAL_HOST: "):
         parse_address(text)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Corral
-from tests.cli.wire import KEY, LOADED, MODEL, NODE, QUEUE, SHOWN, Answer, Gateway
+from tests.doubles.http_gateway import KEY, LOADED, MODEL, NODE, QUEUE, SHOWN, Answer, Gateway
 
 BOB = KEY | {
     "name": "bob",
@@ -23,7 +25,29 @@ BOB = KEY | {
     "max_waiting": 40,
 }
 
+VERSIONS = {
+    "model": "m:latest",
+    "versions": [
+        {
+            "digest": letter * 64,
+            "current": letter == "a",
+            "size": size,
+            "source": "pypi:m",
+            "named_at": "2026-11-22T12:00:00Z",
+            "nodes": ["n1"],
+        }
+        for letter, size in (("a", 98_000_000), ("b", 97_000_000))
+    ],
+}
+
 LISTINGS: list[tuple[list[str], str, Any, str]] = [
+    (["versions", "m"], "GET /registry/v1/models/versions", VERSIONS, "bbbbbbbbbbbb    kept       97 MB"),
+    (
+        ["rollback", "m", "bb"],
+        "POST /registry/v1/models/rollback",
+        {"model": "m:latest", "digest": "b" * 64, "previous": "a" * 64},
+        "'m:latest' is version bbbbbbbbbbbb again; it was aaaaaaaaaaaa",
+    ),
     (
         ["list"],
         "GET /api/tags",
@@ -46,15 +70,15 @@ LISTINGS: list[tuple[list[str], str, Any, str]] = [
         ["nodes"],
         "GET /registry/v1/nodes",
         {"nodes": [NODE]},
-        "vm      ready    2       4.0 GiB of 8.0 GiB    512.0 GiB of 1.0 TiB    H100       3         1           6 years ago\n",
+        "vm    ready  2     4.0 GiB of 8.0 GiB  512.0 GiB of 1.0 TiB  H100     3       1         6 years ago\n",
     ),
     (
         ["key", "list"],
         "GET /registry/v1/keys",
         {"keys": [KEY, BOB]},
-        "NAME    KEY                TEAM    MAY      WEIGHT    PRIORITY       WAITING    CREATED        REVOKED\n"
-        "ada     corral-AbCdE...    red     admin    1         interactive    -          6 years ago    -\n"
-        "bob     corral-AbCdE...    -       use      2.5       batch          40         6 years ago    6 years ago\n",
+        "NAME  KEY              TEAM  MAY    WEIGHT  PRIORITY     WAITING  CREATED      REVOKED\n"
+        "ada   corral-AbCdE...  red   admin  1       interactive  -        6 years ago  -\n"
+        "bob   corral-AbCdE...  -     use    2.5     batch        40       6 years ago  6 years ago\n",
     ),
 ]
 
@@ -82,6 +106,12 @@ def test_listings_as_json(corral: Corral, gateway: Gateway, arguments: list[str]
     assert (done.code, json.loads(done.out)) == (0, body)
 
 
+def test_show_says_what_kept_versions_take(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("POST /api/show", Answer(body=SHOWN))
+    gateway.answer("GET /registry/v1/models/versions", Answer(body=VERSIONS))
+    assert "Kept versions\n    bbbbbbbbbbbb    97 MB\n" in corral("show", "m").out
+
+
 def replica(state: str, **facts: Any) -> dict[str, Any]:
     shown = {"model": "m:latest", "version": "f" * 64, "memory_bytes": 951_000_000, "load_progress": 0.0, "reason": "", **facts}
     return {"id": "r", "state": state, **shown}
@@ -98,7 +128,7 @@ def test_ps_shows_what_is_on_its_way(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": replicas}), Answer(403, {"error": "no admin"}))
     shown = corral("ps").out
     assert shown.count("m:latest") == 3
-    assert "m:latest        ffffffffffff    951 MB    -                       -          -          Loading 43%\n" in shown
+    assert "m:latest      ffffffffffff  951 MB  -                   -        -        Loading 43%\n" in shown
     assert ("Fetching\n" in shown, "Waiting: n1 has no room\n" in shown) == (True, True)
     assert "m:latest" not in corral("ps").out, "for those who may not ask"
     gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": replicas[:1]}))
@@ -171,6 +201,14 @@ def test_a_new_key_is_alone_on_stdout(corral: Corral, gateway: Gateway) -> None:
         {"weight": 1, "priority": "interactive", "max_waiting": None, "name": "ada", "team": "red", "admin": True}
     ]
     assert json.loads(corral("key", "create", "ada", "--json").out)["secret"] == "corral-s3cret"
+
+
+def test_changing_a_key(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("PATCH /registry/v1/keys/team%2Fada", Answer(body=KEY | {"weight": 2.5}))
+    done = corral("key", "set", "team/ada", "--weight", "2.5", "--max-waiting", "0", "--no-admin")
+    assert (done.code, done.out) == (0, "changed 'ada': weight 2.5, interactive, admin\n")
+    assert gateway.bodies("PATCH /registry/v1/keys/team%2Fada") == [{"weight": 2.5, "max_waiting": None, "admin": False}]
+    assert "nothing to change" in corral("key", "set", "ada").err
 
 
 def test_revoking_a_key(corral: Corral, gateway: Gateway) -> None:
@@ -257,10 +295,19 @@ def test_help(corral: Corral) -> None:
     assert done.code == 0
     for command in ("up", "pull", "run", "list", "ps", "show", "stop", "rm", "status", "nodes", "key"):
         assert f" {command} " in done.out
-    bare = corral()
-    assert "Usage:" in bare.out
-    assert "Error" not in bare.err
+    for bare in (corral(), corral("key")):
+        assert bare.code == 0
+        assert "Usage:" in bare.out
+        assert bare.err == ""
     assert corral("--version").out.startswith("corral ")
+
+
+def test_the_shell_completes_the_names_of_models(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("GET /api/tags", Answer(body={"models": [MODEL, MODEL | {"name": "gemma3:270m"}]}))
+    for line in ("corral run smol", "corral rm smol"):
+        completed = corral(_CORRAL_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD="2")
+        assert "smollm2:135m" in completed.out
+        assert "gemma3" not in completed.out
 
 
 def test_a_reader_that_leaves_is_no_error(gateway: Gateway, environment: dict[str, str]) -> None:
@@ -269,3 +316,26 @@ def test_a_reader_that_leaves_is_no_error(gateway: Gateway, environment: dict[st
     done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.startswith("NAME")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("options", "path"), [([], "n%2F1"), (["--force"], "n%2F1?force=true")], ids=["lost", "forced"])
+def test_a_node_is_removed(corral: Corral, gateway: Gateway, options: list[str], path: str) -> None:
+    gateway.answer(f"DELETE /registry/v1/nodes/{path}", Answer(body={"name": "n/1"}))
+    assert corral("node", "rm", "n/1", *options).out == "removed node 'n/1'\n"
+
+
+def test_ps_says_when_a_load_that_failed_is_tried_again_and_why(corral: Corral, gateway: Gateway) -> None:
+    due = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    rows = [replica("failed", reason="llama.cpp failed", retry_at=at) for at in (due, "2020-01-01T00:00:00Z", None)]
+    gateway.answer("GET /api/ps", Answer(body={"models": []}))
+    gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": rows}))
+    gateway.answer("GET /api/queue", Answer(body={"models": []}))
+    _, *shown = corral("ps").out.splitlines()
+    assert len(shown) == 1
+    assert re.search(r"Retry in 3[56]\d\d s: llama.cpp failed$", shown[0].rstrip())
+
+
+def test_an_answer_that_cannot_be_read_is_no_outage(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("GET /api/tags", Answer(body={"models": []}, encoding="gzip"))
+    done = corral("list")
+    assert (done.code, done.err) == (1, f"Error: the request to {gateway.url} failed (DecodingError)\n")

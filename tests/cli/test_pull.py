@@ -6,7 +6,7 @@ import pytest
 
 from tests.cli.conftest import Corral
 from tests.cli.terminal import Terminal
-from tests.cli.wire import PULL, Answer, Gateway
+from tests.doubles.http_gateway import PULL, Answer, Gateway
 
 
 def test_a_pull_without_a_terminal_says_each_step_once(corral: Corral, gateway: Gateway) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cli.conftest import Corral
 from tests.cli.terminal import Terminal
-from tests.cli.wire import PULL, SHOWN, Answer, Gateway, chatted, generated
+from tests.doubles.http_gateway import PULL, SHOWN, Answer, Gateway, chatted, generated
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,45 @@ def test_thoughts_are_no_part_of_the_answer(corral: Corral, gateway: Gateway) ->
     assert (done.out, done.err) == ("Blue.\n", "Let me [see]\n\n")
     corral("run", "m", "hi", "--think", "false")
     assert [body["think"] for body in gateway.bodies("POST /api/generate")] == ["high", False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt", "think"),
+    [
+        (["--think", "Why?"], "Why?", True),
+        (["Why?", "--think"], "Why?", True),
+        (["--think=false", "Why?"], "Why?", False),
+        (["Why?", "--think=max"], "Why?", "max"),
+        (["--", "--think", "Why?"], "--think Why?", None),
+    ],
+)
+def test_think_does_not_take_the_prompt(
+    corral: Corral, gateway: Gateway, arguments: list[str], prompt: str, think: bool | str | None
+) -> None:
+    assert corral("run", "m", *arguments).code == 0
+    [body] = gateway.bodies("POST /api/generate")
+    assert (body["prompt"], body.get("think")) == (prompt, think)
+
+
+def test_the_place_in_the_queue_is_shown_while_the_request_waits(gateway: Gateway, environment: dict[str, str]) -> None:
+    gateway.answer("POST /api/generate", Answer(lines=[{"queue_position": 3, "done": False}], hang=True))
+    with Terminal(["run", "m", "hi"], environment) as terminal:
+        terminal.expect("waiting for m: number 3 in the queue")
+    assert gateway.headers[-1]["X-Queue-Updates"] == "true"
+
+
+def test_places_in_the_queue_are_no_part_of_the_answer(corral: Corral, gateway: Gateway) -> None:
+    places = [{"queue_position": position, "done": False} for position in (2, 1)]
+    gateway.answer("POST /api/generate", Answer(lines=[*places, *generated("The sky.")]))
+    assert corral("run", "m", "hi").out == "The sky.\n"
+
+
+def test_long_answers_are_wrapped_between_words(gateway: Gateway, environment: dict[str, str]) -> None:
+    gateway.answer("POST /api/generate", Answer(lines=generated("The quick brown ", "fox jumps ", "over it.")))
+    with Terminal(["run", "m", "hi"], environment | {"COLUMNS": "20"}, columns=20) as terminal:
+        assert terminal.wait() == 0
+        lines = [line.rstrip() for line in terminal.said.splitlines()]
+    assert [line for line in lines if line] == ["The quick brown fox", "jumps over it."]
 
 
 def test_format(corral: Corral, gateway: Gateway, tmp_path: Path) -> None:
@@ -88,13 +127,14 @@ def test_a_missing_model_is_pulled(corral: Corral, gateway: Gateway) -> None:
 
 def test_an_unknown_model_is_one_line(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("POST /api/show", Answer(404, {"error": "model 'm' not found"}))
-    unknown = [{"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"}]
+    refusal = "pull model manifest: file does not exist: Corral pulls other things"
+    unknown = [{"status": "pulling manifest"}, {"error": refusal}]
     gateway.answer("POST /api/pull", Answer(lines=unknown))
     done = corral("run", "m", "hi")
     assert (done.code, done.out, done.err) == (
         1,
         "",
-        "Error: model 'm' not found; \"corral list\" shows those that there are\n",
+        "Error: model 'm' not found: Corral pulls other things\n",
     )
 
 
@@ -138,6 +178,34 @@ class TestChat:
         first = [system, {"role": "user", "content": "I am Ada"}]
         second = [*first, {"role": "assistant", "content": "Hi Ada."}, {"role": "user", "content": "two\nlines"}]
         assert [body["messages"] for body in gateway.bodies("POST /api/chat")] == [first, second]
+
+    def test_pasted_lines_are_one_message(self, gateway: Gateway, environment: dict[str, str]) -> None:
+        gateway.answer("POST /api/chat", Answer(lines=chatted("Yes.")))
+        with Terminal(["run", "m"], environment) as terminal:
+            terminal.expect(">>> ")
+            terminal.type("\x1b[200~first line\rsecond line\r\rthird\x1b[201~")
+            terminal.expect("third")
+            terminal.type("\r")
+            terminal.expect("Yes.")
+            terminal.expect(">>> ", times=2)
+            terminal.type("\x04")
+            assert terminal.wait() == 0
+        [body] = gateway.bodies("POST /api/chat")
+        assert body["messages"] == [{"role": "user", "content": "first line\nsecond line\n\nthird"}]
+
+    def test_the_next_chat_remembers_what_was_typed(self, gateway: Gateway, environment: dict[str, str]) -> None:
+        gateway.answer("POST /api/chat", Answer(lines=chatted("Yes.")))
+        for typed in ("Remember me\r", "\x1b[A\r"):
+            with Terminal(["run", "m"], environment) as terminal:
+                terminal.expect(">>> ")
+                terminal.type(typed)
+                terminal.expect("Yes.")
+                terminal.expect(">>> ", times=2)
+                terminal.type("\x04")
+                assert terminal.wait() == 0
+        assert [body["messages"][0]["content"] for body in gateway.bodies("POST /api/chat")] == ["Remember me"] * 2
+        history = Path(environment["XDG_STATE_HOME"]) / "corral" / "history"
+        assert history.stat().st_mode & 0o777 == 0o600
 
     def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(self, gateway: Gateway, environment: dict[str, str]) -> None:
         gateway.answer("POST /api/chat", Answer(lines=chatted("Once")[:1], hang=True), Answer(lines=chatted("Again.")))

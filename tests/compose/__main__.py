@@ -1,26 +1,21 @@
 """`python -m tests.compose [CHAPTER...]`: the cluster of compose.yaml on a real Docker Engine, as its users meet it, and what they do to it.
 
-Where no engine can be had nothing is tested, which is said loudly and is no failure; nor is it one where it takes too long to get an engine
-and the images of others, since that is the mirrors' doing. Everything after that is ours. SIGTERM ends a run as Ctrl-C does: it has failed,
-and leaves nothing behind.
+Exit code 0 if everything passed, and on a machine where there can be no engine or no images, which prints SKIPPED and the reason. SIGTERM
+ends a run as Ctrl-C does: it has failed, and leaves nothing behind.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.compose import airgap, refusals, story, wheel
-from tests.compose.cluster import ROOT, Cluster, Failed
+from tests.compose.cluster import Cluster, Failed
+from tests.compose.preparation import PreparationFailed, Unavailable, prepared
 
 CHAPTERS: dict[str, Sequence[Callable[[Cluster], None]]] = {
     "story": story.CHECKS,
@@ -29,33 +24,41 @@ CHAPTERS: dict[str, Sequence[Callable[[Cluster], None]]] = {
 }
 
 DEFAULT = ("story", "refusals")
-
-NO_ENGINE = 3
-#: For the engine, and for the images that everything is built on. Measured: 95 s where no image is there yet.
-PREPARATION_S = 480
+#: Workers wait for a node agent as long as the checks do.
+SETTINGS = f"""\
+CORRAL_NODE=node-of-tests
+CORRAL_SLOTS=4
+CORRAL_CONTEXT_TOKENS=2048
+CORRAL_ORPHAN_S={story.PATIENCE_S * 4:.0f}
+"""
 
 
 def main(*chapters: str) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("FAILED: ended by a signal, as when the time is over"))
     started = time.monotonic()
     checks = [check for chapter in chapters or DEFAULT for check in CHAPTERS[chapter]]
-    with tempfile.TemporaryDirectory(prefix="corral-compose-") as name:
-        folder, engine = Path(name), Path(name) / "engine.pid"
-        try:
-            if reason := no_engine(engine):
-                print(f"SKIPPED: the cluster under Docker was not tested: {reason}")
-                return 0
-            failed = test(folder, checks)
-        finally:
-            end_engine(engine)
+    code = run(lambda folder: test(folder, checks))
     print(f"{time.monotonic() - started:.0f} s")
-    return 1 if failed else 0
+    return code
+
+
+def run(tests: Callable[[Path], int]) -> int:
+    """The exit code. `tests` returns how many failed."""
+    try:
+        with prepared() as folder:
+            return 1 if tests(folder) else 0
+    except Unavailable as reason:
+        print(f"SKIPPED: the cluster under Docker was not tested: {reason}")
+        return 0
+    except PreparationFailed as reason:
+        print(f"FAILED: {reason}")
+        return 1
 
 
 def test(folder: Path, checks: Sequence[Callable[[Cluster], None]]) -> int:
     """How many failed."""
     prepare(folder)
     cluster = Cluster(folder, port=free_port(), grafana_port=free_port())
+    remove_remains(cluster)
     passed, failed = 0, 0
     try:
         for check in checks:
@@ -72,46 +75,17 @@ def test(folder: Path, checks: Sequence[Callable[[Cluster], None]]) -> int:
     return failed
 
 
-def no_engine(started: Path | None = None) -> str:
-    """Why there is none; empty where there is one, with the images that everything is built on. `started` is for `end_engine`."""
-    deadline = time.monotonic() + PREPARATION_S
-    for script, *arguments in (("engine.sh", str(started or "")), ("standins.sh",)):
-        try:
-            code, said = output([str(ROOT / "tests" / "compose" / script), *arguments], timeout_s=deadline - time.monotonic())
-        except subprocess.TimeoutExpired:
-            return f"{script} did not end within {PREPARATION_S / 60:.0f} min"
-        print(said, flush=True)
-        if code:
-            lines = said.splitlines()
-            return lines[-1] if code == NO_ENGINE and lines else f"{script} ended with {code}"
-    return ""
-
-
-def output(command: Sequence[str], *, timeout_s: float) -> tuple[int, str]:
-    """Exit code and what was printed. Raises TimeoutExpired; what the command started has ended then too."""
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            said, _ = process.communicate(timeout=timeout_s)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return process.returncode, said.strip()
-
-
-def end_engine(started: Path) -> None:
-    """One that was started for this run; images and caches stay for the next."""
-    with contextlib.suppress(FileNotFoundError):
-        engine = int(started.read_text())
-        os.kill(engine, signal.SIGTERM)
-        story.until(lambda: not Path(f"/proc/{engine}").exists(), "the engine's end")
+def remove_remains(cluster: Cluster) -> None:
+    """Of a run that was killed."""
+    if remains := cluster.remains():
+        print(f"removed first, since an earlier run left it:\n{remains}", flush=True)
+        cluster.run("ops/cluster.sh", "down", "--volumes")
 
 
 def prepare(folder: Path) -> None:
     """Secrets, and the images, of what was compiled already where that will do."""
     files = ["compose.yaml"]
-    (folder / ".env").write_text("CORRAL_NODE=node-of-tests\nCORRAL_SLOTS=4\nCORRAL_CONTEXT_TOKENS=2048\n")
+    (folder / ".env").write_text(SETTINGS)
     if wheel.fits():
         print(f"llama.cpp of this environment: {wheel.write(folder).name}", flush=True)
         files.append("tests/compose/wheels.yaml")

@@ -57,7 +57,7 @@ class Cluster:
         other.__dict__ = self.__dict__ | {"_variables": self._variables | variables}
         return other
 
-    def run(self, *command: str, timeout_s: float = 300, fails: bool = False) -> str:
+    def run(self, *command: str, timeout_s: float = 900, fails: bool = False) -> str:
         """What the command printed. Raises Failed where it does not succeed, or where it does and should not."""
         done = subprocess.run(
             command,
@@ -73,7 +73,7 @@ class Cluster:
             raise Failed(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout.strip()}")
         return done.stdout.strip()
 
-    def compose(self, *command: str, timeout_s: float = 300) -> str:
+    def compose(self, *command: str, timeout_s: float = 900) -> str:
         return self.run("docker", "compose", "--progress", "quiet", *command, timeout_s=timeout_s)
 
     def corral(self, *command: str) -> str:

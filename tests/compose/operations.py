@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.compose import story, wheel
-from tests.compose.__main__ import attempt, free_port, no_engine
+from tests.compose.__main__ import attempt, free_port, remove_remains, run
 from tests.compose.cluster import Cluster, Failed
 from tests.compose.load import Load
 from tests.compose.story import MODEL, until
@@ -158,31 +157,32 @@ CHECKS: tuple[Callable[[Cluster], None], ...] = (
 
 def main() -> int:
     started = time.monotonic()
-    if reason := no_engine():
-        print(f"SKIPPED: operations of a cluster under Docker were not tested: {reason}")
-        return 0
-    with tempfile.TemporaryDirectory(prefix="corral-operations-") as name:
-        folder = Path(name)
-        (folder / ".env").write_text(settings(folder))
-        port, grafana_port = free_port(), free_port()
-        cluster = Cluster(
-            folder, port=port, grafana_port=grafana_port, project="corral-operations", node="node-of-operations"
-        ).with_variables(CORRAL_TAG=TAG)
-        cluster.run("ops/secrets.sh")
-        build(folder, cluster)
-        failed = 0
+    code = run(test)
+    print(f"{time.monotonic() - started:.0f} s, {'FAILED' if code else 'passed or skipped'}")
+    return code
+
+
+def test(folder: Path) -> int:
+    """How many checks failed."""
+    (folder / ".env").write_text(settings(folder))
+    cluster = Cluster(
+        folder, port=free_port(), grafana_port=free_port(), project="corral-operations", node="node-of-operations"
+    ).with_variables(CORRAL_TAG=TAG)
+    cluster.run("ops/secrets.sh")
+    build(folder, cluster)
+    remove_remains(cluster)
+    failed = 0
+    try:
+        failed = int(not all(attempt(check, cluster) for check in CHECKS))  # each stands on the one before
+    finally:
         try:
-            failed = not all(attempt(check, cluster) for check in CHECKS)  # each stands on the one before
-        finally:
-            try:
-                cluster.run("ops/cluster.sh", "down", "--volumes")
-            except Failed as failure:
-                print(failure)
-        if remains := cluster.remains():
-            print(f"FAILED: left behind:\n{remains}")
-            failed = 1
-    print(f"{time.monotonic() - started:.0f} s, {'FAILED' if failed else 'passed'}")
-    return int(failed)
+            cluster.run("ops/cluster.sh", "down", "--volumes")
+        except Failed as failure:
+            print(failure)
+    if remains := cluster.remains():
+        print(f"FAILED: left behind:\n{remains}")
+        failed += 1
+    return failed
 
 
 if __name__ == "__main__":

@@ -25,10 +25,16 @@ missing() { # missing IMAGE...
     done
 }
 
+# Whether there is a registry to pull from, decided before anything is downloaded.
+registry_answers() { # registry_answers IMAGE
+    timeout 30 docker buildx imagetools inspect "$1" >/dev/null 2>&1
+}
+
 pull() { # pull IMAGE...
     local image
+    registry_answers "$1" || return
     for image in "$@"; do
-        timeout 300 docker pull --quiet "$image" >/dev/null 2>&1 || return
+        docker pull --quiet "$image" >/dev/null 2>&1 || return
     done
 }
 
@@ -36,7 +42,7 @@ pull() { # pull IMAGE...
 make_base() {
     local mirror
     [ -f /etc/debian_version ] || { echo "no image registry can be reached, and stand-ins are made on Debian alone"; exit 3; }
-    command -v mmdebstrap >/dev/null || apt-get install -y -qq --no-install-recommends mmdebstrap >/dev/null 2>&1
+    command -v mmdebstrap >/dev/null || { echo "no image registry can be reached, and without mmdebstrap no stand-ins can be made"; exit 3; }
     mirror=$(sed -n 's/^URIs: //p' /etc/apt/sources.list.d/debian.sources | head -n1)
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT

@@ -37,7 +37,7 @@ NODE = "here"
 SLOTS = 16
 
 #: What lives only as long as a request does.
-_OF_REQUESTS = ("request", "queue", "waiting", "arrived", "callers", "claims", "burial")
+_OF_REQUESTS = ("request", "queue", "waiting", "arrived", "callers", "claims", "cleanup")
 
 
 class Cluster:
@@ -86,7 +86,7 @@ class Cluster:
         self.runtime.hurry()
         await asyncio.to_thread(self.runtime.close)
         await self.stop_gateway()
-        await asyncio.to_thread(lambda: self._heartbeat.stop(withdraw=True))
+        await asyncio.to_thread(lambda: self._heartbeat.stop(remove=True))
         await asyncio.to_thread(self._uplink.close)
         self._store.close()
         await self.redis.aclose()

@@ -1,4 +1,4 @@
-"""Redis stands still, or restarts: with its data every answer goes on; without, every client is told so."""
+"""Redis stands still, or restarts, with its data or without: every answer goes on."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ async def test_a_restart_without_its_data(cluster: Cluster, http: httpx.AsyncCli
     disturbance = await ask_everything(cluster, http)
     await disturbance.reached(2)
     await cluster.restart_redis(data=False)
-    for kind, said in (await disturbance.said()).items():
-        assert said["error"] is not None, kind
-        assert "Redis" in str(said["error"])
+    assert await disturbance.said() == undisturbed
     again = await ask_everything(cluster, http)
     assert await again.said() == undisturbed
     await http.aclose()

@@ -15,9 +15,9 @@ from services.gateway.config import Settings
 from services.protocol.connection import connect
 from services.protocol.routes import Caller, ReplicaRoute, Routes, RoutesSnapshot, TagRoute, VersionRoute, key_hash
 from tests.conditions import eventually
-from tests.gateway.registry import TOKEN, StandInRegistry
+from tests.doubles.registry import TOKEN, StandInRegistry
+from tests.doubles.worker import Worker, echoing, working
 from tests.gateway.servers import serving
-from tests.gateway.workers import Worker, echoing, working
 
 CHAT = "a" * 64
 BASE = "b" * 64

@@ -12,8 +12,10 @@ from contextlib import asynccontextmanager
 
 from tests.conditions import eventually
 from tests.conftest import free_port
+from tests.doubles.registry import TOKEN
 from tests.gateway.conftest import ready
-from tests.gateway.registry import TOKEN
+
+BODY = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "Hi"}]}
 
 
 async def start(**settings: str) -> Process:

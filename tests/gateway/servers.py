@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,8 @@ from typing import Any
 
 import uvicorn
 
+from services.gateway.connection import Connection
+from services.process.http_peers import Bounds, Peers
 from tests.conditions import eventually
 
 
@@ -30,11 +33,17 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: Any, *, shutdown_s: int = 5, listener: socket.socket | None = None) -> AsyncIterator[str]:
+async def serving(
+    app: Any, *, shutdown_s: int = 5, listener: socket.socket | None = None, bounds: Bounds | None = None
+) -> AsyncIterator[str]:
     """Yields the base URL."""
     listener = listener or socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = _Server(uvicorn.Config(app, access_log=False, log_config=None, timeout_graceful_shutdown=shutdown_s, ws="none"))
+    protocol: Any = functools.partial(Connection, peers=Peers(bounds or Bounds()))
+    config = uvicorn.Config(
+        app, http=protocol, access_log=False, log_config=None, timeout_graceful_shutdown=shutdown_s, ws="none"
+    )
+    server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     await eventually(lambda: server.started or task.done())
     try:

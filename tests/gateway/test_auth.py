@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -12,6 +13,7 @@ from services.gateway.app import create_app
 from services.gateway.config import Settings
 from services.protocol.routes import Routes
 from tests.conditions import eventually
+from tests.doubles.worker import Worker
 from tests.gateway.conftest import ADMIN_KEY, USER_KEY, ready, routes_snapshot
 from tests.gateway.servers import serving
 
@@ -45,6 +47,16 @@ async def test_a_key_that_is_sent_must_be_good(http: httpx.AsyncClient) -> None:
         assert response.json() == {"error": "the API key is unknown or was revoked"}
         response = await http.get("/v1/models", headers=headers)
         assert response.json()["error"]["type"] == "authentication_error"
+
+
+async def test_only_an_administrators_key_keeps_a_model_for_ever(guarded: httpx.AsyncClient, worker: Worker) -> None:
+    for key, kept_ms in ((USER_KEY, 3_600_000), (ADMIN_KEY, -1)):
+        body = {"model": "smollm2:135m", "prompt": "Hi", "stream": False, "keep_alive": -1}
+        asked = asyncio.create_task(guarded.post("/api/generate", json=body, headers=bearer(key)))
+        answer = await worker.take()
+        assert [demand.keep_alive_ms for demand in await worker.queue.demand()] == [kept_ms]
+        await answer.whole("ok")
+        assert (await asked).status_code == 200
 
 
 async def test_where_a_key_is_required(guarded: httpx.AsyncClient) -> None:

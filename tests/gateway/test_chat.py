@@ -17,11 +17,11 @@ from services.protocol.messages import FinishReason
 from services.protocol.prompts import ChatMessage, ChatPrompt
 from services.protocol.queue import Queue
 from services.protocol.routes import Routes
-from services.protocol.waiting import UNKNOWN_RETRY_S
+from services.protocol.waiting import DEFAULT_RETRY_AFTER_S
 from tests.conditions import eventually
+from tests.doubles.worker import Worker
 from tests.gateway.conftest import CHAT, USER_KEY, ready, routes_snapshot, version_route
 from tests.gateway.servers import serving
-from tests.gateway.workers import Worker
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -191,6 +191,18 @@ async def test_errors_before_the_first_token_have_their_status(http: httpx.Async
         assert "the prompt is longer than the context" in (error if path == "/api/chat" else error["message"])
 
 
+async def test_the_field_that_a_worker_refuses_is_the_param(http: httpx.AsyncClient, worker: Worker) -> None:
+    for path, field, param in (
+        ("/v1/chat/completions", "logit_bias", "logit_bias"),
+        ("/v1/completions", "context", "prompt"),
+        ("/v1/completions", "", None),
+    ):
+        body = {"model": "smollm2:135m", "messages": HI, "prompt": [5]}
+        asked = asyncio.create_task(http.post(path, json=body))
+        await (await worker.take()).failed("invalid_request", "out of range", field=field)
+        assert (await asked).json()["error"]["param"] == param
+
+
 async def test_errors_after_it_end_the_stream(http: httpx.AsyncClient, worker: Worker) -> None:
     asked = asyncio.create_task(http.post("/api/chat", json={"model": "smollm2:135m", "messages": HI}))
     answer = await worker.take()
@@ -252,7 +264,7 @@ async def test_a_full_queue(settings: Settings, routes: Routes, redis: Redis) ->
 
         await eventually(lambda: is_waiting(redis, 1))
         refused = await client.post("/v1/chat/completions", json={"model": "smollm2:135m", "messages": HI})
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, str(UNKNOWN_RETRY_S))
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, str(DEFAULT_RETRY_AFTER_S))
         assert refused.json()["error"]["message"] == busy
         refused = await client.post("/api/chat", json={"model": "smollm2:135m", "messages": HI})
         assert (refused.status_code, refused.json()) == (503, {"error": busy})

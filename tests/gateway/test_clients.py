@@ -19,8 +19,8 @@ from services.protocol.messages import ChosenLogprob, FinishReason, GenerateRequ
 from services.protocol.prompts import ChatMessage, ChatPrompt, Tool, ToolCall, ToolChoice
 from services.protocol.routes import Routes
 from services.protocol.sampling import JsonObject, JsonSchema
+from tests.doubles.worker import Answer, Worker
 from tests.gateway.conftest import BASE, CHAT, USER_KEY, routes_snapshot, version_route
-from tests.gateway.workers import Answer, Worker
 
 MODEL = "smollm2:135m"
 HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]

@@ -15,10 +15,9 @@ import pytest_asyncio
 from services.protocol.routes import Routes
 from tests.conditions import eventually
 from tests.conftest import free_port
-from tests.gateway.process import gateway, start
-from tests.gateway.registry import TOKEN
-from tests.gateway.test_process import BODY
-from tests.gateway.workers import Answer, Worker
+from tests.doubles.registry import TOKEN
+from tests.doubles.worker import Answer, Worker
+from tests.gateway.process import BODY, gateway, start
 
 DOOR = Path(__file__).parents[2] / "ops" / "door" / "door.py"
 KEY = "corral-" + "U" * 43

@@ -23,10 +23,10 @@ from services.protocol.connection import connect
 from services.protocol.messages import Embedded, Finished, FinishReason, Started, Timings, Usage
 from services.protocol.routes import Routes, TagRoute
 from tests.conditions import eventually
+from tests.doubles.registry import StandInRegistry
+from tests.doubles.worker import Worker, working
 from tests.gateway.conftest import BASE, CHAT, ready, routes_snapshot, settings_for, version_route
-from tests.gateway.registry import StandInRegistry
 from tests.gateway.servers import serving
-from tests.gateway.workers import Worker, working
 
 EMBED = "e" * 64
 RANK = "d" * 64
@@ -162,10 +162,8 @@ async def test_a_long_input_is_cut_or_refused(http: httpx.AsyncClient) -> None:
     assert (await post(http, "/api/embed", model="minilm", input=long))["prompt_eval_count"] == 32
     assert (await post(http, "/v1/embeddings", model="minilm", input=long))["usage"]["prompt_tokens"] == 32
     assert (await post(http, "/api/embeddings", model="minilm", prompt=long))["embedding"]
-    assert await refused(http, "/api/embed", model="minilm", input=["short", long], truncate=False) == (
-        400,
-        "the input length exceeds the context length",
-    )
+    status, message = await refused(http, "/api/embed", model="minilm", input=["short", long], truncate=False)
+    assert (status, message.partition(":")[0]) == (400, "the input length exceeds the context length")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +182,7 @@ async def test_a_long_input_is_cut_or_refused(http: httpx.AsyncClient) -> None:
         ("/v1/embeddings", {"model": "minilm", "input": []}, 400, "invalid input"),
         ("/v1/embeddings", {"model": "minilm", "input": {}}, 400, "invalid input type"),
         ("/v1/embeddings", {"model": "minilm", "input": ["a", 1]}, 400, "invalid input type"),
-        ("/v1/embeddings", {"model": "minilm", "input": [1, True]}, 400, "invalid input type"),
+        ("/v1/embeddings", {"model": "minilm", "input": [1, True]}, 400, "input: expected token ids"),
         ("/v1/embeddings", {"model": "minilm", "input": [[]]}, 400, "input: an array of tokens is empty"),
         ("/v1/embeddings", {"model": "minilm", "input": [-1]}, 400, "input: holds a number that is no token id"),
         ("/v1/embeddings", {"model": "minilm", "input": [2**70]}, 400, "input: holds a number that is no token id"),
@@ -235,10 +233,8 @@ async def test_rerank_in_ollamas_manner(http: httpx.AsyncClient) -> None:
     assert [result["index"] for result in answer["results"]] == [1, 0]
     too_long = {"model": "ranker", "query": "a", "documents": ["x" * 100]}
     assert len((await post(http, "/api/rerank", **too_long))["results"]) == 1
-    assert await refused(http, "/api/rerank", **too_long, truncate=False) == (
-        400,
-        "the input length exceeds the context length",
-    )
+    status, message = await refused(http, "/api/rerank", **too_long, truncate=False)
+    assert (status, message.partition(":")[0]) == (400, "the input length exceeds the context length")
 
 
 async def test_the_real_clients(embedding_url: str) -> None:

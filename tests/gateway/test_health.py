@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx
+import msgspec
 from redis.asyncio import Redis
 
 from services.gateway.app import create_app
@@ -32,11 +33,31 @@ async def test_not_ready_before_the_registry_has_published(settings: Settings, r
         await eventually(is_ready)
 
 
+async def test_a_control_loop_that_fails_is_said_until_it_works_again(settings: Settings, redis: Redis) -> None:
+    reason = "the control loop fails (KeyError); the registry's log says where"
+    async with serving(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as http:
+        for fault, answer in (
+            (reason, {"status": "unavailable", "missing": ["control loop"], "reason": reason}),
+            ("", {"status": "ok"}),
+        ):
+            revision = 2 if fault else 3
+            await Routes(redis).publish(msgspec.structs.replace(routes_snapshot(), fault=fault, revision=revision))
+
+            async def answers(wanted: dict[str, object] = answer) -> bool:
+                return (await http.get("/readyz")).json() == wanted
+
+            await eventually(answers)
+        assert (await http.get("/readyz")).status_code == 200
+
+
 async def test_without_redis(settings: Settings) -> None:
     down = settings.model_copy(update={"redis_url": "redis://127.0.0.1:9/0"})
     async with serving(create_app(down)) as url, httpx.AsyncClient(base_url=url) as http:
         response = await http.get("/readyz")
-        assert (response.status_code, response.json()) == (503, {"status": "unavailable", "missing": ["redis", "routes"]})
+        assert response.status_code == 503
+        health = response.json()
+        assert (health["status"], health["missing"]) == ("unavailable", ["redis", "routes"])
+        assert health["reason"].startswith("Redis does not answer")
         assert (await http.get("/healthz")).status_code == 200
         body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
         response = await http.post("/api/chat", json=body)

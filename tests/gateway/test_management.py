@@ -10,8 +10,8 @@ from pydantic import SecretStr
 from services.gateway.app import create_app
 from services.gateway.config import Settings
 from services.protocol.routes import Routes, TagRoute
+from tests.doubles.registry import PULL_LINES, SHOWN, StandInRegistry
 from tests.gateway.conftest import CHAT, ready, routes_snapshot
-from tests.gateway.registry import PULL_LINES, SHOWN, StandInRegistry
 from tests.gateway.servers import serving
 
 MODIFIED_AT = SHOWN["modified_at"]

@@ -14,13 +14,13 @@ from redis.asyncio import Redis
 from services.gateway.app import create_app
 from services.gateway.config import Settings
 from services.gateway.metrics import Metrics
-from services.protocol.exposition import Exposition
 from services.protocol.routes import Caller, Routes, key_hash
-from services.protocol.telemetry import Telemetry
+from services.telemetry.exposition import Exposition
+from services.telemetry.telemetry import Telemetry
 from tests.conditions import eventually
+from tests.doubles.worker import Answer, Worker, working
 from tests.gateway.conftest import CHAT, USER_KEY, ready, routes_snapshot
 from tests.gateway.servers import serving
-from tests.gateway.workers import Answer, Worker, working
 from tests.scraping import Scrape, scrape
 
 ASKED = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -163,7 +163,8 @@ async def test_refusals_have_reasons(settings: Settings, watched: Watched, redis
     reasons = found.rows("corral_refusals_total", "reason")
     assert reasons.pop("unauthenticated") >= 1  # asked until the key was known
     assert reasons == {"model_not_found": 1, "invalid_request": 1, "rate_limited": 1}
-    assert found.sum("corral_requests_total", team="cy", outcome="refused") == 1
+    assert found.sum("corral_requests_total", team="cy", outcome="rejected") == 1
+    assert found.sum("corral_requests_total", outcome="refused") == 0
 
 
 async def test_failures_and_failovers(watched: Watched, redis: Redis, worker: Worker) -> None:
@@ -178,7 +179,8 @@ async def test_failures_and_failovers(watched: Watched, redis: Redis, worker: Wo
     await asking
     found = await watched.scrape()
     assert found.rows("corral_failovers_total", "cause") == {"handed_over": 1}
-    assert found.sum("corral_requests_total", outcome="failed") == 1
+    assert found.sum("corral_requests_total", outcome="rejected") == 1
+    assert found.sum("corral_requests_total", outcome="failed") == 0
     assert found.sum("corral_requests_in_flight") == 0
 
 
@@ -208,9 +210,8 @@ async def test_the_loop_is_watched(watched: Watched) -> None:
 
 async def test_the_registry_can_find_it(watched: Watched, redis: Redis) -> None:
     from services.protocol.gateways import Gateways
-    from services.protocol.queue import Queue
 
-    gateways = Gateways(redis, Queue(redis))
+    gateways = Gateways(redis)
 
     async def is_listed() -> bool:
         return await gateways.metrics() == [watched.address]

@@ -5,15 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 
 import httpx
+import msgspec
 from redis.asyncio import Redis
 
 from services.protocol.messages import GenerateRequest, new_id
+from services.protocol.names import ModelName
 from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.routes import ReplicaRoute, Routes
 from tests.conditions import eventually
+from tests.doubles.worker import Worker
 from tests.gateway.conftest import BASE, CHAT, routes_snapshot
-from tests.gateway.workers import Worker
 
 DETAILS = {
     "parent_model": "",
@@ -34,6 +36,7 @@ async def test_heartbeat_and_version(standing: httpx.AsyncClient) -> None:
     assert (await standing.head("/")).status_code == 200
     version = (await standing.get("/api/version")).json()
     assert version["version"].count(".") == version["corral"].count(".") == 2
+    assert version["version"] == "0.13.2", "0.13.3 promises /v1/responses, 0.14.0 /v1/messages"
     assert (await standing.head("/api/version")).content == b""
     assert (await standing.head("/api/tags")).status_code == 200
 
@@ -122,3 +125,36 @@ async def test_ps(http: httpx.AsyncClient, routes: Routes, redis: Redis, worker:
         "replicas": 2,
         "queued": 0,
     }
+
+
+async def test_ps_gives_the_name_that_was_asked_for(http: httpx.AsyncClient, routes: Routes, echo: None) -> None:
+    """Several tags name one version: the newest request decides, for as long as its tag is there."""
+    known = routes_snapshot(1).tags
+    [plain] = [tag for tag in known.values() if tag.name == "smollm2:135m"]
+    aliases = {
+        ModelName.parse(name).key: msgspec.structs.replace(plain, name=name) for name in ("a-copy:latest", "z-copy:latest")
+    }
+    replicas = (ReplicaRoute("r1", CHAT, "node1", "ready", 200, 20, 4096, 8),)
+    await routes.publish(routes_snapshot(2, tags=known | aliases, replicas=replicas))
+
+    async def listed(name: str) -> None:
+        async def named() -> bool:
+            return [model["name"] for model in (await http.get("/api/ps")).json()["models"]] == [name]
+
+        await eventually(named)
+
+    await listed("a-copy:latest")
+    said = [
+        ("z-copy", "z-copy:latest"),
+        ("smollm2:135m", "smollm2:135m"),
+        ("a-copy", "a-copy:latest"),
+        ("Z-Copy:latest", "z-copy:latest"),
+    ]
+    for asked, name in said:
+        message = {"role": "user", "content": "Hi"}
+        answer = await http.post("/api/chat", json={"model": asked, "stream": False, "messages": [message]})
+        assert answer.status_code == 200
+        await listed(name)
+    del aliases[ModelName.parse("z-copy").key]
+    await routes.publish(routes_snapshot(3, tags=known | aliases, replicas=replicas))
+    await listed("a-copy:latest")

@@ -11,11 +11,9 @@ from redis.asyncio import Redis
 
 from services.protocol.routes import Routes
 from tests.conditions import eventually
-from tests.gateway.process import gateway, listens, start
-from tests.gateway.registry import TOKEN
-from tests.gateway.workers import Worker
-
-BODY = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "Hi"}]}
+from tests.doubles.registry import TOKEN
+from tests.doubles.worker import Worker
+from tests.gateway.process import BODY, gateway, listens, start
 
 
 async def test_running_answers_end_before_it_stops(redis_url: str, routes: Routes, worker: Worker, redis: Redis) -> None:

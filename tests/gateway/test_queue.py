@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,9 +18,9 @@ from services.protocol.queue import Queue
 from services.protocol.routes import Caller, Routes, key_hash
 from services.protocol.waiting import Priority
 from tests.conditions import eventually
+from tests.doubles.worker import Worker, echoing
 from tests.gateway.conftest import ADMIN_KEY, CHAT, USER_KEY, ready, routes_snapshot
 from tests.gateway.servers import serving
-from tests.gateway.workers import Worker, echoing
 
 OLLAMA = "/api/chat"
 OPENAI = "/v1/chat/completions"
@@ -181,10 +182,23 @@ class TestUpdates:
         assert late.status_code == 200
         assert '"code":"deadline_exceeded"' in late.text
 
-    async def test_only_sse_has_comments(self, http: httpx.AsyncClient) -> None:
+    async def test_ollamas_streams_have_lines_with_the_place(
+        self, http: httpx.AsyncClient, redis: Redis, routes: Routes
+    ) -> None:
+        updates = {"x-queue-updates": "true"}
+        async with asked(http, redis, {}), http.stream("POST", OLLAMA, json=chat(stream=True), headers=updates) as response:
+            lines = response.aiter_lines()
+            assert json.loads(await anext(lines)) == {"queue_position": 2, "done": False}
+            async with echoing(redis, CHAT):
+                rest = [json.loads(line) async for line in lines]
+        answer = [line for line in rest if "queue_position" not in line]
+        assert answer[0]["message"]["role"] == "assistant"
+        assert answer[-1]["done"]
+
+    async def test_whole_answers_have_none(self, http: httpx.AsyncClient) -> None:
         headers = {"x-queue-updates": "true", "x-request-timeout": "0.05"}
         assert (await http.post(OPENAI, json=chat(), headers=headers)).status_code == 504
-        assert (await http.post(OLLAMA, json=chat(), headers=headers)).status_code == 504
+        assert (await http.post(OLLAMA, json=chat(stream=False), headers=headers)).status_code == 504
 
 
 class TestListing:

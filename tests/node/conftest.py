@@ -14,9 +14,9 @@ import pytest
 from redis.asyncio import Redis
 
 from services.node.store import Store
+from tests.doubles.job_sender import NODE, Driver
+from tests.doubles.package_index import Index, Wheelhouse, serve_index
 from tests.ggufs import write_gguf
-from tests.node.driver import NODE, Driver
-from tests.node.wheelhouse import Index, Wheelhouse, serve_index
 
 
 @pytest.fixture(scope="session")

@@ -13,19 +13,13 @@ import psutil
 import pytest
 
 from services.protocol.engine import EngineSettings
-from services.protocol.jobs import Delete, JobSucceeded, Pull, PulledModel, Start, Stop
+from services.protocol.jobs import Delete, JobSucceeded, Pull, Start, Stop
 from services.protocol.messages import new_id
 from tests.conditions import eventually
-from tests.node.driver import NAME, NODE, Driver
-from tests.node.wheelhouse import Index, Wheelhouse
+from tests.doubles.job_sender import NAME, NODE, VERSION, Driver, start_job
+from tests.doubles.package_index import Index, Wheelhouse
 
 StartAgent = Callable[..., "subprocess.Popen[bytes]"]
-
-VERSION = "f" * 64
-
-
-def start_job(pulled: PulledModel, replica: str = "r1") -> Start:
-    return Start(new_id(), replica, VERSION, pulled.layers[0].digest, EngineSettings(slots=2))
 
 
 def alive(pid: int) -> bool:
@@ -78,13 +72,39 @@ async def test_adapters_may_be_blobs_of_the_store(
     start_agent()
     pulled = await driver.pull(str(tiny_gguf))
     model, adapter = pulled.layers[0].digest, pulled.config.digest
-    engine = EngineSettings(lora=((adapter, 0.5), ("/elsewhere/b.gguf", 1.0)))
+    path = tmp_path / "store" / "b.gguf"
+    path.write_bytes(b"GGUF")
+    engine = EngineSettings(lora=((adapter, 0.5), (str(path), 1.0)))
     assert isinstance(await driver.do(Start(new_id(), "r1", VERSION, model, engine)), JobSucceeded)
     blob = tmp_path / "store" / "blobs" / adapter.replace(":", "-")
     found = json.loads(psutil.Process(await running(driver)).environ()["CORRAL_LORA"])
-    assert found == [[str(blob), 0.5], ["/elsewhere/b.gguf", 1.0]]
-    missing = Start(new_id(), "r2", VERSION, model, EngineSettings(lora=(("sha256:" + "0" * 64, 1.0),)))
-    assert (await driver.refusal(missing)).code == "not_found"
+    assert found == [[str(blob), 0.5], [str(path), 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("sha256:" + "0" * 64, "the LoRA adapter sha256:000000000000 is not in the store of node test-node"),
+        ("/etc/shadow", "the LoRA adapter /etc/shadow is outside of the folders that node test-node allows: {store}"),
+        (
+            "{store}/../secret",
+            "the LoRA adapter {store}/../secret is outside of the folders that node test-node allows: {store}",
+        ),
+        ("{store}/link", "the LoRA adapter {store}/link is outside of the folders that node test-node allows: {store}"),
+        ("{store}/typo.gguf", "the LoRA adapter {store}/typo.gguf does not exist on node test-node"),
+    ],
+    ids=["no blob", "elsewhere", "upwards", "by a link", "a typing error"],
+)
+async def test_no_other_file_is_an_adapter(
+    start_agent: StartAgent, driver: Driver, tiny_gguf: Path, tmp_path: Path, file: str, message: str
+) -> None:
+    start_agent()
+    model = (await driver.pull(str(tiny_gguf))).layers[0].digest
+    store = tmp_path / "store"
+    (store / "link").symlink_to("/etc/passwd")
+    engine = EngineSettings(lora=((file.format(store=store), 1.0),))
+    refusal = await driver.refusal(Start(new_id(), "r2", VERSION, model, engine))
+    assert (refusal.code, refusal.message) == ("model_refused", message.format(store=store))
 
 
 async def test_what_cannot_be_done_is_told(start_agent: StartAgent, driver: Driver, tiny_gguf: Path, tmp_path: Path) -> None:

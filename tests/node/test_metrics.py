@@ -9,8 +9,7 @@ from pathlib import Path
 from services.protocol.jobs import JobSucceeded, Pull
 from services.protocol.messages import new_id
 from tests.conditions import eventually
-from tests.node.driver import NAME, Driver
-from tests.node.test_agent import start_job
+from tests.doubles.job_sender import NAME, Driver, start_job
 from tests.scraping import Scrape, scrape
 
 StartAgent = Callable[..., "subprocess.Popen[bytes]"]

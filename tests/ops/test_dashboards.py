@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from ops.grafana import limits
 from ops.grafana.boards import BOARDS
+from ops.grafana.boards.overview import OVERVIEW
 from ops.grafana.build import FOLDER, rendered
 from ops.grafana.panels import Board
-from tests.ops.test_alerts import RULES
+from tests.ops.prometheus import RULES, promtool
 from tests.scraping import documented
 
 ROOT = Path(__file__).parents[2]
@@ -117,3 +119,88 @@ def test_grafana_finds_what_is_provisioned() -> None:
     assert address.hostname in cluster
     assert f"127.0.0.1:{address.port}/" in " ".join(cluster[address.hostname]["healthcheck"]["test"])
     assert set(cluster["grafana"]["networks"]) & set(cluster[address.hostname]["networks"])
+
+
+def panels() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of every dashboard, as Grafana reads them, with a name for messages."""
+    for board in BOARDS:
+        for panel in json.loads((FOLDER / f"{board.uid}.json").read_text())["panels"]:
+            if panel["type"] != "row":
+                yield f"{board.uid}: {panel['title']}", panel
+
+
+def test_axes_show_what_there_is_to_see() -> None:
+    """Percentages go to 100, except the one that says how far an estimate is off, which may be below 0 too."""
+    for name, panel in panels():
+        axis = panel["fieldConfig"]["defaults"]
+        if "Memory against its estimate" in name:
+            assert {"min", "max"}.isdisjoint(axis)
+            assert axis["custom"]["axisSoftMin"] == -axis["custom"]["axisSoftMax"] == -limits.MEMORY_OFF
+        else:
+            assert axis.get("max") == (1 if axis["unit"] == "percentunit" else axis.get("max")), name
+            assert panel["type"] == "stat" or axis["min"] == 0, name
+
+
+def test_red_means_that_someone_should_look() -> None:
+    """Grafana's default would paint everything above 80 red."""
+    red = set()
+    for name, panel in panels():
+        axis = panel["fieldConfig"]["defaults"]
+        steps = axis["thresholds"]["steps"]
+        assert axis["thresholds"]["mode"] == "absolute", name
+        if [step["color"] for step in steps] != ["green"]:
+            red.add(name)
+            assert not re.search("tokens/s|reqps", axis["unit"]), name
+            assert panel["type"] == "stat" or axis["custom"]["thresholdsStyle"]["mode"] == "dashed", name
+    assert {"corral-slo: Answered", "corral-queue: Longest wait now", "corral-overview: Time to first token"} <= red
+
+
+def test_red_begins_where_alerts_do() -> None:
+    rules = " ".join(path.read_text() for path in RULES)
+    for name, value in vars(limits).items():
+        if name.isupper() and name not in ("MEMORY_TAKEN", "MAY_FAIL", "MAY_BE_LATE"):
+            assert re.search(rf"(?<![\d.]){value:g}(?![\d.])", rules), name
+    assert f"> {limits.FAST_BURN} * {limits.MAY_FAIL} " in rules
+    assert f"> {limits.LATE_BURN:g} * {limits.MAY_BE_LATE} " in rules
+    assert f"< {1 - limits.MEMORY_TAKEN:.2f}" in rules
+
+
+def test_few_requests_make_lines_without_gaps() -> None:
+    for name, panel in panels():
+        if panel["type"] == "timeseries":
+            assert panel["fieldConfig"]["defaults"]["custom"]["spanNulls"] >= 60_000, name
+        for target in panel["targets"]:
+            assert "histogram_quantile" not in target["expr"] or re.search(r"\[5m\].*\) >= 0$", target["expr"]), name
+
+
+def test_what_a_caller_does_wrong_is_no_error_of_the_cluster() -> None:
+    asked = [expression for board in BOARDS for expression in expressions(board)] + [path.read_text() for path in RULES]
+    assert not [text for text in asked if 'outcome!="cancelled"' in text]
+
+
+def test_the_cluster_can_be_narrowed_to_models_and_teams() -> None:
+    assert [variable.name for variable in OVERVIEW.variables] == ["model", "team"]
+    metrics = documented()
+    for expression in (query.expr for row in OVERVIEW.rows for panel in row.panels for query in panel.queries):
+        for name, chosen in re.findall(r"\b(corral_\w+)(?:\{([^}]*)\})?", expression):
+            labels = metrics[name if name in metrics else _PARTS.sub("", name)].labels
+            for label in {"model", "team"} & (labels | ({"model"} if "_worker_" in name else set())):  # of its target
+                assert f'{label}=~"${label}"' in chosen, expression
+
+
+def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
+    """As rules, since promtool checks no query alone."""
+    asked = [query.expr for board in BOARDS for row in board.rows for panel in row.panels for query in panel.queries]
+    rules = [
+        {"record": f"query:{number}", "expr": re.sub(r"\$__\w+", "5m", expr).replace("$", "")}
+        for number, expr in enumerate(asked)
+    ]
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    promtool("check", "rules", file)
+
+
+def test_the_runbook_names_dashboards_that_there_are() -> None:
+    named = re.findall(r"[Dd]ashboards? \*([^*]+)\*", (ROOT / "ops" / "runbook.md").read_text())
+    assert named
+    assert {name.lower() for name in named} <= {board.title.removeprefix("Corral: ").lower() for board in BOARDS}

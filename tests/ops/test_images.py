@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILES = sorted(ROOT.glob("compose*.yaml"))
@@ -36,3 +41,38 @@ def test_no_secret_has_a_place_in_an_environment() -> None:
         assert not re.search(r"^\s*[A-Z_]*(PASSWORD|TOKEN|KEY|DATABASE_URL|REDIS_URL):", file.read_text(), re.MULTILINE), (
             file.name
         )
+
+
+class ComposeLoader(yaml.SafeLoader):
+    """Reads compose's own tags as what stands after them."""
+
+
+ComposeLoader.add_constructor("!reset", lambda loader, node: loader.construct_sequence(node))
+
+
+def services() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Those that a file defines, not those that it only adds to."""
+    for file in COMPOSE_FILES:
+        for name, service in yaml.load(file.read_text(), ComposeLoader)["services"].items():
+            if "restart" in service:
+                yield f"{file.name}: {name}", service
+
+
+@pytest.mark.parametrize(("name", "service"), list(services()), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_container_has_few_rights_and_limits(name: str, service: dict[str, Any]) -> None:
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name.endswith("caddy") else [])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["deploy"]["resources"]["limits"].keys() == {"memory", "pids"}
+
+
+def test_the_page_has_the_sum_of_the_limits() -> None:
+    cluster = yaml.load((ROOT / "compose.yaml").read_text(), ComposeLoader)["services"]
+    running = [service for service in cluster.values() if service["restart"] != "no"]
+    total = sum(_mebibytes(service["deploy"]["resources"]["limits"]["memory"]) for service in running)
+    assert f"add up to {total / 1024:.1f} GiB" in (ROOT / "docs" / "operations.md").read_text()
+
+
+def _mebibytes(limit: str) -> int:
+    return int(limit[:-1]) * {"m": 1, "g": 1024}[limit[-1]]

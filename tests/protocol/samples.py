@@ -8,12 +8,16 @@ from hypothesis import strategies as st
 
 from services.protocol.engine import UNQUANTIZED, EngineSettings
 from services.protocol.messages import GenerateRequest, new_id
+from services.protocol.prefixes import Prefix, prefixes
 from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.reports import WorkerReport, WorkerState
 
 VERSION = "a" * 64
 OTHER_VERSION = "b" * 64
+
+PIRATE = "You are a pirate and answer in rhymes. " * 200
+PARROT = "You are a parrot and repeat what is said. " * 200
 
 #: Longer than any test runs.
 LEASE_MS = 600_000
@@ -22,7 +26,10 @@ _KV_TYPES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_
 _COUNT = st.integers(0, 10**9)
 _SHARE = st.floats(0, 1e6)
 # What an environment variable can hold.
-_FILE = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1)
+_FILE = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\n"), min_size=1)
+_ADAPTER = st.one_of(
+    _FILE.map(lambda name: f"/{name}"), st.binary(min_size=32, max_size=32).map(lambda raw: f"sha256:{raw.hex()}")
+)
 
 
 def a_request(
@@ -61,15 +68,15 @@ def engine_settings() -> st.SearchStrategy[EngineSettings]:
         "kv_type_v": st.sampled_from(_KV_TYPES),
         "flash_attention": st.sampled_from(["auto", "on", "off"]),
         "batch_tokens": st.integers(1, 10**6),
-        "prefill_tokens": _COUNT,
-        "threads": _COUNT,
-        "gpu_layers": st.integers(-1, 10**6),
-        "main_gpu": _COUNT,
+        "prefill_tokens": st.integers(0, 2**20),
+        "threads": st.integers(0, 512),
+        "gpu_layers": st.integers(-1, 10**5),
+        "main_gpu": st.integers(0, 15),
         "split_mode": st.sampled_from(["none", "layer", "row"]),
         "tensor_split": st.lists(_SHARE, max_size=4).map(tuple),
         "mmap": st.booleans(),
         "mlock": st.booleans(),
-        "lora": st.lists(st.tuples(_FILE, st.floats(-10, 10)), max_size=3).map(tuple),
+        "lora": st.lists(st.tuples(_ADAPTER, st.floats(-10, 10)), max_size=3).map(tuple),
         "pooling": st.sampled_from(["", "none", "mean", "cls", "last", "rank"]),
         "rope_freq_base": _SHARE,
         "rope_freq_scale": _SHARE,
@@ -80,3 +87,11 @@ def engine_settings() -> st.SearchStrategy[EngineSettings]:
         lambda given: given.get("kv_type_v", "f16") in UNQUANTIZED or given.get("flash_attention") != "off"
     )
     return agree.map(lambda given: EngineSettings(**given))
+
+
+def begins(text: str) -> tuple[Prefix, ...]:
+    return prefixes(a_request(text=text))
+
+
+async def put(queue: Queue, request: str, text: str = PIRATE) -> None:
+    await queue.enqueue(a_request(request, text=text), cost=10, limit=100, begins=begins(text))

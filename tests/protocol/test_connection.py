@@ -9,9 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from services.protocol.connection import connect
-from services.protocol.errors import Unavailable
-from services.protocol.jobs import JobEvents
+from services.protocol.errors import RedisRefused, Unavailable
+from services.protocol.jobs import JobEvents, JobProgress
 from services.protocol.queue import Queue
+from services.protocol.records import Records
 from services.protocol.replies import ReplyReader
 from tests.conditions import eventually
 
@@ -61,3 +62,77 @@ async def test_a_connection_that_broke_is_replaced(redis: Redis) -> None:
             return False
 
     await eventually(answers, timeout_s=5)
+
+
+async def test_what_redis_refuses_is_no_outage(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong type under a key; the traceback is in the log, the key's content in neither."""
+    await redis.set("corral:demand", "a secret")
+    with pytest.raises(RedisRefused, match=r"^Redis refuses a command \(WRONGTYPE\)$"):
+        await Queue(redis).demand()
+    assert caplog.records[-1].exc_info
+    await redis.set("corral:claims:worker-1", "a secret")
+    with pytest.raises(RedisRefused):
+        await Records(redis).held("worker-1")
+
+
+async def test_a_wrong_password_is_no_outage(redis: Redis, redis_url: str) -> None:
+    await redis.execute_command("ACL", "SETUSER", "someone", "on", ">right", "~*", "+@all")
+    async with connect(redis_url.replace("://", "://someone:wrong@")) as stranger:
+        with pytest.raises(RedisRefused, match="password"):
+            await Queue(stranger).demand()
+        with pytest.raises(RedisRefused, match="password"):
+            await Records(stranger).held("worker-1")
+
+
+async def test_a_command_that_is_not_allowed_is_no_outage(redis: Redis, redis_url: str) -> None:
+    await redis.execute_command("ACL", "SETUSER", "reader", "on", ">right", "~*", "+@connection")
+    async with connect(redis_url.replace("://", "://reader:right@")) as stranger:
+        with pytest.raises(RedisRefused, match="NOPERM|NoPermission|password"):
+            await Records(stranger).held("worker-1")
+
+
+async def test_a_redis_that_is_read_only_for_a_while_is_unavailable(redis: Redis) -> None:
+    """As during a failover: it passes by itself."""
+    await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    try:
+        with pytest.raises(Unavailable):
+            await JobEvents(redis).publish(JobProgress("job", "pulling"))
+    finally:
+        await redis.execute_command("REPLICAOF", "NO", "ONE")
+
+
+async def test_a_read_that_waits_when_redis_becomes_a_replica_is_unavailable(redis: Redis) -> None:
+    """Redis breaks off what waits in it, and any loop that reads goes on after the failover."""
+    read = asyncio.ensure_future(ReplyReader(redis, "gateway-1").read(timeout_s=30))
+
+    async def waits() -> bool:
+        return any(("b" in client["flags"], client["db"]) == (True, "0") for client in await redis.client_list())
+
+    await eventually(waits)
+    await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    try:
+        with pytest.raises(Unavailable, match="UNBLOCKED"):
+            await read
+    finally:
+        await redis.execute_command("REPLICAOF", "NO", "ONE")
+
+
+async def test_a_redis_that_is_busy_with_a_script_is_unavailable(redis: Redis, redis_url: str) -> None:
+    await redis.config_set("busy-reply-threshold", 10)
+    async with connect(redis_url) as other:
+        endless = asyncio.ensure_future(other.eval("while true do end", 0))
+        try:
+
+            async def is_busy() -> bool:
+                try:
+                    await JobEvents(redis).publish(JobProgress("job", "pulling"))
+                except Unavailable as error:
+                    return "BUSY" in error.message
+                return False
+
+            await eventually(is_busy)
+        finally:
+            await redis.script_kill()
+            await asyncio.wait([endless])
+            assert endless.exception()
+            await redis.config_set("busy-reply-threshold", 5000)

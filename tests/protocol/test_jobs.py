@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from typing import Any
 
 import msgspec
 import pytest
@@ -122,3 +124,26 @@ async def test_says_unavailable_without_redis(unused_tcp_port: int) -> None:
         for call in (JobEvents(redis).publish(JobSucceeded("j1", "n")), JobEvents(redis).read(b"0-0", timeout_s=1)):
             with pytest.raises(Unavailable):
                 await call
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"tensor_bytes": 2**63},
+        {"parameter_count": -1},
+        {"template": "\0"},
+        {"manifest": "x" * (2**20 + 1)},
+        {"metadata": {"llama.rope.freq_base": math.nan}},
+        {"metadata": {"deep": {"er": 1}}},
+        {"metadata": {str(number): 1 for number in range(4097)}},
+        {"layers": PULLED.layers * 65},
+        {"config": Layer("config", "sha256:../../etc/passwd", 1)},
+    ],
+    ids=lambda lie: next(iter(lie)),
+)
+async def test_a_success_that_no_row_can_hold_is_the_failure_of_its_job(events: JobEvents, lie: dict[str, Any]) -> None:
+    await events.publish(JobSucceeded("j1", "node-1", msgspec.structs.replace(PULLED, **lie)))
+    [(_, event)] = await events.read(b"0-0", timeout_s=5)
+    assert isinstance(event, JobFailed)
+    assert (event.job, event.node, event.code) == ("j1", "node-1", "protocol_mismatch")
+    assert event.message.startswith("the registry refuses what the node reports: ")

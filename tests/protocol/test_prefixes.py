@@ -50,6 +50,16 @@ def test_a_chat_that_goes_on_begins_as_it_did() -> None:
     assert not before & of_chat("You are a parrot. " * 50, "Hello!")
 
 
+@given(texts)
+def test_two_isolation_domains_have_no_prefix_in_common(text: str) -> None:
+    def of_domain(domain: str) -> set[bytes]:
+        request = msgspec.structs.replace(a_request(text=text), isolation=domain)
+        return {prefix.digest for prefix in prefixes(request)}
+
+    assert of_domain("") == set(of_text(text).values())
+    assert not of_domain("red") & (of_domain("blue") | of_domain(""))
+
+
 def test_who_said_it_and_the_tools_make_a_difference() -> None:
     assert not of_chat("x" * 300, "") & of_chat("", "x" * 300)
     assert not of_chat("x" * 300) & of_chat("x" * 300, tools=(Tool("weather"),))

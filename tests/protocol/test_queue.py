@@ -56,7 +56,7 @@ class TestAdmission:
     async def test_a_full_queue_refuses_and_keeps_nothing_of_the_request(self, queue: Queue, redis: Redis) -> None:
         await queue.enqueue(a_request("first"), cost=10, limit=1)
         before = set(await redis.keys("*"))
-        with pytest.raises(QueueFull, match="server busy"):
+        with pytest.raises(QueueFull, match="too many requests wait"):
             await queue.enqueue(a_request("second"), cost=10, limit=1)
         assert set(await redis.keys("*")) == before
         assert await queue.cancel("second") == "gone"
@@ -383,6 +383,14 @@ class TestLost:
         assert await queue.lost("gateway-1") == [LostRequest("1", 1, "worker-1", crashed=False)]
         assert await queue.workers() == []
 
+    async def test_the_last_report_of_a_worker_that_left_stays_readable(self, queue: Queue, redis: Redis) -> None:
+        await join(queue, "worker-1", "worker-2")
+        await queue.leave("worker-1", VERSION)
+        assert [report.worker for report in await queue.departed()] == ["worker-1"]
+        await queue.leave("worker-1", VERSION)
+        assert [report.worker for report in await queue.departed()] == ["worker-1"]
+        assert all([0 < await redis.pttl(key) <= 60_000 for key in await redis.keys("*:departed*")])
+
     async def test_each_gateway_hears_of_its_own(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1", gateway="gateway-1")
@@ -444,6 +452,15 @@ class TestReports:
 
 
 class TestDemand:
+    async def test_remembers_the_name_of_the_newest_request_that_gave_one(self, queue: Queue) -> None:
+        for id, name in (("1", "m:latest"), ("2", "other:latest"), ("3", "")):
+            await queue.enqueue(a_request(id), cost=1, limit=9, name=name)
+        assert [demand.name for demand in await queue.demand()] == ["other:latest"]
+        await queue.refuse(VERSION)
+        await queue.forget(VERSION)
+        await queue.touch(VERSION, keep_alive_ms=None)
+        assert [demand.name for demand in await queue.demand()] == [""]
+
     async def test_counts_what_waits_and_remembers_keep_alive(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         assert await queue.demand() == []

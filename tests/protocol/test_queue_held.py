@@ -5,8 +5,7 @@ from __future__ import annotations
 from redis.asyncio import Redis
 
 from services.protocol.queue import Queue
-from tests.protocol.samples import VERSION, join
-from tests.protocol.test_queue_prefixes import PARROT, PIRATE, begins, put
+from tests.protocol.samples import PARROT, PIRATE, VERSION, begins, join, put
 
 
 async def held(queue: Queue, *, dropped: tuple[bytes, ...] = ()) -> int:

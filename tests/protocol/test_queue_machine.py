@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import pytest
 import redis
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from services.protocol.connection import connect
@@ -69,6 +72,11 @@ class Entry:
         return (self.caller, self.priority, self.begins) == (other.caller, other.priority, other.begins)
 
 
+#: A claim passes a request over for some milliseconds. On a busy machine they may end between a run and its replay, which Hypothesis
+#: refuses; what the machine itself asserts fails at once.
+ATTEMPTS = 5
+
+
 class QueueMachine(RuleBasedStateMachine):
     redis_url: ClassVar[str]
 
@@ -77,7 +85,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.redis = connect(self.redis_url)
         self.observer = redis.Redis.from_url(self.redis_url)
-        self.queue = Queue(self.redis, prefix="t", aging_ms=10**9)
+        self.queue = Queue(self.redis, namespace="t", aging_ms=10**9)
         self.alive: dict[str, Entry] = {}
         self.leased: set[str] = set()
         self.handed_out: set[tuple[str, int]] = set()
@@ -303,11 +311,16 @@ class QueueMachine(RuleBasedStateMachine):
             assert await self.queue.forget(version)
         left = {key.decode() for key in await self.redis.keys("*")}
         lasting = {f"t:{kind}:{version}" for kind in ("vtime", "drain", "passed") for version in VERSIONS}
-        assert left <= lasting | {f"t:finish:{version}:{band}" for version, band in QUEUES}
+        departed = {"t:departed", *(f"t:departed:{worker}" for worker in WORKERS)}
+        assert left <= lasting | departed | {f"t:finish:{version}:{band}" for version, band in QUEUES}
 
 
 def test_every_interleaving_keeps_every_request(redis_url: str) -> None:
     QueueMachine.redis_url = redis_url
     # Shrinking takes minutes through a real server: add Phase.shrink for the smallest case of a failure.
     effort = settings(max_examples=40, stateful_step_count=50, deadline=None, database=None, phases=[Phase.generate])
-    run_state_machine_as_test(QueueMachine, settings=effort)
+    for _ in range(ATTEMPTS):
+        with contextlib.suppress(FlakyStrategyDefinition):
+            run_state_machine_as_test(QueueMachine, settings=effort)
+            return
+    pytest.fail(f"the clock changed what was claimed in {ATTEMPTS} runs")

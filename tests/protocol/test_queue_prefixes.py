@@ -6,14 +6,11 @@ import pytest
 from redis.asyncio import Redis
 
 from services.protocol.messages import Wake
-from services.protocol.prefixes import Prefix, prefixes
+from services.protocol.prefixes import Prefix
 from services.protocol.queue import Queue
 from services.protocol.reports import WorkerState
 from tests.conditions import eventually
-from tests.protocol.samples import LEASE_MS, VERSION, a_report, a_request, join
-
-PIRATE = "You are a pirate and answer in rhymes. " * 200
-PARROT = "You are a parrot and repeat what is said. " * 200
+from tests.protocol.samples import LEASE_MS, PARROT, PIRATE, VERSION, a_report, begins, join, put
 
 
 @pytest.fixture
@@ -21,14 +18,6 @@ async def queue(redis: Redis) -> Queue:
     queue = Queue(redis)
     await join(queue, "w1", "w2")
     return queue
-
-
-def begins(text: str) -> tuple[Prefix, ...]:
-    return prefixes(a_request(text=text))
-
-
-async def put(queue: Queue, request: str, text: str = PIRATE) -> None:
-    await queue.enqueue(a_request(request, text=text), cost=10, limit=100, begins=begins(text))
 
 
 async def take(queue: Queue, worker: str, capacity: int = 1, dropped: tuple[Prefix, ...] = ()) -> list[str]:

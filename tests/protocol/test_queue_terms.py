@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from services.protocol.errors import CallerLimited, QueueFull
 from services.protocol.queue import Queue
-from services.protocol.waiting import UNKNOWN_RETRY_S, Place, Priority, Terms, VersionQueue, retry_after_s
+from services.protocol.waiting import DEFAULT_RETRY_AFTER_S, Priority, QueuePosition, Terms, VersionQueue, retry_after_s
 from tests.conditions import eventually
 from tests.protocol.samples import OTHER_VERSION, VERSION, a_request, join
 
@@ -22,7 +22,7 @@ def queue(redis: Redis) -> Queue:
     return Queue(redis)
 
 
-async def put(queue: Queue, *ids: str, caller: str = "alice", cost: float = 10, **terms: object) -> list[Place]:
+async def put(queue: Queue, *ids: str, caller: str = "alice", cost: float = 10, **terms: object) -> list[QueuePosition]:
     on = Terms(**terms)  # type: ignore[arg-type]
     return [await queue.enqueue(a_request(name, caller=caller), cost=cost, limit=MANY, terms=on) for name in ids]
 
@@ -175,14 +175,14 @@ class TestPlaces:
         assert [place.position for place in await put(queue, "n1", "n2", "n3")] == [1, 2, 3]
         assert [place.position for place in await put(queue, "o1", caller="bob")] == [2]
         assert [place.position for place in await put(queue, "i1", priority=INTERACTIVE)] == [1]
-        assert await queue.place("n3") == Place(5, None)
+        assert await queue.place("n3") == QueuePosition(5, None)
         await queue.cancel("i1")
-        assert await queue.place("n3") == Place(4, None)
+        assert await queue.place("n3") == QueuePosition(4, None)
 
     async def test_is_0_where_a_worker_was_idle(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await take(queue)
-        assert await put(queue, "1", "2") == [Place(0, 0), Place(2, None)]
+        assert await put(queue, "1", "2") == [QueuePosition(0, 0), QueuePosition(2, None)]
 
     async def test_is_none_of_what_does_not_wait(self, queue: Queue) -> None:
         await join(queue, "worker-1")
@@ -266,7 +266,7 @@ class TestDrainRate:
         assert depth.per_second is None, "free slots say nothing of how fast a queue drains"
         with pytest.raises(QueueFull) as full:
             await queue.enqueue(a_request(), cost=1, limit=0)
-        assert full.value.retry_after_s == UNKNOWN_RETRY_S
+        assert full.value.retry_after_s == DEFAULT_RETRY_AFTER_S
 
 
 class TestDepths:

@@ -9,8 +9,9 @@ from redis.asyncio import Redis
 
 from services.protocol.connection import connect
 from services.protocol.errors import Unavailable
+from services.protocol.gateways import Gateways, Renewal
 from services.protocol.messages import Finished, FinishReason, Frame, Started, StepReply, Timings, Usage
-from services.protocol.replies import TRIM_EVERY, ReplyReader, ReplyWriter
+from services.protocol.replies import TRIM_ENTRIES, ReplyReader, ReplyWriter
 from tests.conditions import eventually
 
 LEASE_MS = 600_000
@@ -27,9 +28,12 @@ def writer(redis: Redis) -> ReplyWriter:
 
 @pytest.fixture
 async def reader(redis: Redis) -> ReplyReader:
-    reader = ReplyReader(redis, "gateway-1")
-    await reader.keep(lease_ms=LEASE_MS)
-    return reader
+    await keep(redis)
+    return ReplyReader(redis, "gateway-1")
+
+
+async def keep(redis: Redis, gateway: str = "gateway-1") -> Renewal:
+    return await Gateways(redis).renew(gateway, stream_ms=LEASE_MS)
 
 
 async def read(reader: ReplyReader, count: int) -> list[StepReply]:
@@ -78,7 +82,7 @@ async def test_nothing_to_read_is_an_empty_list(reader: ReplyReader) -> None:
 
 async def test_one_publish_reaches_several_gateways(redis: Redis, writer: ReplyWriter, reader: ReplyReader) -> None:
     other = ReplyReader(redis, "gateway-2")
-    await other.keep(lease_ms=LEASE_MS)
+    await keep(redis, "gateway-2")
     await writer.publish({"gateway-1": a_reply(1), "gateway-2": a_reply(2)})
     assert await read(reader, 1) == [a_reply(1)]
     assert await read(other, 1) == [a_reply(2)]
@@ -91,23 +95,23 @@ async def test_a_gateway_that_is_gone_is_named_and_nothing_piles_up(
     assert len(await read(reader, 1)) == 1
     await reader.close()
     assert await writer.publish({"gateway-1": a_reply()}) == {"gateway-1"}
-    assert await redis.keys("*") == []
+    assert await redis.keys("corral:replies:*") == []
 
 
 async def test_a_gateway_that_does_not_keep_its_stream_is_gone_after_its_lease(redis: Redis, writer: ReplyWriter) -> None:
-    await ReplyReader(redis, "gateway-1").keep(lease_ms=1)
+    await Gateways(redis).renew("gateway-1", lease_ms=1, stream_ms=1)
 
     async def gone() -> bool:
         return await writer.publish({"gateway-1": a_reply()}) == {"gateway-1"}
 
     await eventually(gone, timeout_s=5)
-    assert await redis.keys("*") == []
+    assert await redis.keys("corral:replies:*") == []
 
 
 async def test_keeping_a_stream_extends_it_and_loses_nothing(redis: Redis, writer: ReplyWriter, reader: ReplyReader) -> None:
     await writer.publish({"gateway-1": a_reply()})
     await redis.pexpire("corral:replies:gateway-1", 1000)
-    await reader.keep(lease_ms=LEASE_MS)
+    assert await keep(redis) == Renewal(had_lease=True, had_stream=True)
     assert await redis.pttl("corral:replies:gateway-1") > 1000
     assert await read(reader, 1) == [a_reply()]
 
@@ -118,7 +122,7 @@ async def test_what_was_read_is_trimmed(redis: Redis, writer: ReplyWriter, reade
             await writer.publish({"gateway-1": a_reply(number)})
         await read(reader, 500)
         # The reader trims now and then, and Redis whole nodes of 100 entries.
-        assert await redis.xlen("corral:replies:gateway-1") <= TRIM_EVERY + 500
+        assert await redis.xlen("corral:replies:gateway-1") <= TRIM_ENTRIES + 500
 
 
 async def test_the_stream_is_made_again_after_redis_lost_its_memory(
@@ -128,7 +132,8 @@ async def test_the_stream_is_made_again_after_redis_lost_its_memory(
     await read(reader, 1)
     await redis.flushdb()
     assert await writer.publish({"gateway-1": a_reply(2)}) == {"gateway-1"}
-    await reader.keep(lease_ms=LEASE_MS)
+    assert await keep(redis) == Renewal(had_lease=False, had_stream=False)
+    reader.restart()
     await writer.publish({"gateway-1": a_reply(3)})
     assert await read(reader, 1) == [a_reply(3)]
 
@@ -143,7 +148,8 @@ async def test_a_new_redis_whose_clock_is_behind_is_read_from_its_start(
     await redis.xadd("corral:replies:gateway-1", fields, id="99999999999999-0")
     await read(reader, 2)
     await redis.flushdb()
-    await reader.keep(lease_ms=LEASE_MS)
+    assert await keep(redis) == Renewal(had_lease=False, had_stream=False)
+    reader.restart()
     await writer.publish({"gateway-1": a_reply(2)})
     assert await read(reader, 1) == [a_reply(2)]
 
@@ -160,7 +166,7 @@ async def test_both_ends_say_unavailable_without_redis(unused_tcp_port: int) -> 
         reader = ReplyReader(redis, "gateway-1")
         for call in (
             ReplyWriter(redis).publish({"gateway-1": a_reply()}),
-            reader.keep(lease_ms=1000),
+            keep(redis),
             reader.read(timeout_s=1),
             reader.close(),
         ):

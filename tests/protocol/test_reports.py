@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -74,8 +77,8 @@ async def test_a_report_extends_the_lease(redis: Redis, reports: NodeReports) ->
 
 async def test_a_node_that_stops_in_order_is_gone_at_once(redis: Redis, reports: NodeReports) -> None:
     await reports.publish(a_report(), lease_ms=LEASE_MS)
-    await reports.withdraw("node-1")
-    await reports.withdraw("never-there")
+    await reports.remove("node-1")
+    await reports.remove("never-there")
     assert await reports.read() == []
     assert await redis.keys("*") == []
 
@@ -89,6 +92,25 @@ async def test_a_report_of_another_release_is_passed_over(redis: Redis, reports:
 async def test_says_unavailable_without_redis(unused_tcp_port: int) -> None:
     async with connect(f"redis://127.0.0.1:{unused_tcp_port}/0") as redis:
         reports = NodeReports(redis)
-        for call in (reports.publish(a_report(), lease_ms=1), reports.withdraw("n"), reports.is_alive("n"), reports.read()):
+        for call in (reports.publish(a_report(), lease_ms=1), reports.remove("n"), reports.is_alive("n"), reports.read()):
             with pytest.raises(Unavailable):
                 await call
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"memory_total": 2**63},
+        {"disk_free": -1},
+        {"node": ""},
+        {"agent": "a\0b"},
+        {"devices": (Device("cuda", "a card", -1),)},
+        {"blobs": (BlobReport("sha256:no", 1),)},
+        {"jobs": ("x" * 256,)},
+    ],
+    ids=lambda lie: next(iter(lie)),
+)
+async def test_a_report_that_no_row_can_hold_is_passed_over_alone(reports: NodeReports, lie: dict[str, Any]) -> None:
+    await reports.publish(msgspec.structs.replace(a_report("node-2"), **lie), lease_ms=LEASE_MS)
+    await reports.publish(a_report(), lease_ms=LEASE_MS)
+    assert await reports.read() == [a_report()]

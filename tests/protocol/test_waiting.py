@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.protocol.waiting import MAX_RETRY_S, MIN_RETRY_S, UNKNOWN_RETRY_S, Place, Priority, place, retry_after_s
+from services.protocol.waiting import (
+    DEFAULT_RETRY_AFTER_S,
+    MAX_RETRY_AFTER_S,
+    MIN_RETRY_AFTER_S,
+    Priority,
+    QueuePosition,
+    place,
+    retry_after_s,
+)
 
 RATES = st.none() | st.floats(0, 1e6)
 
@@ -26,18 +34,18 @@ def test_a_place_has_an_estimate_where_there_is_a_rate(position: int, per_second
     elif per_second:
         assert found.wait_s == position / per_second
     else:
-        assert found == Place(position, None)
+        assert found == QueuePosition(position, None)
 
 
 @given(ahead=st.integers(0, 10**6), per_second=RATES)
 def test_a_retry_is_within_bounds(ahead: int, per_second: float | None) -> None:
     seconds = retry_after_s(ahead, per_second)
     assert isinstance(seconds, int)
-    assert MIN_RETRY_S <= seconds <= MAX_RETRY_S
+    assert MIN_RETRY_AFTER_S <= seconds <= MAX_RETRY_AFTER_S
 
 
 @pytest.mark.parametrize(
-    ("ahead", "per_second", "seconds"), [(100, 10.0, 10), (101, 10.0, 11), (1, 1000.0, 1), (0, None, UNKNOWN_RETRY_S)]
+    ("ahead", "per_second", "seconds"), [(100, 10.0, 10), (101, 10.0, 11), (1, 1000.0, 1), (0, None, DEFAULT_RETRY_AFTER_S)]
 )
 def test_a_retry_comes_when_those_before_it_have_left(ahead: int, per_second: float | None, seconds: int) -> None:
     assert retry_after_s(ahead, per_second) == seconds

@@ -50,18 +50,40 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         case None if issubclass(hint, enum.Enum):
             return st.sampled_from(hint)
         case None:
-            return st.builds(hint, **{name: values(field) for name, field in typing.get_type_hints(hint).items()})
-        case types.UnionType:
+            fields = typing.get_type_hints(hint, include_extras=True)
+            return st.builds(hint, **{name: values(field) for name, field in fields.items()})
+        case typing.Annotated:
+            return within(arguments[0], [limit for limit in arguments[1:] if isinstance(limit, msgspec.Meta)])
+        case types.UnionType | typing.Union:
             return st.one_of(*map(values, arguments))
         case typing.Literal:
             return st.sampled_from(arguments)
-        case origin if origin is tuple and arguments[-1] is not ...:
-            return st.tuples(*map(values, arguments))
+        case origin if origin is list or (origin is tuple and arguments[-1] is ...):
+            return st.lists(values(arguments[0]), max_size=3).map(origin)
         case origin if origin is tuple:
-            return st.lists(values(arguments[0]), max_size=3).map(tuple)
+            return st.tuples(*map(values, arguments))
         case origin if origin is dict:
             return st.dictionaries(values(arguments[0]), values(arguments[1]), max_size=3)
     raise NotImplementedError(hint)
+
+
+def within(hint: Any, limits: list[msgspec.Meta]) -> st.SearchStrategy[Any]:
+    """Values that the limits allow."""
+    least, most = (
+        next((value for limit in limits if (value := getattr(limit, end)) is not None), None) for end in ("ge", "le")
+    )
+    longest = next((limit.max_length for limit in limits if limit.max_length is not None), None)
+    shortest = max(limit.min_length or 0 for limit in limits)
+    pattern = next((limit.pattern for limit in limits if limit.pattern is not None), None)
+    if hint is int:
+        return st.integers(least, most)
+    if hint is float:
+        return st.floats(least, most, allow_nan=False)
+    if hint is str and pattern:
+        return st.from_regex(pattern).filter(lambda value: shortest <= len(value) <= (longest or len(value)))
+    if hint is str:
+        return st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=shortest, max_size=longest)
+    return values(hint)
 
 
 def messages() -> list[type[msgspec.Struct]]:

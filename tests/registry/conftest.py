@@ -17,11 +17,14 @@ from fastapi import FastAPI
 from redis.asyncio import Redis
 from sqlalchemy import create_engine, make_url, text
 
+from services.protocol.gateways import Gateways
 from services.protocol.queue import Queue
+from services.protocol.replies import ReplyReader
 from services.registry.app import create_app
 from services.registry.config import Settings
-from services.registry.db import Base, Database
-from tests.registry.scripted_node import ScriptedNode
+from services.registry.database.database import Base, Database
+from tests.doubles.node import ScriptedNode
+from tests.registry.steps import TINY, pull
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-for-the-tests"
@@ -143,6 +146,20 @@ async def node(redis: Redis) -> AsyncIterator[ScriptedNode]:
         yield running
 
 
+@pytest_asyncio.fixture
+async def tiny(registry: Registry, node: ScriptedNode) -> str:
+    """A pulled model's version."""
+    await pull(registry, TINY)
+    return await registry.digest("tiny")
+
+
 @pytest.fixture
 def queue(redis: Redis) -> Queue:
     return Queue(redis)
+
+
+@pytest_asyncio.fixture
+async def replies(redis: Redis) -> AsyncIterator[ReplyReader]:
+    reader = ReplyReader(redis, "g")
+    await Gateways(redis).renew("g", lease_ms=60_000)
+    yield reader

@@ -6,13 +6,16 @@ import asyncio
 import hashlib
 import json
 import re
+from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import msgspec
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from sqlalchemy import text
 
 from services.protocol.jobs import JobEvents, JobSucceeded, Layer, Pull
 from services.protocol.messages import GenerateRequest
@@ -21,10 +24,11 @@ from services.protocol.queue import Queue
 from services.protocol.routes import Caller, Routes, TagRoute, key_hash
 from services.protocol.waiting import Priority
 from services.registry.config import Settings
-from services.registry.pulls import pull_request, safe_name
+from services.registry.database.database import Database
+from services.registry.database.pulls import pull_request, safe_name
 from tests.conditions import eventually
+from tests.doubles.node import MODEL, ScriptedNode, pulled_model, sha256
 from tests.registry.conftest import Registry, RunRegistry
-from tests.registry.scripted_node import MODEL, ScriptedNode, pulled_model, sha256
 
 TINY = "pypi:tiny"
 
@@ -41,6 +45,8 @@ ROUTES = [
     ("POST", "pull"),
     ("DELETE", "models"),
     ("GET", "models/show"),
+    ("GET", "models/versions"),
+    ("POST", "models/rollback"),
     ("GET", "nodes"),
     ("GET", "replicas"),
     ("GET", "jobs"),
@@ -49,6 +55,20 @@ ROUTES = [
     ("GET", "keys"),
     ("DELETE", "keys/x"),
 ]
+
+
+async def test_the_token_comes_before_the_body(registry: Registry) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        raise AssertionError("the body is read")
+        yield b""
+
+    for path in ("keys", "pull", "nowhere"):
+        refused = await registry.http.post(f"/registry/v1/{path}", headers={"authorization": "Bearer wrong"}, content=never())
+        assert refused.status_code == 401
+
+
+async def test_a_body_that_is_too_large(registry: Registry) -> None:
+    assert (await registry.http.post("/registry/v1/keys", content=b" " * (2**20 + 1))).status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -89,7 +109,7 @@ async def test_a_pull_tells_how_it_goes(registry: Registry, node: ScriptedNode, 
     assert tag.name == "tiny:latest"
     route = snapshot.versions[tag.version]
     assert (route.family, route.parameter_size, route.quantization) == ("llama", "134.52M", "Q4_1")
-    assert (route.trained_context, route.embedding_length, route.capabilities) == (2048, 8, ("completion", "chat"))
+    assert (route.trained_context, route.embedding_length, route.capabilities) == (2048, 8, ("completion", "chat", "tools"))
     assert (route.size, route.parameters) == (5100, {"stop": ["<|im_end|>"]})
 
 
@@ -136,9 +156,12 @@ async def test_a_pull_that_fails(registry: Registry, node: ScriptedNode) -> None
 
 
 async def test_a_pull_of_a_name_that_nobody_knows(registry: Registry, node: ScriptedNode) -> None:
-    assert (await registry.pull("nobody/knows:this"))[-1] == {"error": "pull model manifest: file does not exist"}
+    for name in ("nobody/knows:this", "hf.co/org/repo:Q4_K_M", "llama3.2"):
+        error = (await registry.pull(name))[-1]["error"]
+        assert error.startswith("pull model manifest: file does not exist: Corral pulls ")
+        assert "pypi:PACKAGE" in error
     answer = await registry.http.post("/registry/v1/pull", json={"name": "nobody", "stream": False})
-    assert (answer.status_code, answer.json()["error"]) == (500, "pull model manifest: file does not exist")
+    assert (answer.status_code, answer.json()["error"]) == (500, error)
 
 
 async def test_a_pull_without_a_node(registry: Registry) -> None:
@@ -156,9 +179,13 @@ async def test_a_pull_without_a_node(registry: Registry) -> None:
         (b'{"model": "a b"}', "invalid model name"),
         (b'{"model": "pypi:--index-url"}', "invalid source: 'pypi:--index-url' is not pypi:<package>"),
         (b'{"model": "pypi:a", "as": "../b"}', "invalid model name"),
+        (
+            b'{"model": "hf://org/repo"}',
+            "invalid source: 'hf://org/repo' is a URL, and Corral pulls from pypi:PACKAGE or the path of a GGUF file on a node",
+        ),
         (b'{"model": "/etc/passwd"}', "invalid source: '/etc/passwd' is not the path of a .gguf file"),
     ],
-    ids=["nothing", "cut short", "no model", "a number", "a space", "an option", "a path as name", "no GGUF"],
+    ids=["nothing", "cut short", "no model", "a number", "a space", "an option", "a path as name", "a URL", "no GGUF"],
 )
 async def test_a_malformed_pull(registry: Registry, body: bytes, error: str) -> None:
     answer = await registry.http.post("/registry/v1/pull", content=body, headers={"content-type": "application/json"})
@@ -206,7 +233,7 @@ async def test_what_the_database_cannot_hold_fails_its_job_and_no_other(
     (job,) = await eventually(lambda: node.jobs(Pull))
     # PostgreSQL's text cannot hold a zero byte; a template can.
     await JobEvents(redis).publish(JobSucceeded(job.job, "n1", pulled_model(job.name, TINY, template="\0")))
-    assert "could not record" in (await watcher)[-1]["error"]
+    assert "the registry refuses what the node reports" in (await watcher)[-1]["error"]
     node.finishes_pulls = True
     assert (await registry.pull("pypi:another"))[-1] == {"status": "success"}
 
@@ -232,14 +259,14 @@ async def test_show(registry: Registry, node: ScriptedNode) -> None:
     assert (shown["template"], shown["license"], shown["capabilities"]) == (
         "{{ messages }}",
         "Apache-2.0",
-        ["completion", "chat"],
+        ["completion", "chat", "tools"],
     )
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", shown["modified_at"])
     missing = await registry.http.get("/registry/v1/models/show", params={"name": "tiny"})
     assert (missing.status_code, missing.json()) == (404, {"error": "model 'tiny:latest' not found", "code": "model_not_found"})
 
 
-async def test_a_tag_moves_and_the_old_version_is_forgotten(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
+async def test_a_tag_moves_and_the_old_version_is_kept(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
     await one_node(registry)
     await registry.pull("pypi:one", "m")
     first = await registry.digest("m")
@@ -249,7 +276,7 @@ async def test_a_tag_moves_and_the_old_version_is_forgotten(registry: Registry, 
     snapshot = await Routes(redis).load()
     assert snapshot is not None
     assert list(snapshot.versions) == [second]
-    node_row = await eventually(lambda: holds(registry, models=1))
+    node_row = await eventually(lambda: holds(registry, models=2))
     assert node_row
 
 
@@ -324,6 +351,66 @@ async def test_keys(registry: Registry, redis: Redis) -> None:
     assert (await registry.http.post("/registry/v1/keys", json={"name": "ci"})).status_code == 201
 
 
+@pytest.mark.parametrize(
+    "name", ["", " ", ".", "..", "team/alice", "a\nb", "user1 ", "a\0b", "a\ud83db", "-x", "é", "x" * 65, "x" * 100_000]
+)
+async def test_names_that_no_key_and_no_team_may_have(registry: Registry, name: str) -> None:
+    for body in ({"name": name}, {"name": "good", "team": name}):
+        if body.get("team") == "":
+            continue
+        answer = await registry.http.post("/registry/v1/keys", content=json.dumps(body))
+        assert answer.status_code == 400, body
+        assert len(answer.text) < 1000
+    assert (await registry.get("keys"))["keys"] == []
+
+
+async def test_names_of_keys_differ_by_more_than_case(registry: Registry) -> None:
+    for name, status in (("user1", 201), ("USER1", 409), ("user.1", 201)):
+        assert (await registry.http.post("/registry/v1/keys", json={"name": name})).status_code == status
+    assert (await registry.http.delete("/registry/v1/keys/User1")).status_code == 200
+    assert (await registry.http.post("/registry/v1/keys", json={"name": "USER1"})).status_code == 201
+
+
+async def test_a_key_with_any_name_can_be_revoked(registry: Registry, database: Database) -> None:
+    """Before there was a rule for names, any was taken."""
+    names = ["team/alice", ".", "..", "a\nb", "x" * 10_000, "é ?#%"]
+    for number, name in enumerate(names):
+        async with database.transaction() as session:
+            row = {"id": f"old-{number}", "name": name, "hash": f"{number:064x}"}
+            await session.execute(
+                text(
+                    "insert into api_keys (id, name, team, admin, hash, prefix) values (:id, :name, '', false, :hash, 'corral-')"
+                ),
+                row,
+            )
+    for number, name in enumerate(names):
+        by_name = number in (0, 5)
+        route = quote(name, safe="") if by_name else f"old-{number}"
+        assert (await registry.http.delete(f"/registry/v1/keys/{route}")).status_code == 200
+    assert all(key["revoked_at"] for key in (await registry.get("keys"))["keys"])
+    for absent in ("%00", "a%00b", "%ED%A0%BD", "x" * 5000):
+        assert (await registry.http.delete(f"/registry/v1/keys/{absent}")).status_code == 404
+
+
+async def test_a_key_changes_and_keeps_its_secret(registry: Registry, redis: Redis) -> None:
+    created = (await registry.http.post("/registry/v1/keys", json={"name": "ada", "team": "red", "max_waiting": 3})).json()
+    answer = await registry.http.patch("/registry/v1/keys/ADA", json={"weight": 2.5, "admin": True, "max_waiting": None})
+    assert answer.status_code == 200
+    snapshot = await Routes(redis).load()
+    assert snapshot is not None
+    caller = snapshot.callers[key_hash(created["secret"])]
+    assert caller == Caller(id=created["id"], name="ada", team="red", admin=True, weight=2.5)
+    for wrong in ({"weight": 0}, {"name": "eve"}, {"priority": "urgent"}, {"team": "a/b"}):
+        assert (await registry.http.patch("/registry/v1/keys/ada", json=wrong)).status_code == 400
+    assert (await registry.http.patch("/registry/v1/keys/eve", json={"weight": 1})).status_code == 404
+
+
+async def test_the_name_of_the_first_admin_key_is_kept_for_one(registry: Registry) -> None:
+    assert (await registry.http.post("/registry/v1/keys", json={"name": "Admin"})).status_code == 400
+    assert (await registry.http.post("/registry/v1/keys", json={"name": "admin", "admin": True})).status_code == 201
+    assert (await registry.http.patch("/registry/v1/keys/admin", json={"admin": False})).status_code == 400
+
+
 async def test_no_secret_is_stored(registry: Registry, redis: Redis) -> None:
     secret = (await registry.http.post("/registry/v1/keys", json={"name": "k"})).json()["secret"]
     assert secret not in json.dumps(await registry.get("keys"))
@@ -376,3 +463,22 @@ async def test_the_key_that_the_settings_name(settings: Settings, redis: Redis, 
         await registry.http.post("/registry/v1/keys", json={"name": "another"})
         assert await admins() == []
         assert all(key["revoked_at"] for key in (await registry.get("keys"))["keys"] if key["name"] == "admin")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "/models/a\0.gguf"},
+        {"model": "/models/" + "a" * 5_000 + ".gguf"},
+        {"model": "pypi:" + "a" * 100_000},
+        {"model": TINY, "as": "a\0"},
+        {"model": 10**100},
+        {"model": ["x"] * 20_000},
+        {"model": TINY, "stream": 10**100},
+    ],
+)
+async def test_a_pull_of_what_is_no_name_is_refused(registry: Registry, node: ScriptedNode, body: dict[str, Any]) -> None:
+    await one_node(registry)
+    response = await registry.http.post("/registry/v1/pull", json=body)
+    assert response.status_code == 400
+    assert len(response.text) < 1_000

@@ -9,14 +9,11 @@ from redis.asyncio import Redis
 
 from services.protocol.engine import Pooling
 from services.protocol.routes import Routes
-from services.registry.details import capabilities
-from services.registry.models import Version
+from services.registry.database.details import capabilities
+from services.registry.database.tables import Version
 from tests.conditions import eventually
+from tests.doubles.node import ScriptedNode
 from tests.registry.conftest import Registry
-from tests.registry.scripted_node import ScriptedNode
-from tests.registry.test_loop import tiny
-
-__all__ = ["tiny"]  # a fixture
 
 BERT = {"general.architecture": "bert"}
 LLAMA = {"general.architecture": "llama"}
@@ -26,12 +23,12 @@ LLAMA = {"general.architecture": "llama"}
     ("metadata", "template", "deployed", "able"),
     [
         (LLAMA, "", "", ("completion",)),
-        (LLAMA, "{{ messages }}", "", ("completion", "chat")),
+        (LLAMA, "{{ messages }}", "", ("completion", "chat", "tools")),
         (BERT, "", "", ("embedding",)),
         (BERT | {"bert.pooling_type": 2}, "", "", ("embedding",)),
         (BERT | {"bert.pooling_type": 4}, "", "", ("rerank",)),
         (LLAMA | {"llama.pooling_type": 3}, "{{ messages }}", "", ("embedding",)),
-        (LLAMA | {"llama.pooling_type": 3}, "{{ messages }}", "none", ("completion", "chat")),
+        (LLAMA | {"llama.pooling_type": 3}, "{{ messages }}", "none", ("completion", "chat", "tools")),
         (LLAMA, "{{ messages }}", "last", ("embedding",)),
     ],
 )
@@ -44,7 +41,7 @@ async def test_a_deployment_makes_a_model_embed(registry: Registry, node: Script
         snapshot = await Routes(redis).load()
         return snapshot.versions[tiny].capabilities if snapshot else ()
 
-    assert await able() == ("completion", "chat")
+    assert await able() == ("completion", "chat", "tools")
     answer = await registry.http.put("/registry/v1/deployments/tiny", json={"engine": {"pooling": "mean"}})
     assert answer.status_code == 200, answer.text
 

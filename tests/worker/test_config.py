@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from services.process.engine_variables import to_environment
 from services.protocol.engine import EngineSettings
-from services.protocol.engine_variables import to_environment
 from services.worker.config import Settings
 
 NODE = {"CORRAL_REDIS_URL": "redis://here", "CORRAL_NODE": "n1", "CORRAL_REPLICA": "r1", "CORRAL_VERSION": "f" * 64}

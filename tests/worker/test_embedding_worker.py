@@ -22,9 +22,10 @@ from services.protocol.messages import (
     new_id,
 )
 from services.protocol.reports import WorkerState
+from tests.doubles.gateway import VERSION, ScriptedGateway
 from tests.encoders import SPECIAL, Shape, WordPiece, last_hidden, random_weights, rank_score, write_bert
 from tests.minilm import MiniLM
-from tests.worker.conftest import VERSION, ScriptedGateway, StartWorker
+from tests.worker.conftest import StartWorker
 
 SLOW = 0.02
 

@@ -7,8 +7,9 @@ import asyncio
 from services.protocol.messages import Finished, FinishReason
 from services.protocol.prompts import TextPrompt
 from services.protocol.reports import WorkerReport, WorkerState
+from tests.doubles.gateway import ScriptedGateway
 from tests.scraping import Scrape, scrape
-from tests.worker.conftest import ScriptedGateway, StartWorker
+from tests.worker.conftest import StartWorker
 
 
 async def serving(gateway: ScriptedGateway, start_worker: StartWorker, **settings: object) -> WorkerReport:

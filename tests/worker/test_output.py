@@ -6,12 +6,13 @@ from hypothesis import strategies as st
 from services.protocol.prompts import Tool
 from services.worker.chat.families.hermes import HERMES
 from services.worker.chat.parser import Release
+from services.worker.engine.aho_corasick import AhoCorasick
 from services.worker.output import Delta, OutputPipeline
 
 
 def pipe(pieces: list[bytes], stop: list[str]) -> tuple[list[str], bool]:
     """The deltas of a text that comes in `pieces`, up to its end or a stop string."""
-    pipeline = OutputPipeline(pieces.__getitem__, stop)
+    pipeline = OutputPipeline(pieces.__getitem__, AhoCorasick(stop))
     deltas = []
     for token in range(len(pieces)):
         delta = pipeline.push(token)
@@ -79,7 +80,7 @@ def test_however_a_text_is_cut_it_comes_out_whole_up_to_the_first_stop_string(
 
 def hermes(pieces: list[bytes], stop: list[str]) -> OutputPipeline:
     parser = HERMES.parser(Release(lambda index: f"id{index}"), (Tool("f"),), "")
-    return OutputPipeline(pieces.__getitem__, stop, parser)
+    return OutputPipeline(pieces.__getitem__, AhoCorasick(stop), parser)
 
 
 def test_a_call_that_the_end_of_the_text_closes_is_released_by_the_flush() -> None:

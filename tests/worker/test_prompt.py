@@ -5,20 +5,22 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.protocol.errors import BadRequest, ContextLengthExceeded, UnsupportedCapability
 from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt, TextPrompt, Tool, ToolCall, ToolChoice
 from services.protocol.sampling import JsonObject
-from services.worker.chat.template import ChatTemplate
-from services.worker.chat.truncation import shortened
+from services.worker.chat.truncation import longest_fitting, possible_cuts, shortened
 from services.worker.engine.fake import CHAT_TEMPLATE, FakeRunner
 from services.worker.prompt import Preparation, PromptBuilder
-from tests.worker.chat.templates import HERMES, MISTRAL
+from tests.worker.chat.templates import HERMES, MISTRAL, template_of
 from tests.worker.chat.vocabularies import ControlRunner, deltas
 
 RUNNER = FakeRunner(context_tokens=64)
-BUILDER = PromptBuilder(RUNNER, ChatTemplate(CHAT_TEMPLATE, bos_text="", eos_text=""))
+CONTENTS = "{% for m in messages %}{{ m.content }}|{% endfor %}"
+BUILDER = PromptBuilder(RUNNER, template_of(CHAT_TEMPLATE))
 
 
 def build(prompt: Prompt, *, truncate: bool = False, context: tuple[int, ...] = ()) -> str:
@@ -63,25 +65,61 @@ def test_truncation_of_a_chat_keeps_the_system_prompt_and_the_newest_turns() -> 
     assert build(chat(*turns), truncate=True) == ("<system>be brief\n<user>question 7\n<user>question 8\n<assistant>")
 
 
-def test_a_last_message_that_does_not_fit_is_refused_all_the_same() -> None:
-    with pytest.raises(ContextLengthExceeded):
-        build(chat("u:old", "u:" + "x" * 64), truncate=True)
+def test_a_last_message_that_does_not_fit_loses_its_beginning() -> None:
+    long = "u:" + "x" * 90 + "the end"
+    assert build(chat("u:old", long), truncate=True) == "<user>" + "x" * 38 + "the end\n<assistant>"
+    assert build(chat("s:be brief", long), truncate=True) == "<system>be brief\n<user>" + "x" * 21 + "the end\n<assistant>"
+    with pytest.raises(ContextLengthExceeded, match="it has 115 tokens, and the context holds 64.*--context") as caught:
+        build(chat(long))
+    assert caught.value.field == "messages"
+
+
+def test_the_longest_messages_lose_their_beginnings_alike() -> None:
+    asked = chat("s:" + "s" * 70, "u:" + "u" * 50, "a:brief")
+    builder = PromptBuilder(RUNNER, template_of(CONTENTS))
+    shown = bytes(prepare(builder, asked, overflow="truncate").tokens).decode()
+    assert shown == "s" * 27 + "|" + "u" * 27 + "|brief|"
+
+
+@given(st.lists(st.tuples(st.sampled_from("sua"), st.integers(0, 300)), min_size=1, max_size=6), st.integers(40, 200))
+def test_a_chat_that_may_be_truncated_fits_whatever_its_lengths(turns: list[tuple[str, int]], context_tokens: int) -> None:
+    builder = PromptBuilder(
+        FakeRunner(context_tokens=context_tokens),
+        template_of(CONTENTS),
+    )
+    prompt = chat(*(f"{role}:{'x' * length}" for role, length in turns))
+    assert len(prepare(builder, prompt, overflow="truncate").tokens) < context_tokens
+
+
+@given(st.integers(0, 10_000), st.integers(1, 500))
+def test_the_longest_that_fits_is_found_within_a_hundredth(most: int, start: int) -> None:
+    tried: list[int] = []
+
+    def fits(number: int) -> bool:
+        tried.append(number)
+        return number <= most
+
+    assert most - most // 50 - 1 <= longest_fitting(fits, start=start) <= most
+    assert max(tried) <= max(2 * most + 1, start)
 
 
 def test_truncation_of_a_text_keeps_its_end() -> None:
     assert build(TextPrompt("a" * 60 + "b" * 10), truncate=True) == "a" * 53 + "b" * 10
 
 
-def test_context_that_leaves_no_room_is_refused() -> None:
-    with pytest.raises(ContextLengthExceeded):
-        build(TextPrompt("hi"), truncate=True, context=tuple(b"x" * 64))
+def test_context_that_leaves_no_room_loses_its_beginning_or_is_refused() -> None:
+    context = tuple(b"a" * 30 + b"b" * 34)
+    assert build(TextPrompt("hi"), truncate=True, context=context) == "a" * 27 + "b" * 34 + "hi"
+    assert build(TextPrompt("h" * 70), truncate=True, context=context) == "h" * 63
+    with pytest.raises(ContextLengthExceeded, match="it has 66 tokens, and the context holds 64"):
+        build(TextPrompt("hi"), context=context)
 
 
 def test_context_of_another_model_is_refused() -> None:
-    with pytest.raises(BadRequest, match="does not have"):
-        build(TextPrompt("hi"), context=(RUNNER.num_vocab,))
-    with pytest.raises(BadRequest, match="does not have"):
-        build(TextPrompt("hi"), context=(-1,))
+    for unknown in (RUNNER.num_vocab, -1):
+        with pytest.raises(BadRequest, match=f"token id {unknown} is out of range: the model has") as caught:
+            build(TextPrompt("hi"), context=(unknown,))
+        assert caught.value.field == "context"
 
 
 def test_chat_without_a_template() -> None:
@@ -120,7 +158,9 @@ def test_what_is_left_of_a_chat_that_is_too_long(messages: str, kept: list[str])
     def named(text: str) -> tuple[ChatMessage, ...]:
         return tuple(ChatMessage(roles[name[0]], name, tool_calls=calls.get(name[0], ())) for name in text.split())
 
-    found = [" ".join(message.content for message in chat) for chat in shortened(named(messages))]
+    whole = named(messages)
+    chats = [shortened(whole, cut) for cut in possible_cuts(whole)]
+    found = [" ".join(message.content for message in chat) for chat in chats]
     # The last cut may leave what the anchors keep in any case.
     assert list(dict.fromkeys(found)) == kept
 
@@ -130,7 +170,7 @@ def test_truncation_skips_what_the_template_refuses() -> None:
         "{% for m in messages %}{{ raise_exception('the user speaks first') if loop.first and m.role != 'user' }}"
         "[{{ m.role }}]{{ m.content }}{% endfor %}"
     )
-    builder = PromptBuilder(RUNNER, ChatTemplate(source, bos_text="", eos_text=""))
+    builder = PromptBuilder(RUNNER, template_of(source))
     turns = [f"{'ua'[n % 2]}:{'x' * 10}{n}" for n in range(9)]
     shown = bytes(prepare(builder, chat(*turns), overflow="truncate").tokens).decode()
     assert shown == "[user]xxxxxxxxxx6[assistant]xxxxxxxxxx7[user]xxxxxxxxxx8"
@@ -170,7 +210,7 @@ def test_a_constraint_is_handed_on() -> None:
 
 def test_ids_of_calls_follow_from_the_request_its_choice_and_their_place() -> None:
     runner = ControlRunner()
-    builder = PromptBuilder(runner, ChatTemplate(HERMES, bos_text="", eos_text=""))
+    builder = PromptBuilder(runner, template_of(HERMES))
     text = runner.tokenize('<tool_call>{"name": "clock"}</tool_call>' * 2, special=True)
 
     def ids(request: str, choice: int) -> list[str]:
@@ -186,7 +226,7 @@ def test_ids_of_calls_follow_from_the_request_its_choice_and_their_place() -> No
 
 def test_markers_that_are_control_tokens_are_seen_by_the_parser_and_by_nobody_else() -> None:
     runner = ControlRunner(["[TOOL_CALLS]", "[THINK]", "[/THINK]"], context_tokens=512)
-    builder = PromptBuilder(runner, ChatTemplate(MISTRAL + "{# [/THINK] #}", bos_text="", eos_text=""))
+    builder = PromptBuilder(runner, template_of(MISTRAL + "{# [/THINK] #}"))
     text = runner.tokenize('[THINK]hm[/THINK][TOOL_CALLS][{"name": "clock"}]', special=True)
     asked = ChatPrompt((ChatMessage("user", "hi"),), tools=(Tool("clock"),))
 
@@ -199,8 +239,8 @@ def test_markers_that_are_control_tokens_are_seen_by_the_parser_and_by_nobody_el
 
 
 def test_a_template_of_its_own_for_tools() -> None:
-    plain = ChatTemplate(CHAT_TEMPLATE, bos_text="", eos_text="")
-    builder = PromptBuilder(ControlRunner(), plain, tool_template=ChatTemplate(HERMES, bos_text="", eos_text=""))
+    plain = template_of(CHAT_TEMPLATE)
+    builder = PromptBuilder(ControlRunner(), plain, tool_template=template_of(HERMES))
     tools = (Tool("clock"),)
     asked = ChatPrompt((ChatMessage("user", "hi"),), tools=tools)
     assert b"<tools>" in bytes(prepare(builder, asked).tokens)

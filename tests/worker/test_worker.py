@@ -16,8 +16,9 @@ from services.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
 from services.protocol.reports import WorkerState
 from services.protocol.sampling import Regex, SamplingParams
 from tests.conditions import eventually
+from tests.doubles.gateway import VERSION, ScriptedGateway
 from tests.ggufs import write_gguf
-from tests.worker.conftest import VERSION, ScriptedGateway, StartWorker
+from tests.worker.conftest import StartWorker
 
 SLOW = 0.02
 
@@ -45,6 +46,14 @@ async def test_eight_chats_at_once_share_entries_of_the_reply_stream(
     for request in requests:
         await gateway.answer(request)
     assert max(len({event.request for event in entry}) for entry in gateway.entries) == 8
+
+
+async def test_tokens_of_one_interval_leave_together(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    await start_worker(frame_interval_s=1.0)
+    request = await gateway.ask(max_tokens=64)
+    await gateway.answer(request)
+    assert len(gateway.frames(request)) == 64
+    assert len(gateway.entries) < 32
 
 
 async def test_more_requests_than_slots_are_all_answered(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
@@ -183,6 +192,20 @@ async def test_a_second_turn_counts_cached_tokens(gateway: ScriptedGateway, star
     end = await gateway.answer(second)
     assert isinstance(end, Finished)
     assert end.usage.cached_tokens == len("a conversation that goes on") + 7
+
+
+async def test_a_cached_prompt_is_not_seen_from_another_isolation_domain(
+    gateway: ScriptedGateway, start_worker: StartWorker
+) -> None:
+    await start_worker()
+
+    async def cached(domain: str) -> int:
+        request = await gateway.ask(TextPrompt("a secret of the red team"), isolation=domain)
+        end = await gateway.answer(request)
+        assert isinstance(end, Finished)
+        return end.usage.cached_tokens
+
+    assert [await cached("red"), await cached("blue"), await cached("red")] == [0, 0, len("a secret of the red team") - 1]
 
 
 async def test_no_tokens_asked_for_is_a_load_and_no_more(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
@@ -339,6 +362,25 @@ async def test_a_file_that_is_no_model_is_reported_and_ends_the_process(
     assert await process.wait() == 3
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in [] %}" * 25 + "{% endfor %}" * 25,
+        "{{ " + "[" * 3000 + "]" * 3000 + " }}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    ],
+    ids=["nested", "brackets", "endless"],
+)
+async def test_a_template_that_cannot_be_used_is_reported(
+    gateway: ScriptedGateway, start_worker: StartWorker, tmp_path: Path, template: str
+) -> None:
+    process = await start_worker(runner="llama", model_path=write_gguf(tmp_path / "tiny.gguf", template=template))
+    report = await gateway.worker(WorkerState.FAILED)
+    assert report.error_code == "invalid_model_file"
+    assert report.error.startswith("the model's chat template ")
+    assert await process.wait() == 3
+
+
 async def test_smollm2_chats(gateway: ScriptedGateway, start_worker: StartWorker, smollm2_path: Path) -> None:
     await start_worker(runner="llama", model_path=smollm2_path, context_tokens=512)
     question = ChatPrompt((ChatMessage("user", "What is the capital of France? Answer in one word."),))
@@ -357,3 +399,15 @@ async def test_a_tiny_gguf_without_template_refuses_chats(
     end = await gateway.answer(await gateway.ask(ChatPrompt((ChatMessage("user", "hi"),))))
     assert isinstance(end, Failed)
     assert end.code == "unsupported_capability"
+
+
+async def test_a_template_that_spends_too_much_on_one_chat_refuses_that_chat(
+    gateway: ScriptedGateway, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    template = "{% for m in messages %}{{ m.content * (100000000 if m.content == 'much' else 1) }}{% endfor %}"
+    await start_worker(runner="llama", model_path=write_gguf(tmp_path / "tiny.gguf", template=template))
+    much = await gateway.answer(await gateway.ask(ChatPrompt((ChatMessage("user", "much"),))))
+    assert isinstance(much, Failed)
+    assert much.code == "invalid_request"
+    assert "too much memory" in much.message
+    assert isinstance(await gateway.answer(await gateway.ask(ChatPrompt((ChatMessage("user", "hi"),)))), Finished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ops.grafana.limits import LOOP_LAG_S
 from ops.grafana.panels import Board, Panel, Query, Row, percentile, rate
 
 DELIVERY = Board(
@@ -35,8 +36,8 @@ DELIVERY = Board(
                 Panel(
                     "Claims",
                     [
-                        Query(rate("corral_worker_claims_total", where='resumed="no"'), "begun"),
-                        Query(rate("corral_worker_claims_total", where='resumed="yes"'), "gone on with"),
+                        Query(rate("corral_worker_claims_total", where='resumed="no"'), "new"),
+                        Query(rate("corral_worker_claims_total", where='resumed="yes"'), "resumed"),
                     ],
                     "reqps",
                     stacked=True,
@@ -57,8 +58,9 @@ DELIVERY = Board(
                     "Event loop late, 99 of 100",
                     [Query(percentile(0.99, "corral_gateway_loop_lag_seconds", by="instance"), "{{instance}}")],
                     "s",
+                    red_above=LOOP_LAG_S,
                 ),
-                Panel("Redis answers", [Query("corral_gateway_redis_connected", "{{instance}}")]),
+                Panel("Redis answers", [Query("corral_gateway_redis_connected", "{{instance}}")], most=1, red_below=1),
                 Panel("Scrapes that succeed", [Query("sum by (service) (up)", "{{service}}")]),
             ),
         ),

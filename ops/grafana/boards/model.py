@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ops.grafana.limits import FIRST_TOKEN_S
 from ops.grafana.panels import Board, Panel, Query, Row, Variable, mean, percentile, percentiles, rate
 
 _ONE = 'model=~"$model"'
@@ -36,7 +37,12 @@ MODEL = Board(
         Row(
             "Latency",
             (
-                Panel("Time to first token", percentiles("corral_time_to_first_token_seconds", where=_ONE), "s"),
+                Panel(
+                    "Time to first token",
+                    percentiles("corral_time_to_first_token_seconds", where=_ONE),
+                    "s",
+                    red_above=FIRST_TOKEN_S,
+                ),
                 Panel("Between tokens", percentiles("corral_inter_token_seconds", where=_ONE), "s"),
                 Panel("Whole answers", percentiles("corral_request_duration_seconds", where=_ONE), "s"),
                 Panel("Wait for a slot", percentiles("corral_queue_wait_seconds", where=_ONE), "s"),
@@ -56,6 +62,11 @@ MODEL = Board(
                     "A step, 95 of 100",
                     [Query(percentile(0.95, "corral_worker_step_seconds", by="node", where=_ONE), "{{node}}")],
                     "s",
+                ),
+                Panel(
+                    "Processor threads, by replica",
+                    [Query(f"sum by (node, replica) (corral_worker_threads{{{_ONE}}})", "{{node}} {{replica}}")],
+                    stacked=True,
                 ),
                 Panel(
                     "In a batch, on average",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ops.grafana.panels import Board, Panel, Query, Row, Variable
+from ops.grafana.limits import GPU_CELSIUS, MEMORY_TAKEN
+from ops.grafana.panels import Board, Panel, Query, Row, Variable, share
 
 _ONE = 'node=~"$node"'
 
@@ -20,25 +21,24 @@ NODES = Board(
         Row(
             "Machines",
             (
-                Panel(
+                share(
                     "Processors that are busy",
                     [
                         Query(
-                            f"rate(corral_node_cpu_busy_seconds_total{{{_ONE}}}[$__rate_interval])"
-                            f" / corral_node_cpu_cores{{{_ONE}}}",
+                            f"clamp_max(rate(corral_node_cpu_busy_seconds_total{{{_ONE}}}[$__rate_interval])"
+                            f" / corral_node_cpu_cores{{{_ONE}}}, 1)",
                             "{{node}}",
                         )
                     ],
-                    "percentunit",
                 ),
-                Panel(
+                share(
                     "Memory that is taken",
                     [
                         Query(
                             f"1 - corral_node_memory_available_bytes{{{_ONE}}} / corral_node_memory_bytes{{{_ONE}}}", "{{node}}"
                         )
                     ],
-                    "percentunit",
+                    red_above=MEMORY_TAKEN,
                 ),
                 Panel(
                     "Disk for models",
@@ -66,8 +66,8 @@ NODES = Board(
         Row(
             "Accelerators",
             (
-                Panel("Load", _of_gpu("corral_node_gpu_utilization_ratio"), "percentunit"),
-                Panel(
+                share("Load", _of_gpu("corral_node_gpu_utilization_ratio")),
+                share(
                     "Memory that is taken",
                     [
                         Query(
@@ -75,10 +75,9 @@ NODES = Board(
                             "{{node}} {{gpu}}",
                         )
                     ],
-                    "percentunit",
                 ),
                 Panel("Power", _of_gpu("corral_node_gpu_power_watts"), "watt"),
-                Panel("Temperature", _of_gpu("corral_node_gpu_temperature_celsius"), "celsius"),
+                Panel("Temperature", _of_gpu("corral_node_gpu_temperature_celsius"), "celsius", red_above=GPU_CELSIUS),
                 Panel("Which they are", [Query(f"corral_node_gpu_info{{{_ONE}}}", "{{node}} {{gpu}}: {{name}}")]),
             ),
         ),

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from ops.grafana.panels import Board, Panel, Query, Row, percentile, percentiles, rate
+from ops.grafana.limits import FIRST_TOKEN_S, LONGEST_WAIT_S, MAY_FAIL
+from ops.grafana.panels import Board, Panel, Query, Row, Variable, percentile, percentiles, rate, ratio, share
 
-_BAD = rate("corral_requests_total", by="outcome", where='outcome=~"failed|expired|refused"')
-_ENDED = rate("corral_requests_total", where='outcome!="cancelled"')
+_MODEL = 'model=~"$model"'
+#: For metrics that have teams.
+_BOTH = f'{_MODEL}, team=~"$team"'
+_BAD = rate("corral_requests_total", by="outcome", where=f'{_BOTH}, outcome=~"failed|expired|refused"')
+_COUNTED = rate("corral_requests_total", where=f'{_BOTH}, outcome!~"cancelled|rejected"')
 
 OVERVIEW = Board(
     uid="corral-overview",
     title="Corral: cluster",
-    text="What the cluster gives, how fast, and what goes wrong.",
+    text="What the cluster gives, how fast, and what goes wrong. Latency, queues and slots are those of the chosen models, for all teams.",
+    variables=(Variable("model", "corral_requests_total"), Variable("team", "corral_requests_total")),
     rows=(
         Row(
             "Now",
             (
-                Panel("Tokens generated", [Query(rate("corral_completion_tokens_total"))], "suffix: tokens/s", 4, number=True),
+                Panel(
+                    "Tokens generated",
+                    [Query(rate("corral_completion_tokens_total", where=_BOTH))],
+                    "suffix: tokens/s",
+                    4,
+                    number=True,
+                ),
                 Panel(
                     "Requests answered",
-                    [Query(rate("corral_requests_total", where='outcome="answered"'))],
+                    [Query(rate("corral_requests_total", where=f'{_BOTH}, outcome="answered"'))],
                     "reqps",
                     4,
                     number=True,
                 ),
-                Panel("Under way", [Query("sum(corral_requests_in_flight)")], "short", 4, number=True),
-                Panel("Waiting now", [Query("sum(corral_queue_waiting_requests)")], "short", 4, number=True),
-                Panel("Ready replicas", [Query('sum(corral_replicas{state="ready"})')], "short", 4, number=True),
-                Panel("Ready nodes", [Query('sum(corral_nodes{state="ready"})')], "short", 4, number=True),
+                Panel("Under way", [Query(f"sum(corral_requests_in_flight{{{_MODEL}}})")], "short", 4, number=True),
+                Panel("Waiting now", [Query(f"sum(corral_queue_waiting_requests{{{_MODEL}}})")], "short", 4, number=True),
+                Panel(
+                    "Ready replicas",
+                    [Query(f'sum(corral_replicas{{{_MODEL}, state="ready"}})')],
+                    "short",
+                    4,
+                    number=True,
+                ),
+                Panel("Ready nodes", [Query('sum(corral_nodes{state="ready"})')], "short", 4, number=True, red_below=1),
             ),
         ),
         Row(
@@ -34,14 +51,14 @@ OVERVIEW = Board(
             (
                 Panel(
                     "Tokens generated, by model",
-                    [Query(rate("corral_completion_tokens_total", by="model"), "{{model}}")],
+                    [Query(rate("corral_completion_tokens_total", by="model", where=_BOTH), "{{model}}")],
                     "suffix: tokens/s",
                     12,
                     stacked=True,
                 ),
                 Panel(
                     "Tokens generated, by team",
-                    [Query(rate("corral_completion_tokens_total", by="team"), "{{team}}")],
+                    [Query(rate("corral_completion_tokens_total", by="team", where=_BOTH), "{{team}}")],
                     "suffix: tokens/s",
                     12,
                     stacked=True,
@@ -49,8 +66,11 @@ OVERVIEW = Board(
                 Panel(
                     "Prompts",
                     [
-                        Query(f"{rate('corral_prompt_tokens_total')} - {rate('corral_cached_tokens_total')}", "computed"),
-                        Query(rate("corral_cached_tokens_total"), "cached"),
+                        Query(
+                            f"{rate('corral_prompt_tokens_total', where=_BOTH)} - {rate('corral_cached_tokens_total', where=_BOTH)}",
+                            "computed",
+                        ),
+                        Query(rate("corral_cached_tokens_total", where=_BOTH), "cached"),
                     ],
                     "suffix: tokens/s",
                     12,
@@ -58,7 +78,7 @@ OVERVIEW = Board(
                 ),
                 Panel(
                     "Requests that ended",
-                    [Query(rate("corral_requests_total", by="outcome"), "{{outcome}}")],
+                    [Query(rate("corral_requests_total", by="outcome", where=_BOTH), "{{outcome}}")],
                     "reqps",
                     12,
                     stacked=True,
@@ -68,11 +88,16 @@ OVERVIEW = Board(
         Row(
             "Latency",
             (
-                Panel("Time to first token", percentiles("corral_time_to_first_token_seconds"), "s"),
-                Panel("Between tokens", percentiles("corral_inter_token_seconds"), "s"),
+                Panel(
+                    "Time to first token",
+                    percentiles("corral_time_to_first_token_seconds", where=_MODEL),
+                    "s",
+                    red_above=FIRST_TOKEN_S,
+                ),
+                Panel("Between tokens", percentiles("corral_inter_token_seconds", where=_MODEL), "s"),
                 Panel(
                     "Whole answers, 95 of 100",
-                    [Query(percentile(0.95, "corral_request_duration_seconds", by="model"), "{{model}}")],
+                    [Query(percentile(0.95, "corral_request_duration_seconds", by="model", where=_MODEL), "{{model}}")],
                     "s",
                 ),
             ),
@@ -80,17 +105,19 @@ OVERVIEW = Board(
         Row(
             "Queue and errors",
             (
-                Panel("Waiting", [Query("sum by (model) (corral_queue_waiting_requests)", "{{model}}")], stacked=True),
-                Panel("Longest wait now", [Query("max by (model) (corral_queue_oldest_wait_seconds)", "{{model}}")], "s"),
                 Panel(
+                    "Waiting", [Query(f"sum by (model) (corral_queue_waiting_requests{{{_MODEL}}})", "{{model}}")], stacked=True
+                ),
+                Panel(
+                    "Longest wait now",
+                    [Query(f"max by (model) (corral_queue_oldest_wait_seconds{{{_MODEL}}})", "{{model}}")],
+                    "s",
+                    red_above=LONGEST_WAIT_S,
+                ),
+                share(
                     "Part of the requests that fail",
-                    [
-                        Query(
-                            f"{_BAD} / ignoring(outcome) group_left {_ENDED}",
-                            "{{outcome}}",
-                        )
-                    ],
-                    "percentunit",
+                    [Query(ratio(_BAD, _COUNTED, matching="ignoring(outcome) group_left()"), "{{outcome}}")],
+                    red_above=MAY_FAIL,
                 ),
             ),
         ),
@@ -99,18 +126,21 @@ OVERVIEW = Board(
             (
                 Panel(
                     "Slots",
-                    [Query("sum(corral_worker_busy_slots)", "busy"), Query("sum(corral_worker_slots)", "all")],
+                    [
+                        Query(f"sum(corral_worker_busy_slots{{{_MODEL}}})", "busy"),
+                        Query(f"sum(corral_worker_slots{{{_MODEL}}})", "all"),
+                    ],
                     width=12,
                 ),
-                Panel(
+                share(
                     "KV cells that running answers take",
                     [
                         Query(
-                            'sum by (model) (corral_worker_kv_used_tokens{state="running"}) / sum by (model) (corral_worker_kv_tokens)',
+                            f'sum by (model) (corral_worker_kv_used_tokens{{{_MODEL}, state="running"}})'
+                            f" / sum by (model) (corral_worker_kv_tokens{{{_MODEL}}})",
                             "{{model}}",
                         )
                     ],
-                    "percentunit",
                     12,
                 ),
             ),

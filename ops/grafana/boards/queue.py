@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ops.grafana.panels import Board, Panel, Query, Row, Variable, percentile, rate
+from ops.grafana.limits import LONGEST_WAIT_S
+from ops.grafana.panels import Board, Panel, Query, Row, Variable, percentile, rate, ratio, share
 
 _ONE = 'model=~"$model"'
 
@@ -29,6 +30,7 @@ QUEUE = Board(
                     "Longest wait now",
                     [Query(f"max by (model) (corral_queue_oldest_wait_seconds{{{_ONE}}})", "{{model}}")],
                     "s",
+                    red_above=LONGEST_WAIT_S,
                 ),
                 Panel(
                     "Wait of those that got a slot, 95 of 100, by priority",
@@ -52,16 +54,18 @@ QUEUE = Board(
         Row(
             "Shares",
             (
-                Panel(
+                share(
                     "Part of the tokens, by team",
                     [
                         Query(
-                            f"{rate('corral_completion_tokens_total', by='team', where=_ONE)}"
-                            f" / on() group_left {rate('corral_completion_tokens_total', where=_ONE)}",
+                            ratio(
+                                rate("corral_completion_tokens_total", by="team", where=_ONE),
+                                rate("corral_completion_tokens_total", where=_ONE),
+                                matching="on() group_left()",
+                            ),
                             "{{team}}",
                         )
                     ],
-                    "percentunit",
                     stacked=True,
                 ),
                 Panel(
@@ -72,7 +76,7 @@ QUEUE = Board(
                 ),
                 Panel(
                     "Requests not let in, by team",
-                    [Query(rate("corral_requests_total", by="team", where=f'{_ONE}, outcome="refused"'), "{{team}}")],
+                    [Query(rate("corral_requests_total", by="team", where=f'{_ONE}, outcome=~"refused|rejected"'), "{{team}}")],
                     "reqps",
                     stacked=True,
                 ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ops.grafana.panels import Board, Panel, Query, Row, percentiles, rate
+from ops.grafana.limits import CONTROL_TURN_S, MEMORY_OFF
+from ops.grafana.panels import Board, Panel, Query, Row, percentile, percentiles, rate, ratio
 
 REGISTRY = Board(
     uid="corral-registry",
@@ -44,6 +45,10 @@ REGISTRY = Board(
                         )
                     ],
                     "percentunit",
+                    text="0: it takes what placement reserved. Below 0 it takes less.",
+                    least=None,
+                    red_above=MEMORY_OFF,
+                    red_below=-MEMORY_OFF,
                 ),
             ),
         ),
@@ -60,7 +65,7 @@ REGISTRY = Board(
                     "Duration of jobs, 95 of 100",
                     [
                         Query(
-                            "histogram_quantile(0.95, sum by (le, kind) (rate(corral_job_duration_seconds_bucket[5m])))",
+                            percentile(0.95, "corral_job_duration_seconds", by="kind"),
                             "{{kind}}",
                         )
                     ],
@@ -80,7 +85,10 @@ REGISTRY = Board(
                     "A pull takes, on average",
                     [
                         Query(
-                            "sum(increase(corral_node_pull_seconds_sum[1h])) / sum(increase(corral_node_pull_seconds_count[1h]))",
+                            ratio(
+                                "sum(increase(corral_node_pull_seconds_sum[1h]))",
+                                "sum(increase(corral_node_pull_seconds_count[1h]))",
+                            ),
                             "s",
                         )
                     ],
@@ -101,7 +109,7 @@ REGISTRY = Board(
         Row(
             "Control loop",
             (
-                Panel("A turn", percentiles("corral_control_turn_seconds"), "s"),
+                Panel("A turn", percentiles("corral_control_turn_seconds"), "s", red_above=CONTROL_TURN_S),
                 Panel(
                     "Decisions",
                     [Query(rate("corral_control_decisions_total", by="decision"), "{{decision}}")],
@@ -110,7 +118,7 @@ REGISTRY = Board(
                 ),
                 Panel("Jobs that agents work on", [Query("sum by (node) (corral_node_jobs)", "{{node}}")], stacked=True),
                 Panel("Nodes", [Query("sum by (state) (corral_nodes)", "{{state}}")], stacked=True, width=12),
-                Panel("Leaders", [Query("sum(corral_registry_leader)", "leaders")], width=12),
+                Panel("Leaders", [Query("sum(corral_registry_leader)", "leaders")], width=12, red_below=1),
             ),
         ),
     ),

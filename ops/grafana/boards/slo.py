@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from ops.grafana.panels import Board, Panel, Query, Row
-
-#: Parts of the requests that may fail, and of the answers that may begin late, as the rules say.
-MAY_FAIL = 0.005
-MAY_BE_LATE = 0.05
+from ops.grafana.limits import FAST_BURN, LATE_BURN, MAY_BE_LATE, MAY_FAIL
+from ops.grafana.panels import Board, Panel, Query, Row, rate, ratio, share
 
 _BAD = 'sum(increase(corral_requests_total{outcome=~"failed|expired|refused"}[30d]))'
-_ALL = 'sum(increase(corral_requests_total{outcome!="cancelled"}[30d]))'
+_COUNTED = 'outcome!~"cancelled|rejected"'
+_ALL = f"sum(increase(corral_requests_total{{{_COUNTED}}}[30d]))"
 _SOON = 'sum(increase(corral_time_to_first_token_seconds_bucket{le="2.5"}[30d]))'
 _BEGUN = "sum(increase(corral_time_to_first_token_seconds_count[30d]))"
+_SOON_BY_MODEL = rate("corral_time_to_first_token_seconds_bucket", by="model", where='le="2.5"', window="5m")
+_BEGUN_BY_MODEL = rate("corral_time_to_first_token_seconds_count", by="model", window="5m")
+
+
+def _by_model(where: str) -> str:
+    return rate("corral_requests_total", by="model", where=where, window="5m")
+
+
+def _number(title: str, expr: str, *, red_below: float) -> Panel:
+    return Panel(title, [Query(expr)], "percentunit", 6, number=True, most=1, red_below=red_below)
+
 
 SLO = Board(
     uid="corral-slo",
@@ -21,16 +30,10 @@ SLO = Board(
         Row(
             "30 days",
             (
-                Panel("Answered", [Query(f"1 - {_BAD} / {_ALL}")], "percentunit", 6, number=True),
-                Panel("Budget of errors left", [Query(f"1 - {_BAD} / {_ALL} / {MAY_FAIL}")], "percentunit", 6, number=True),
-                Panel("Begun within 2.5 s", [Query(f"{_SOON} / {_BEGUN}")], "percentunit", 6, number=True),
-                Panel(
-                    "Budget of late answers left",
-                    [Query(f"1 - (1 - {_SOON} / {_BEGUN}) / {MAY_BE_LATE}")],
-                    "percentunit",
-                    6,
-                    number=True,
-                ),
+                _number("Answered", f"1 - {ratio(_BAD, _ALL)}", red_below=1 - MAY_FAIL),
+                _number("Budget of errors left", f"1 - {ratio(_BAD, _ALL)} / {MAY_FAIL}", red_below=0),
+                _number("Begun within 2.5 s", ratio(_SOON, _BEGUN), red_below=1 - MAY_BE_LATE),
+                _number("Budget of late answers left", f"1 - (1 - {ratio(_SOON, _BEGUN)}) / {MAY_BE_LATE}", red_below=0),
             ),
         ),
         Row(
@@ -43,40 +46,30 @@ SLO = Board(
                         for window in ("5m", "30m", "1h", "6h")
                     ],
                     width=12,
+                    red_above=FAST_BURN,
                 ),
                 Panel(
                     "Answers that begin late",
                     [Query(f"corral:first_token_late:ratio_rate{window} / {MAY_BE_LATE}", window) for window in ("5m", "1h")],
                     width=12,
+                    red_above=LATE_BURN,
                 ),
             ),
         ),
         Row(
             "By model",
             (
-                Panel(
+                share(
                     "Part of the requests that fail",
-                    [
-                        Query(
-                            'sum by (model) (rate(corral_requests_total{outcome=~"failed|expired|refused"}[5m]))'
-                            ' / sum by (model) (rate(corral_requests_total{outcome!="cancelled"}[5m]))',
-                            "{{model}}",
-                        )
-                    ],
-                    "percentunit",
+                    [Query(ratio(_by_model('outcome=~"failed|expired|refused"'), _by_model(_COUNTED)), "{{model}}")],
                     12,
+                    red_above=MAY_FAIL,
                 ),
-                Panel(
+                share(
                     "Part of the answers that begin late",
-                    [
-                        Query(
-                            '1 - sum by (model) (rate(corral_time_to_first_token_seconds_bucket{le="2.5"}[5m]))'
-                            " / sum by (model) (rate(corral_time_to_first_token_seconds_count[5m]))",
-                            "{{model}}",
-                        )
-                    ],
-                    "percentunit",
+                    [Query(f"1 - {ratio(_SOON_BY_MODEL, _BEGUN_BY_MODEL)}", "{{model}}")],
                     12,
+                    red_above=MAY_BE_LATE,
                 ),
             ),
         ),

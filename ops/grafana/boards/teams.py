@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ops.grafana.panels import Board, Panel, Query, Row, Variable, rate
+from ops.grafana.panels import Board, Panel, Query, Row, Variable, rate, ratio, share
 
 _ONE = 'team=~"$team"'
 
@@ -14,7 +14,7 @@ def _in_range(counter: str, by: str) -> str:
 TEAMS = Board(
     uid="corral-teams",
     title="Corral: teams and usage",
-    text="Requests and tokens by team, now and over the chosen time. What is billed is the registry's usage, not these numbers.",
+    text="Requests and tokens by team, now and over the chosen time. Numbers since a gateway started, as Prometheus saw them: for an overview, not for bills.",
     variables=(Variable("team", "corral_requests_total"),),
     rows=(
         Row(
@@ -48,16 +48,17 @@ TEAMS = Board(
                     "suffix: tokens/s",
                     stacked=True,
                 ),
-                Panel(
+                share(
                     "Part of prompts that was cached",
                     [
                         Query(
-                            f"{rate('corral_cached_tokens_total', by='team', where=_ONE)}"
-                            f" / {rate('corral_prompt_tokens_total', by='team', where=_ONE)}",
+                            ratio(
+                                rate("corral_cached_tokens_total", by="team", where=_ONE),
+                                rate("corral_prompt_tokens_total", by="team", where=_ONE),
+                            ),
                             "{{team}}",
                         )
                     ],
-                    "percentunit",
                 ),
                 Panel(
                     "Requests, by outcome",

@@ -1,1 +1,1 @@
-"""The platform as processes on one machine: what `corral up` starts, watches and stops."""
+"""The platform as processes on one machine, which `corral up` starts, supervises and stops."""

@@ -1,10 +1,10 @@
-"""The folder that one running platform owns, `~/.corral` by default.
+"""The home folder of one running platform, `~/.corral` by default.
 
-lock            held, with the pid in it, while a platform runs
-secrets.json    passwords between the parts, made once
+lock            locked, with the pid in it, while a platform runs
+secrets.json    passwords shared by the platform's processes, made once
 postgres/       PostgreSQL's data          valkey/   Valkey's append-only file
-models/         blobs and manifests        node/     the node agent's own state
-logs/           one file for each part     run/      parts.json: pid and port of each part that runs
+models/         blobs and manifests        node/     the node agent's state
+logs/           one file per process       run/      parts.json: pid and port of each running process
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ class Home:
 
     @property
     def display(self) -> str:
-        """With `~` where it lies in the user's own folder."""
+        """The path, with `~` if it is inside the user's home directory."""
         try:
             return f"~/{self.path.relative_to(Path.home())}"
         except ValueError:
             return str(self.path)
 
     def prepare(self) -> None:
-        """Makes the folders. Raises CommandError where that is not possible."""
+        """Creates the folders. Raises CommandError if that fails."""
         try:
-            # PostgreSQL refuses to run as root. Under root, its user has to pass through to a folder of its own.
+            # PostgreSQL refuses to run as root. Under root, its system user must be able to reach its own folder through this
+            # one.
             self.path.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
             for name in ("valkey", "models", "node", "logs", "run"):
                 (self.path / name).mkdir(mode=0o700, exist_ok=True)
@@ -68,7 +69,7 @@ class Home:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder. Raises CommandError where another platform does."""
+        """Holds the folder's lock. Raises CommandError if another platform holds it."""
         descriptor = self._lock()
         try:
             yield
@@ -77,7 +78,7 @@ class Home:
             os.close(descriptor)
 
     def holder(self) -> int | None:
-        """The pid of the platform that holds the folder now."""
+        """The pid of the platform that holds the lock; None if none does."""
         try:
             with (self.path / "lock").open() as file:
                 try:
@@ -108,7 +109,7 @@ class Home:
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
-    """False where the holder before us removed the file between our opening and our locking of it."""
+    """False if the previous holder removed the file after we opened it and before we locked it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

@@ -1,16 +1,17 @@
-"""What `corral up` asks of its registry: the demonstration model, and the first key.
+"""What `corral up` needs from the registry: the demo model, and the first API key.
 
-It asks the registry itself, with the platform's own token: a gateway on a public address would want a key, and at the first
-start there is none.
+It talks to the registry directly, with the platform's own token. The gateway may require an API key, and on the first start
+there is none.
 """
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import httpx
 
-from services.cli.errors import CommandError, Unreachable
+from services.cli.errors import OUTAGES, CommandError, Unreachable
 from services.cli.pull import PullDisplay
 from services.cli.server import parse_line
 
@@ -18,7 +19,7 @@ FIRST_KEY = "admin"
 
 
 class Management:
-    """Raises CommandError."""
+    """All methods raise CommandError."""
 
     def __init__(self, client: httpx.AsyncClient, url: str, token: str) -> None:
         self._client = client
@@ -26,13 +27,14 @@ class Management:
         self._headers = {"Authorization": f"Bearer {token}"}
 
     async def has_node(self) -> bool:
-        """Whether there is a machine to pull to and to run on."""
+        """Whether there is a ready node to pull to and run on."""
         response = await self._request("GET", "/nodes")
         return response.is_success and any(node["state"] == "ready" for node in response.json()["nodes"])
 
-    async def has_model(self, name: str) -> bool:
-        response = await self._request("GET", "/models/show", params={"name": name})
-        return response.is_success
+    async def models(self) -> list[str]:
+        """Model names, newest first."""
+        response = await self._request("GET", "/models")
+        return [model["name"] for model in response.json()["models"]] if response.is_success else []
 
     async def pull(self, name: str, display: PullDisplay) -> None:
         body = {"model": name, "as": None, "stream": True}
@@ -46,19 +48,27 @@ class Management:
                 async for line in response.aiter_lines():
                     display.show(parse_line(line))
                 display.finish()
-        except httpx.HTTPError as error:
+        except OUTAGES as error:
             raise Unreachable(f"the registry broke off ({type(error).__name__})") from None
 
     async def make_first_key(self) -> str | None:
-        """The secret of a new admin key; None where there is a key already."""
-        keys = (await self._request("GET", "/keys")).json()["keys"]
-        if any(key["revoked_at"] is None for key in keys):
+        """Makes an admin key and returns its secret; None if there is an admin key already. Raises CommandError."""
+        response = await self._request("GET", "/keys")
+        if response.is_error:
+            raise CommandError(f"the registry answered {response.status_code}: {response.text[:200]}")
+        keys = response.json()["keys"]
+        if any(key["admin"] and key["revoked_at"] is None for key in keys):
             return None
-        response = await self._request("POST", "/keys", json={"name": FIRST_KEY, "team": "", "admin": True})
-        return str(response.json()["secret"]) if response.is_success else None
+        name = FIRST_KEY
+        while name in {key["name"].lower() for key in keys if key["revoked_at"] is None}:
+            name = f"{FIRST_KEY}-{secrets.token_hex(3)}"
+        response = await self._request("POST", "/keys", json={"name": name, "team": "", "admin": True})
+        if response.is_error:
+            raise CommandError(f"no admin key could be made: {response.text[:200]}")
+        return str(response.json()["secret"])
 
     async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             return await self._client.request(method, f"{self._url}{path}", headers=self._headers, **options)
-        except httpx.HTTPError as error:
+        except OUTAGES as error:
             raise Unreachable(f"the registry does not answer ({type(error).__name__})") from None

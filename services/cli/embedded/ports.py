@@ -1,17 +1,17 @@
-"""TCP ports of this machine."""
+"""Checks and picks TCP ports on this machine."""
 
 from __future__ import annotations
 
 import errno
 import socket
 
-from services.cli.address import Address
 from services.cli.embedded import processes
 from services.cli.errors import CommandError
+from services.process.address import Address
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that were free a moment ago, each another one."""
+    """Different loopback ports that were free a moment ago."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in sockets]
     for server in sockets:
@@ -20,7 +20,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def require_free(address: Address) -> None:
-    """Raises CommandError where nothing could listen on the address, and says who is in the way."""
+    """Raises CommandError if we can't listen on the address, naming the process that uses the port if known."""
     try:
         family, _, _, _, target = socket.getaddrinfo(
             address.host or "0.0.0.0", address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

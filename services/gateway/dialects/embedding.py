@@ -1,12 +1,16 @@
-"""Requests for vectors, which both dialects come down to, and vectors as workers send them."""
+"""Embedding requests, shared by both dialects, and the decoding of the vectors that workers send."""
 
 from __future__ import annotations
 
 import sys
 from array import array
 
-from services.gateway.ticket import Ticket
+from services.gateway.dialects.bodies import check_limit
+from services.gateway.dialects.limits import TEXTS
+from services.gateway.requests.ticket import Ticket
 from services.protocol.messages import EmbedRequest, Overflow
+
+_MOST_DIMENSIONS = 2**31 - 1
 
 
 def embed_request(
@@ -17,7 +21,7 @@ def embed_request(
     normalize: bool = True,
     overflow: Overflow = "truncate",
 ) -> EmbedRequest:
-    """`dimensions` that are not positive count as none, as with Ollama. Raises UnsupportedCapability."""
+    """As with Ollama, `dimensions` that aren't positive are ignored. Raises UnsupportedCapability."""
     ticket.target.require("embedding")
     return EmbedRequest(
         id=ticket.id,
@@ -25,14 +29,20 @@ def embed_request(
         gateway=ticket.gateway,
         caller=ticket.caller,
         inputs=inputs,
-        dimensions=dimensions if dimensions and dimensions > 0 else None,
+        dimensions=min(dimensions, _MOST_DIMENSIONS) if dimensions and dimensions > 0 else None,
         normalize=normalize,
         overflow=overflow,
     )
 
 
+def checked_text(text: str) -> str:
+    """Returns one input. Raises InvalidField if it is too long."""
+    check_limit(TEXTS, len(text), field="input")
+    return text
+
+
 def numbers(vector: bytes) -> list[float]:
-    """float32 in little-endian order."""
+    """Decodes a vector of little-endian float32."""
     values = array("f", vector)
     if sys.byteorder == "big":
         values.byteswap()

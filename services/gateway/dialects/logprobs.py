@@ -1,4 +1,4 @@
-"""A token's log probability as both dialects write it."""
+"""Token log probabilities in the form that both dialects use."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import msgspec
 
 from services.protocol.messages import ChosenLogprob, TokenLogprob
 
-#: OpenAI's for what is next to impossible; JSON has no infinity.
+#: OpenAI's value for a nearly impossible token; JSON has no infinity.
 LEAST = -9999.0
 
 
 class TopEntry(msgspec.Struct):
-    """`token` has replacement characters where the bytes are a part of a character, `bytes` has them all."""
+    """If the token is part of a character, `token` has replacement characters; `bytes` is always exact."""
 
     token: str
     logprob: float
@@ -19,7 +19,7 @@ class TopEntry(msgspec.Struct):
 
 
 class TokenEntry(TopEntry):
-    """`top_logprobs` with the likeliest first."""
+    """`top_logprobs` is sorted by likelihood, highest first."""
 
     top_logprobs: tuple[TopEntry, ...] = ()
 

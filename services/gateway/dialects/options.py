@@ -1,7 +1,8 @@
-"""Run options in Ollama's names, which all dialects come down to: the request's own, before the version's, before defaults.
+"""Run options, under Ollama's names in every dialect. The request's options override the version's, which override the
+defaults.
 
-Names beyond Ollama's are those of llama-server. The options of loading (num_ctx, num_gpu and so on) are checked and left to the
-deployment. Unknown names are ignored.
+Options that Ollama lacks have llama-server's names. Of the options for loading a model, only num_ctx has an effect; num_gpu and
+the others are checked and otherwise ignored, since the deployment decides. Unknown names are ignored.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.dialects.bodies import InvalidField
-from services.protocol.errors import CorralError
+from services.gateway.dialects.bodies import InvalidField, check_limit
+from services.gateway.dialects.limits import BIASES, BREAKER_TEXT, BREAKERS, STOP_TEXT, STOPS, Limit
 from services.protocol.sampling import SamplingParams, StopConditions
 
 Options = Mapping[str, Any]
@@ -22,21 +23,25 @@ _INT32_MAX = 2**31 - 1
 _FLOAT32_MAX = 3.4e38
 
 
-class InvalidOption(CorralError):
-    """Ollama answers a wrong type with status 500, and so does this."""
+class InvalidOption(InvalidField):
+    """An option with the wrong type, reported with Ollama's message."""
+
+    def __init__(self, name: str, wanted: str) -> None:
+        super().__init__(f'option "{name}" must be of {wanted}', field=name)
 
 
 class RunOptions(msgspec.Struct, frozen=True):
-    """`keep_tokens` as in GenerateRequest."""
+    """For `keep_tokens` see GenerateRequest. `context_tokens` is the context length that was asked for; 0 for any."""
 
     sampling: SamplingParams
     stopping: StopConditions
     keep_tokens: int
+    context_tokens: int = 0
 
 
 def _integer(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidOption(f'option "{name}" must be of type integer')
+        raise InvalidOption(name, "type integer")
     return int(max(-_INT32_MAX, min(_INT32_MAX, value)))
 
 
@@ -45,7 +50,7 @@ def _count(name: str, value: object) -> int:
 
 
 def _window(name: str, value: object) -> int:
-    """Tokens; -1 is all of them."""
+    """A number of tokens; -1 means all."""
     return max(-1, _integer(name, value))
 
 
@@ -62,15 +67,15 @@ def _mirostat(name: str, value: object) -> int:
 
 
 def _seed(name: str, value: object) -> int | None:
-    """-1 draws a fresh one; llama.cpp's seeds have 32 bits."""
+    """-1 means a random seed. llama.cpp's seeds have 32 bits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidOption(f'option "{name}" must be of type integer')
+        raise InvalidOption(name, "type integer")
     return None if value == -1 else int(value) & 0xFFFFFFFF
 
 
 def _float(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidOption(f'option "{name}" must be of type float32')
+        raise InvalidOption(name, "type float32")
     return float(max(-_FLOAT32_MAX, min(_FLOAT32_MAX, value)))
 
 
@@ -87,25 +92,36 @@ def _divisor(name: str, value: object) -> float:
 
 def _boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise InvalidOption(f'option "{name}" must be of type boolean')
+        raise InvalidOption(name, "type boolean")
     return value
 
 
-def _strings(name: str, value: object) -> tuple[str, ...]:
-    """A single string counts as a list of one; empty ones stop nothing."""
+def _strings(name: str, value: object, entries: Limit, characters: Limit) -> tuple[str, ...]:
+    """Accepts a single string as a list of one. Drops empty strings."""
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list | tuple):
-        raise InvalidOption(f'option "{name}" must be of type array')
+        raise InvalidOption(name, "type array")
     if not all(isinstance(item, str) for item in listed):
-        raise InvalidOption(f'option "{name}" must be of an array of strings')
+        raise InvalidOption(name, "an array of strings")
+    check_limit(entries, len(listed), field=name)
+    check_limit(characters, sum(map(len, listed)), field=name)
     return tuple(item for item in listed if item)
 
 
+def _stops(name: str, value: object) -> tuple[str, ...]:
+    return _strings(name, value, STOPS, STOP_TEXT)
+
+
+def _breakers(name: str, value: object) -> tuple[str, ...]:
+    return _strings(name, value, BREAKERS, BREAKER_TEXT)
+
+
 def _logit_bias(name: str, value: object) -> tuple[tuple[int, float], ...]:
-    """OpenAI's map of token ids to biases, or llama-server's list of pairs, where `false` forbids the token."""
+    """Accepts OpenAI's map of token ids to biases, and llama-server's list of pairs, where `false` forbids the token."""
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, list):
         raise InvalidField(f"{name}: expected a map of token ids to numbers", field=name)
+    check_limit(BIASES, len(pairs), field=name)
     return tuple(_bias(name, pair) for pair in pairs)
 
 
@@ -138,7 +154,7 @@ _SAMPLING: dict[str, Callable[[str, object], Any]] = {
     "repeat_last_n": _window,
     "dry_allowed_length": _count,
     "dry_penalty_last_n": _window,
-    "dry_sequence_breakers": _strings,
+    "dry_sequence_breakers": _breakers,
     "mirostat": _mirostat,
     "logit_bias": _logit_bias,
     "seed": _seed,
@@ -151,12 +167,15 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "num_keep": _window,
     "min_tokens": _count,
     "ignore_eos": _boolean,
-    "stop": _strings,
+    "stop": _stops,
 }
 
 
 def run_options(*layers: Options) -> RunOptions:
-    """Later layers win; null values are skipped. Raises InvalidOption for a wrong type, InvalidField for a wrong value."""
+    """Merges layers of options: later layers win, and null values are skipped.
+
+    Raises InvalidOption for a wrong type, InvalidField for a wrong value.
+    """
     chosen = {
         name: _CHECKS[name](name, value)
         for layer in layers
@@ -170,4 +189,5 @@ def run_options(*layers: Options) -> RunOptions:
             **{name: value for name, value in chosen.items() if name in _STOPPING},
         ),
         keep_tokens=chosen.get("num_keep", 0),
+        context_tokens=max(0, chosen.get("num_ctx", 0)),
     )

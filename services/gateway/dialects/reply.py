@@ -1,4 +1,4 @@
-"""How a dialect answers one generation."""
+"""The interface that each dialect's replies implement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.protocol.messages import Event
 
 
 class Reply(Protocol):
-    """Turns events into bytes as they come: parts of a stream, or nothing until the last event brings the whole body."""
+    """Renders events as they arrive: parts of a stream, or nothing until the last event returns the whole body."""
 
     @property
     def stream(self) -> bool: ...
@@ -20,5 +20,5 @@ class Reply(Protocol):
     def render(self, event: Event) -> bytes: ...
 
     def render_error(self, error: CorralError) -> bytes:
-        """The last part of a stream that fails after it began."""
+        """Renders the error as the last part of a stream that has already started."""
         ...

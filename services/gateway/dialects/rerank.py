@@ -1,28 +1,31 @@
-"""Reranking, which neither OpenAI nor Ollama has: the body and the results as Jina's and Cohere's clients know them."""
+"""The rerank body and results, in the form that Jina's and Cohere's clients use; OpenAI and Ollama have no rerank API."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from services.gateway.dialects.bodies import BodyDecoder, InvalidField
-from services.gateway.ticket import Ticket
+from services.gateway.dialects.limits import INPUTS, Name, Text
+from services.gateway.requests.ticket import Ticket
 from services.protocol.messages import RerankRequest
 
 
 class _Text(msgspec.Struct):
-    text: str
+    text: Text
 
 
 class RerankBody(msgspec.Struct):
-    """`top_n`: so many of the best, all where it is absent or not positive. `truncate` false refuses what is longer than the
-    model's context, whose end is cut off otherwise."""
+    """`top_n` limits the results to the best ones; absent or not positive, all are returned.
 
-    model: str | None = None
-    query: str | None = None
-    documents: list[str | _Text] | None = None
+    Texts longer than the model's context are cut off at the end, or refused if `truncate` is false.
+    """
+
+    model: Name | None = None
+    query: Text | None = None
+    documents: Annotated[list[Text | _Text], INPUTS.length] | None = None
     top_n: int | None = None
     return_documents: bool | None = None
     truncate: bool | None = None
@@ -30,7 +33,7 @@ class RerankBody(msgspec.Struct):
 
 
 class Result(msgspec.Struct, omit_defaults=True):
-    """`index` is the document's place in the request, `relevance_score` the classifier's output as it is: higher is better."""
+    """`index` is the document's position in the request. `relevance_score` is the classifier's raw output: higher is better."""
 
     index: int
     relevance_score: float
@@ -59,7 +62,7 @@ def rerank_request(body: RerankBody, ticket: Ticket) -> RerankRequest:
 
 
 def ranked(body: RerankBody, scores: Mapping[int, float]) -> list[Result]:
-    """The best first; what scores the same in the request's order. `scores` has one for each document."""
+    """Results sorted by score, best first, ties in request order. `scores` must have one entry per document."""
     documents = body.documents or []
     best = sorted(scores, key=lambda index: (-scores[index], index))
     if body.top_n is not None and body.top_n > 0:

@@ -1,23 +1,23 @@
-"""Whether and how hard a model is asked to think before it answers."""
+"""Whether a model should think before it answers, and how hard."""
 
 from __future__ import annotations
 
 import msgspec
 
-from services.gateway.ticket import Target
+from services.gateway.requests.ticket import Target
 from services.protocol.errors import UnsupportedCapability
 
 
 class Thinking(msgspec.Struct, frozen=True):
-    """`wanted` None: nothing was said of it. `effort` is empty or one of low, medium, high and max."""
+    """`wanted` is None if the caller didn't specify it. `effort` is empty, low, medium, high or max."""
 
     wanted: bool | None = None
     effort: str = ""
 
     def on(self, target: Target) -> bool | None:
-        """What the prompt says: a model that can think does so unless it is told not to, as with Ollama.
+        """The prompt's `thinking` value. As with Ollama, a model that can think does so unless the caller turns it off.
 
-        Raises UnsupportedCapability.
+        Raises UnsupportedCapability if the caller asks for thinking and the model can't.
         """
         if target.can("thinking"):
             return self.wanted is not False

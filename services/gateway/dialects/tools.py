@@ -1,4 +1,4 @@
-"""The tools of a request and what is asked of them, which all dialects write as OpenAI does."""
+"""A request's tools and tool choice, which all dialects write as OpenAI does."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.dialects.bodies import InvalidField, check_portable
-from services.gateway.ticket import Target
+from services.gateway.dialects.bodies import InvalidField, check_limit, check_portable
+from services.gateway.dialects.limits import NAMES, Name, Text
 from services.protocol.prompts import Tool, ToolChoice
 
 
 class FunctionBody(msgspec.Struct):
-    name: str | None = None
-    description: str | None = None
+    name: Name | None = None
+    description: Text | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
 class ToolBody(msgspec.Struct):
-    type: str | None = None
+    type: Name | None = None
     function: FunctionBody | None = None
 
 
@@ -28,12 +28,9 @@ class Toolbox(msgspec.Struct, frozen=True):
     choice: ToolChoice = ToolChoice()
 
 
-def toolbox(bodies: list[ToolBody] | None, choice: object, target: Target) -> Toolbox:
-    """Raises InvalidField; UnsupportedCapability where the model would have to say by itself that it calls a tool and cannot:
-    calls that are required are made by a grammar, on any model."""
+def toolbox(bodies: list[ToolBody] | None, choice: object) -> Toolbox:
+    """Reads the tools and the tool choice; every chat model takes tools. Raises InvalidField."""
     asked, allowed = _choice(choice)
-    if asked.mode == "auto" and bodies and not target.can("tools"):
-        raise target.unsupported("tools")
     tools = tuple(_tool(body, f"tools[{index}]") for index, body in enumerate(bodies or ()))
     if allowed is not None:
         tools = tuple(tool for tool in tools if tool.name in allowed)
@@ -56,7 +53,7 @@ def _tool(body: ToolBody, field: str) -> Tool:
 
 
 def _choice(choice: object) -> tuple[ToolChoice, frozenset[str] | None]:
-    """With the names of the tools that may be called at all, None for every one."""
+    """Returns the tool choice, and the names of the allowed tools; None if all are allowed."""
     match choice:
         case None | "" | "auto":
             return ToolChoice(), None
@@ -65,6 +62,7 @@ def _choice(choice: object) -> tuple[ToolChoice, frozenset[str] | None]:
         case "required" | "any":
             return ToolChoice("required"), None
         case {"type": "function", "function": {"name": str(name)}} if name:
+            check_limit(NAMES, len(name), field="tool_choice.function.name")
             return ToolChoice("required", name), None
         case {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required" as mode, "tools": list(tools)}}:
             return ToolChoice("required" if mode == "required" else "auto"), _names(tools)
@@ -73,7 +71,7 @@ def _choice(choice: object) -> tuple[ToolChoice, frozenset[str] | None]:
 
 
 def _names(tools: list[Any]) -> frozenset[str]:
-    """Of tools as `allowed_tools` refers to them."""
+    """The function names in an `allowed_tools` list."""
     return frozenset(
         name
         for tool in tools

@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.types import ASGIApp
 
-from services.gateway.dependencies import AdmissionDep, BodyDep, RoutesDep, StopwatchDep
 from services.gateway.dialects import ollama, openai
+from services.gateway.dialects.dialogue import requires_call
 from services.gateway.dialects.durations import keep_alive_ms
+from services.gateway.inference_call import InferenceCall, post
 from services.gateway.routes.loading import load_or_unload
 from services.protocol.errors import BadRequest
 
-router = APIRouter()
 
-
-@router.post("/v1/chat/completions")
-async def openai_chat(stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
-    body = openai.decode_chat(raw)
+async def openai_chat(call: InferenceCall) -> ASGIApp:
+    body = openai.decode_chat(call.body)
     if not body.messages:
-        raise BadRequest("[] is too short - 'messages'")
+        raise BadRequest("[] is too short - 'messages'", field="messages")
     if not body.model:
-        raise BadRequest("model is required")
-    ticket = admission.ticket(await routes.resolve(body.model))
+        raise BadRequest("model is required", field="model")
+    ticket = call.ticket(await call.routes.resolve(body.model))
     request = openai.chat_request(body, ticket)
-    generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive), priority=body.wanted_priority)
     reply = openai.ChatReply(
-        body.model, stopwatch, id=request.id, n=request.n, stream=body.streamed, include_usage=body.include_usage
+        body.model, call.stopwatch, id=request.id, n=request.n, stream=body.streamed, include_usage=body.include_usage
     )
-    return admission.response(generation, reply)
+    keep_alive = keep_alive_ms(body.keep_alive)
+    return await call.answer(ticket.target, request, reply, keep_alive_ms=keep_alive, priority=body.wanted_priority)
 
 
-@router.post("/api/chat")
-async def ollama_chat(stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
-    body = ollama.decode_chat(raw)
+async def ollama_chat(call: InferenceCall) -> ASGIApp:
+    body = ollama.decode_chat(call.body)
     if not body.asked:
         raise BadRequest("model is required")
-    ticket = admission.ticket(await routes.resolve(body.asked))
-    keep_alive = keep_alive_ms(body.keep_alive)
+    ticket = call.ticket(await call.routes.resolve(body.asked))
+    keep_alive, context = keep_alive_ms(body.keep_alive), ollama.wanted_context(body, ticket.target)
     if not body.messages:
-        return await load_or_unload(ticket, admission, stopwatch, ollama.idle_chat, keep_alive_ms=keep_alive)
-    generation = await admission.admit(ollama.chat_request(body, ticket), keep_alive_ms=keep_alive)
-    reply = ollama.ChatReply(body.asked, stopwatch, stream=body.streamed)
-    return admission.response(generation, reply)
+        return await load_or_unload(call, ticket, ollama.idle_chat, keep_alive_ms=keep_alive, context_tokens=context)
+    request = ollama.chat_request(body, ticket)
+    reply = ollama.ChatReply(body.asked, call.stopwatch, stream=body.streamed, calls_only=requires_call(request.prompt))
+    return await call.answer(ticket.target, request, reply, keep_alive_ms=keep_alive, context_tokens=context)
+
+
+routes = [
+    post("/v1/chat/completions", openai_chat),
+    post("/api/chat", ollama_chat),
+]

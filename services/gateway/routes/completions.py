@@ -1,53 +1,54 @@
-"""Completions of a text: Ollama's /api/generate and OpenAI's /v1/completions."""
+"""Text completions: Ollama's /api/generate and OpenAI's /v1/completions."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.types import ASGIApp
 
-from services.gateway.dependencies import AdmissionDep, BodyDep, RoutesDep, StopwatchDep
 from services.gateway.dialects import ollama, openai
 from services.gateway.dialects.durations import keep_alive_ms
+from services.gateway.inference_call import InferenceCall, post
+from services.gateway.requests.ticket import Target
 from services.gateway.routes.loading import load_or_unload
-from services.gateway.snapshot import RoutesView
-from services.gateway.ticket import Target
+from services.gateway.routes_view import RoutesView
 from services.protocol.errors import ModelNotFound
 
-router = APIRouter()
 
-
-@router.post("/v1/completions")
-async def openai_completion(stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
-    body = openai.decode_completion(raw)
-    target = await _resolve(routes, body.model or "")
-    request = openai.completion_request(body, admission.ticket(target))
-    generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive), priority=body.wanted_priority)
+async def openai_completion(call: InferenceCall) -> ASGIApp:
+    body = openai.decode_completion(call.body)
+    target = await _resolve(call.routes, body.model or "")
+    request = openai.completion_request(body, call.ticket(target))
     reply = openai.CompletionReply(
         target.asked,
-        stopwatch,
+        call.stopwatch,
         id=request.id,
         n=request.n,
         stream=body.streamed,
         include_usage=body.include_usage,
         echo=body.echoed,
     )
-    return admission.response(generation, reply)
-
-
-@router.post("/api/generate")
-async def ollama_generate(stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
-    body = ollama.decode_generate(raw)
-    ticket = admission.ticket(await _resolve(routes, body.asked))
     keep_alive = keep_alive_ms(body.keep_alive)
+    return await call.answer(target, request, reply, keep_alive_ms=keep_alive, priority=body.wanted_priority)
+
+
+async def ollama_generate(call: InferenceCall) -> ASGIApp:
+    body = ollama.decode_generate(call.body)
+    ticket = call.ticket(await _resolve(call.routes, body.asked))
+    keep_alive, context = keep_alive_ms(body.keep_alive), ollama.wanted_context(body, ticket.target)
     if not body.prompt:
-        return await load_or_unload(ticket, admission, stopwatch, ollama.idle_generate, keep_alive_ms=keep_alive)
-    generation = await admission.admit(ollama.generate_request(body, ticket), keep_alive_ms=keep_alive)
-    reply = ollama.GenerateReply(body.asked, stopwatch, stream=body.streamed, return_context=not body.raw)
-    return admission.response(generation, reply)
+        return await load_or_unload(call, ticket, ollama.idle_generate, keep_alive_ms=keep_alive, context_tokens=context)
+    request = ollama.generate_request(body, ticket)
+    reply = ollama.GenerateReply(body.asked, call.stopwatch, stream=body.streamed, return_context=not body.raw)
+    return await call.answer(ticket.target, request, reply, keep_alive_ms=keep_alive, context_tokens=context)
 
 
 async def _resolve(routes: RoutesView, asked: str) -> Target:
-    """Without a name these routes know no model, where the chats say that one is required."""
+    """As with Ollama, an empty model name is "not found" here, while the chat routes answer that a model is required."""
     if not asked:
         raise ModelNotFound("model '' not found")
     return await routes.resolve(asked)
+
+
+routes = [
+    post("/v1/completions", openai_completion),
+    post("/api/generate", ollama_generate),
+]

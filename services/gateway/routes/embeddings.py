@@ -1,74 +1,67 @@
-"""Vectors and rankings: Ollama's /api/embed and /api/embeddings, OpenAI's /v1/embeddings, and a rerank beside each."""
+"""Embeddings and reranking: Ollama's /api/embed and /api/embeddings, OpenAI's /v1/embeddings, and a rerank route in each
+style."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
-from services.gateway.dependencies import AdmissionDep, BodyDep, RoutesDep, StopwatchDep
 from services.gateway.dialects import ollama, openai, rerank
 from services.gateway.dialects.durations import keep_alive_ms
-from services.gateway.snapshot import RoutesView
-from services.gateway.ticket import Target
+from services.gateway.inference_call import InferenceCall, post
+from services.gateway.requests.ticket import Target
+from services.gateway.routes_view import RoutesView
 from services.protocol.errors import ModelNotFound
 
-router = APIRouter()
 
-
-@router.post("/v1/embeddings")
-async def openai_embeddings(raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
-    body = openai.decode_embeddings(raw)
-    target = await _resolve(routes, body.model)
-    request = openai.embeddings_request(body, admission.ticket(target))
-    generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive))
+async def openai_embeddings(call: InferenceCall) -> ASGIApp:
+    body = openai.decode_embeddings(call.body)
+    target = await _resolve(call.routes, body.model)
+    request = openai.embeddings_request(body, call.ticket(target))
     reply = openai.EmbeddingsReply(target.asked, as_base64=body.as_base64)
-    return admission.response(generation, reply)
+    return await call.answer(target, request, reply, keep_alive_ms=keep_alive_ms(body.keep_alive))
 
 
-@router.post("/api/embed")
-async def ollama_embed(stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
-    body = ollama.decode_embed(raw)
-    target = await _resolve(routes, body.model)
-    request = ollama.embed_request(body, admission.ticket(target))
+async def ollama_embed(call: InferenceCall) -> ASGIApp:
+    body = ollama.decode_embed(call.body)
+    target = await _resolve(call.routes, body.model)
+    request = ollama.embed_request(body, call.ticket(target))
     keep_alive = keep_alive_ms(body.keep_alive)
     if not request.inputs and keep_alive == 0:
-        await admission.unload(target)
+        await call.unload(target)
         return Response(ollama.no_embeddings(target.asked), media_type=ollama.JSON)
-    generation = await admission.admit(request, keep_alive_ms=keep_alive)
-    return admission.response(generation, ollama.EmbedReply(target.asked, stopwatch))
+    return await call.answer(target, request, ollama.EmbedReply(target.asked, call.stopwatch), keep_alive_ms=keep_alive)
 
 
-@router.post("/api/embeddings")
-async def ollama_legacy_embed(raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
-    body = ollama.decode_legacy_embed(raw)
-    target = await _resolve(routes, body.model)
-    request = ollama.legacy_embed_request(body, admission.ticket(target))
+async def ollama_legacy_embed(call: InferenceCall) -> ASGIApp:
+    body = ollama.decode_legacy_embed(call.body)
+    target = await _resolve(call.routes, body.model)
+    request = ollama.legacy_embed_request(body, call.ticket(target))
     keep_alive = keep_alive_ms(body.keep_alive)
     if not request.inputs and keep_alive == 0:
-        await admission.unload(target)
+        await call.unload(target)
         return Response(ollama.no_legacy_embedding(), media_type=ollama.JSON)
-    generation = await admission.admit(request, keep_alive_ms=keep_alive)
-    return admission.response(generation, ollama.LegacyEmbedReply())
+    return await call.answer(target, request, ollama.LegacyEmbedReply(), keep_alive_ms=keep_alive)
 
 
-@router.post("/v1/rerank")
-async def openai_rerank(raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
-    body = rerank.decode_rerank(raw)
-    request = rerank.rerank_request(body, admission.ticket(await _resolve(routes, body.model)))
-    generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive))
-    return admission.response(generation, openai.RerankReply(body, id=request.id))
+async def openai_rerank(call: InferenceCall) -> ASGIApp:
+    body = rerank.decode_rerank(call.body)
+    target = await _resolve(call.routes, body.model)
+    request = rerank.rerank_request(body, call.ticket(target))
+    reply = openai.RerankReply(body, id=request.id)
+    return await call.answer(target, request, reply, keep_alive_ms=keep_alive_ms(body.keep_alive))
 
 
-@router.post("/api/rerank")
-async def ollama_rerank(stopwatch: StopwatchDep, raw: BodyDep, routes: RoutesDep, admission: AdmissionDep) -> Response:
-    body = rerank.decode_rerank(raw)
-    request = rerank.rerank_request(body, admission.ticket(await _resolve(routes, body.model)))
-    generation = await admission.admit(request, keep_alive_ms=keep_alive_ms(body.keep_alive))
-    return admission.response(generation, ollama.RerankReply(body, stopwatch))
+async def ollama_rerank(call: InferenceCall) -> ASGIApp:
+    body = rerank.decode_rerank(call.body)
+    target = await _resolve(call.routes, body.model)
+    request = rerank.rerank_request(body, call.ticket(target))
+    reply = ollama.RerankReply(body, call.stopwatch)
+    return await call.answer(target, request, reply, keep_alive_ms=keep_alive_ms(body.keep_alive))
 
 
 async def _resolve(routes: RoutesView, asked: str | None) -> Target:
-    """Ollama words it differently here than for its chats."""
+    """Ollama words a missing model differently for embeddings than for chats."""
     unknown = ModelNotFound(f'model "{asked or ""}" not found, try pulling it first')
     if not asked:
         raise unknown
@@ -76,3 +69,12 @@ async def _resolve(routes: RoutesView, asked: str | None) -> Target:
         return await routes.resolve(asked)
     except ModelNotFound:
         raise unknown from None
+
+
+routes = [
+    post("/v1/embeddings", openai_embeddings),
+    post("/api/embed", ollama_embed),
+    post("/api/embeddings", ollama_legacy_embed),
+    post("/v1/rerank", openai_rerank),
+    post("/api/rerank", ollama_rerank),
+]

@@ -1,6 +1,7 @@
-"""Management: forwarded to the registry, which alone decides. All but /api/show need an admin key.
+"""Management requests, forwarded to the registry. All but /api/show need an admin key.
 
-A change is read back from the routes snapshot before its success is told, so that whoever asked for it can use it at once.
+After a successful change, the gateway refreshes its routes snapshot before it answers, so that the caller can use the change at
+once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from services.gateway.dependencies import AdminDep, BodyDep, CallerDep, RegistryDep, RoutesDep
 from services.gateway.dialects import ollama
 from services.gateway.registry import lines_of, read, read_good
-from services.gateway.snapshot import RoutesView
+from services.gateway.routes_view import RoutesView
 from services.protocol.errors import BadRequest, CorralError
 from services.protocol.names import ModelName
 
@@ -62,7 +63,7 @@ async def delete(admin: AdminDep, raw: BodyDep, routes: RoutesDep, registry: Reg
 async def forward(
     path: str, request: Request, admin: AdminDep, raw: BodyDep, routes: RoutesDep, registry: RegistryDep
 ) -> Response:
-    """The registry's own API, verbatim."""
+    """Forwards any request to the registry's own API unchanged."""
     query = request.scope["query_string"]
     target = request.scope["raw_path"] + (b"?" + query if query else b"")
     upstream = await registry.open(request.method, target.decode("ascii"), content=raw)
@@ -76,7 +77,7 @@ async def forward(
 
 
 async def _progress(upstream: httpx.Response, routes: RoutesView) -> AsyncIterator[bytes]:
-    """The lines of a pull; what breaks it off becomes its last one."""
+    """Relays the lines of a pull. If the pull breaks off, the last line is the error."""
     try:
         async for line in lines_of(upstream):
             if b'"success"' in line:

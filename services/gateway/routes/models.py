@@ -1,4 +1,4 @@
-"""What models there are, and which of them are loaded: answered from the routes snapshot, with the registry up or down."""
+"""Lists models, and which of them are loaded. Answered from the routes snapshot, so it works even if the registry is down."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from services.gateway.dialects import ollama, openai
 
 router = APIRouter()
 
-#: The Ollama whose API this is: its clients refuse servers that are too old for them.
-OLLAMA_VERSION = "0.32.15"
+#: The newest Ollama version that doesn't promise routes which don't exist here: 0.13.3 added /v1/responses, which codex calls
+#: from that version on, and 0.14.0 added /v1/messages. Clients also compare this with the version that a feature needs.
+OLLAMA_VERSION = "0.13.2"
 
 _VERSION = msgspec.json.encode({"version": OLLAMA_VERSION, "corral": metadata.version("corral")})
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/")
 async def heartbeat() -> Response:
-    """Clients look for these words."""
+    """Clients check for exactly this text."""
     return PlainTextResponse("Ollama is running")
 
 
-@router.api_route("/api/version", methods=["GET", "HEAD"])
+@router.get("/api/version")
 async def version() -> Response:
     return Response(_VERSION, media_type=ollama.JSON)
 
 
-@router.api_route("/api/tags", methods=["GET", "HEAD"])
+@router.get("/api/tags")
 async def tags(caller: CallerDep, routes: RoutesDep) -> Response:
     return Response(ollama.tags_body(routes.current), media_type=ollama.JSON)
 

@@ -1,4 +1,4 @@
-"""What waits, for how long, and whose it is."""
+"""The queue: how many requests wait, how long, and whose they are."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ class _CallerDepth(msgspec.Struct):
 
 
 class _ModelQueue(msgspec.Struct):
-    """`drained_per_second`: requests that leave for a worker while others wait; None where not measured of late. `running` and
-    `slots` are over all replicas."""
+    """`drained_per_second` is how fast requests leave for a worker while others wait; None if not measured recently.
+
+    `running` and `slots` are summed over all replicas.
+    """
 
     model: str
     digest: str
@@ -42,14 +44,14 @@ class _Queues(msgspec.Struct):
 
 @router.get("/api/queue")
 async def queues(caller: CallerDep, routes: RoutesDep, queue: QueueDep) -> Response:
-    """Admins see every caller's requests, others their own and the sums."""
+    """Admins see the requests of every caller; others see their own, and the totals."""
     depths = await queue.depths(caller=None if caller.admin else caller.id)
     body = _Queues(_described(routes.current, depths, await queue.workers()))
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
 def _described(snapshot: RoutesSnapshot, depths: Iterable[VersionQueue], workers: Sequence[WorkerReport]) -> list[_ModelQueue]:
-    """The longest queue first."""
+    """Describes each model's queue, longest first."""
     names = _names([LOCAL_CALLER, *snapshot.callers.values()])
     models = [
         _model_queue(snapshot, depth, [worker for worker in workers if worker.version == depth.version], names)

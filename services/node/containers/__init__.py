@@ -1,1 +1,1 @@
-"""Workers as containers beside the agent. `engine.py` alone knows Docker."""
+"""Runs workers as containers beside the agent. Only `engine.py` imports Docker's SDK."""

@@ -1,7 +1,7 @@
-"""Which llama.cpp a machine's hardware asks for, which accelerators that finds, and which of them one worker gets.
+"""Finds the llama.cpp build for this machine's hardware, the accelerators that it can use, and those that one worker gets.
 
-The agent needs neither drivers nor devices: a container of the worker's image, with all of the devices, is asked. Which images are
-worth asking is seen in /sys and /proc/driver, which a container shares with its host.
+The agent needs neither drivers nor devices: a container of the worker's image, with all devices, lists the accelerators. /sys
+and /proc/driver, which a container shares with its host, tell which builds are worth a try.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 
 
 class Machine(NamedTuple):
-    """What workers run on here."""
+    """The build of llama.cpp that workers use on this machine, and its accelerators."""
 
     backend: Backend
     devices: tuple[Device, ...]
 
 
 class Share(NamedTuple):
-    """`devices` are numbers of accelerators as the node counts them; `engine` counts those alone, from 0."""
+    """The accelerators of one worker. `devices` are the node's numbers; `engine` numbers these devices from 0."""
 
     devices: tuple[int, ...]
     engine: EngineSettings
@@ -40,8 +40,8 @@ def image_for(backend: Backend, image: str) -> str:
 
 
 def find_machine(engine: Engine, template: Template, image: str, backend: Backend | None) -> Machine:
-    """`backend` None: the fastest whose image is here and finds an accelerator. Raises ModelLoadFailed where the one that was asked for
-    does not."""
+    """`backend` None: the fastest one whose image is here and finds an accelerator, otherwise `cpu`. Raises ModelLoadFailed if
+    the image of a given `backend` is missing or finds none."""
     if backend:
         return _machine(engine, template, image_for(backend, image), backend)
     for candidate in backends():
@@ -53,7 +53,7 @@ def find_machine(engine: Engine, template: Template, image: str, backend: Backen
 
 
 def backends(root: Path = Path("/")) -> tuple[Backend, ...]:
-    """Those that may find an accelerator here, the fastest first."""
+    """The builds that may find an accelerator here, fastest first."""
     found: list[Backend] = []
     if (root / "proc/driver/nvidia/version").exists():
         found.append("cuda")
@@ -65,8 +65,8 @@ def backends(root: Path = Path("/")) -> tuple[Backend, ...]:
 
 
 def share_of(engine: EngineSettings, count: int) -> Share:
-    """What of a node's `count` accelerators a replica's settings leave to others: all without layers on any, all but `main_gpu`
-    where the model is not split, and those without a share."""
+    """The accelerators, of the node's `count`, that a replica's settings use: none without `gpu_layers`, only `main_gpu` if the
+    model is not split, otherwise those with a share in `tensor_split` (all if it is empty)."""
     if not engine.gpu_layers:
         return Share((), engine)
     devices = tuple(range(count))
@@ -95,5 +95,5 @@ def _machine(engine: Engine, template: Template, image: str, backend: Backend) -
 
 
 def _is_gpu(gpu_id: Path) -> bool:
-    """The driver of AMD's cards lists processors too, with the id 0."""
+    """AMD's driver also lists processors, with the id 0."""
     return gpu_id.read_text().strip() != "0"

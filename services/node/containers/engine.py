@@ -1,7 +1,7 @@
-"""The Docker Engine of this machine, as far as a node agent needs it. The only import of Docker's SDK.
+"""A client of this machine's Docker Engine, with what a node agent needs. The only import of Docker's SDK.
 
-The engine's refusals become ModelLoadFailed with its own words, an engine that does not answer becomes Unavailable. What is to be
-removed or ended and is not there any more, is no error.
+Raises ModelLoadFailed with the engine's message if it refuses a call, and Unavailable if it does not answer. Removing or
+signalling a container that is already gone is not an error.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from services.node.containers.template import NODE_LABEL, REPLICA_LABEL
 from services.node.runtime import last_line
 from services.protocol.errors import ModelLoadFailed, Unavailable
 
-#: A driver that wakes up from its sleep takes some seconds, also to give its card to a container.
-_ANSWER_S = 60
+#: Timeout of a call. A GPU driver that is waking up takes some seconds, also to pass its device to a container.
+_ANSWER_TIMEOUT_S = 60
 _CONNECTIONS = 32
 _TAIL_LINES = 20
 _EXPLANATION_LIMIT = 400
-#: Compose makes a container's successor before it stops the container, and starts it when that has ended.
+#: Compose creates a container's successor before it stops the container, and starts the successor after that.
 _PROJECT, _SERVICE, _REPLACES = (f"com.docker.compose.{name}" for name in ("project", "service", "replace"))
 #: HTTP statuses: no such container; not running, or being removed.
 _DONE = (404, 409)
-#: A container's exit code is this and the signal's number where a signal ended its process.
+#: If a signal ended its process, a container's exit code is this plus the signal's number.
 _SIGNALLED = 128
 _LAST_SIGNAL = 64
 
 
 class Container(NamedTuple):
-    """`exit_code` says something once it does not run, and is negative for a signal. `pid` is that of its first process on the
+    """A container. `exit_code` is valid only if it does not run; negative for a signal. `pid` is its first process's on the
     host. `memory_limit` in bytes, 0: none."""
 
     id: str
@@ -47,27 +47,27 @@ class Container(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """`status` is the engine's word: created, running, paused, exited ..."""
+    """A container in a list. `status` is Docker's: created, running, paused, exited ..."""
 
     replica: str
     status: str
 
 
 class Event(NamedTuple):
-    """A container has ended, or (`exit_code` None) the kernel has killed something in it for want of memory."""
+    """A container has ended. `exit_code` None: the kernel killed a process in it because it ran out of memory."""
 
     container: str
     exit_code: int | None
 
 
 class Engine:
-    """Thread-safe. Where it is, the environment says (DOCKER_HOST), as to Docker's own command. Raises Unavailable where it does not
-    answer."""
+    """The Docker Engine, found through the environment (DOCKER_HOST) as the docker command does. Thread-safe. Raises
+    Unavailable if it does not answer."""
 
     def __init__(self) -> None:
         with _answers("the Docker engine refuses this agent"):
-            self._api: Any = docker.from_env(timeout=_ANSWER_S, max_pool_size=_CONNECTIONS).api
-            self._api.trust_env = False  # or REQUESTS_CA_BUNDLE would come before the engine's own authority
+            self._api: Any = docker.from_env(timeout=_ANSWER_TIMEOUT_S, max_pool_size=_CONNECTIONS).api
+            self._api.trust_env = False  # otherwise REQUESTS_CA_BUNDLE would replace the engine's own CA
             info = self._api.info()
         self.cpus: int = info["NCPU"]
         self.memory_bytes: int = info["MemTotal"]
@@ -75,7 +75,7 @@ class Engine:
         self._closed = False
 
     def close(self) -> None:
-        """Ends `events`, wherever that is."""
+        """Closes the connection. Ends a running `events`."""
         self._closed = True
         self._end_stream()
         self._api.close()
@@ -89,12 +89,12 @@ class Engine:
             self._api.inspect_network(network)
 
     def require_volume(self, volume: str) -> None:
-        """The engine itself would make one that is missing, empty, and it would stay behind."""
+        """Raises ModelLoadFailed if the volume is missing. Docker itself would create an empty one and leave it."""
         with _answers(f"volume {volume}", missing=f"there is no Docker volume {volume} on this node"):
             self._api.inspect_volume(volume)
 
     def create(self, name: str, body: dict[str, Any]) -> str:
-        """The container's id."""
+        """Creates a container and returns its id."""
         with _answers(f"the container {name} cannot be made"):
             container: str = self._api.create_container_from_config(body, name)["Id"]
         return container
@@ -104,7 +104,7 @@ class Engine:
             self._api.start(container)
 
     def find(self, container: str) -> Container | None:
-        """By name or id."""
+        """The container with this name or id; None if there is none."""
         with _answers("a container cannot be looked at"):
             try:
                 found = self._api.inspect_container(container)
@@ -122,17 +122,17 @@ class Engine:
         )
 
     def workers(self, node: str) -> dict[str, Listed]:
-        """The node's worker containers by id, in whatever state."""
+        """The node's worker containers in any state, by id."""
         with _answers("containers cannot be listed"):
             found = self._api.containers(all=True, filters={"label": [f"{NODE_LABEL}={node}", REPLICA_LABEL]})
         return {entry["Id"]: Listed(entry["Labels"][REPLICA_LABEL], entry["State"]) for entry in found}
 
     def replaces_us(self) -> bool:
-        """Whether Compose has made a successor of the container that this process runs in."""
+        """Whether Compose has created a successor of the container that this process runs in."""
         with _answers("containers cannot be listed"):
             try:
                 ours = self._api.inspect_container(socket.gethostname())["Config"]["Labels"] or {}
-            except NotFound:  # not in a container
+            except NotFound:  # this process does not run in a container
                 return False
             if _PROJECT not in ours:
                 return False
@@ -140,30 +140,31 @@ class Engine:
             return bool(self._api.containers(all=True, filters={"status": "created", "label": [*same, _REPLACES]}))
 
     def signal(self, container: str, name: str) -> None:
-        """Does nothing where it does not run."""
+        """Sends a signal. Does nothing if the container does not run."""
         with _answers("a container cannot be signalled"), _already():
             self._api.kill(container, signal=name)
 
     def remove(self, container: str) -> None:
-        """By name or id, running or not."""
+        """Removes the container with this name or id, even if it runs."""
         with _answers("a container cannot be removed"), _already():
             self._api.remove_container(container, force=True, v=True)
 
     def tail(self, container: str) -> bytes:
-        """The end of what it printed; nothing where it is gone."""
+        """The last lines of the container's output; empty if it is gone."""
         tails: list[bytes] = []
         with _answers("a container's log cannot be read"), _already():
             tails.append(self._api.logs(container, tail=_TAIL_LINES))
         return b"".join(tails)
 
     def output(self, name: str, body: dict[str, Any]) -> bytes:
-        """What a container prints that ends by itself. Nothing of it stays."""
-        self.remove(name)  # of an agent that crashed
+        """Runs a container to its end, removes it, and returns what it printed. Raises ModelLoadFailed if its exit code is not
+        0."""
+        self.remove(name)  # left by an agent that crashed
         container = self.create(name, body)
         try:
             self.start(container)
             with _answers(f"the container {name} did not end"):
-                code = self._api.wait(container, timeout=_ANSWER_S)["StatusCode"]
+                code = self._api.wait(container, timeout=_ANSWER_TIMEOUT_S)["StatusCode"]
                 output: bytes = self._api.logs(container, stdout=True, stderr=False)
             if code:
                 raise ModelLoadFailed(f"the container {name} ended with code {code}: {last_line(self.tail(container))}")
@@ -172,7 +173,8 @@ class Engine:
             self.remove(container)
 
     def events(self, node: str, *, since: int, until: int) -> Iterator[Event]:
-        """Between two times, in seconds since the epoch. Ends earlier where the engine goes away. For one thread."""
+        """The events of the node's containers between two times, in seconds since the epoch. Ends early if the engine goes
+        away. Only one thread may iterate at a time."""
         filters = {"type": "container", "event": ["die", "oom"], "label": f"{NODE_LABEL}={node}"}
         with _answers("the Docker engine gives no events"):
             self._stream = self._api.events(since=since, until=until, filters=filters, decode=True)
@@ -195,7 +197,7 @@ def _exit_code(status: int) -> int:
 
 @contextlib.contextmanager
 def _answers(doing: str, *, missing: str = "") -> Iterator[None]:
-    """`missing` is said where the engine knows no such thing."""
+    """Turns the SDK's errors into ours. `missing`: the message if the engine answers 404."""
     try:
         yield
     except APIError as error:
@@ -204,12 +206,14 @@ def _answers(doing: str, *, missing: str = "") -> Iterator[None]:
         explanation = " ".join((error.explanation or type(error).__name__).split())[:_EXPLANATION_LIMIT]
         raise ModelLoadFailed(f"{doing}: {explanation}") from error
     except (DockerException, RequestException) as error:
+        if not _is_outage(error):
+            raise
         raise Unavailable(f"the Docker engine does not answer: {_cause(error)}") from error
 
 
 @contextlib.contextmanager
 def _already() -> Iterator[None]:
-    """Passes over what is gone, and what is ending or being removed without us."""
+    """Ignores errors about a container that is gone, has ended, or is being removed."""
     try:
         yield
     except APIError as error:
@@ -217,8 +221,18 @@ def _already() -> Iterator[None]:
             raise
 
 
+def _is_outage(error: BaseException) -> bool:
+    """Whether an OSError caused it. The SDK's errors about our own call (InvalidArgument, NullResource) have no such cause."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, OSError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
 def _cause(error: BaseException) -> str:
-    """The system's own word for it, which the driver wraps several times."""
+    """The operating system's message, which the SDK wraps several times."""
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError) and cause.strerror:

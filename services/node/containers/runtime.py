@@ -1,19 +1,20 @@
-"""The runtime whose workers are containers beside the agent.
+"""Runs workers as containers beside the agent.
 
-    start   image, network, volume are looked for → created → in the table → started
-    ended   the engine's event says so → looked at: exit code, memory, last line → reported, for a while → removed
+    start   check that image, network and volume exist → create → add to the table → start
+    end     the engine reports it → inspect exit code, memory, last line → report for ENDED_KEPT_S → remove
 
-A container's name is made of the node's and the replica's, so the engine itself keeps a replica from having two. Labels say which
-containers are this node's: the next agent adopts those that were started and removes those that were not. Nothing is pulled: only
-images that somebody put on this machine can run.
+A container is named after its node and replica, so Docker prevents two containers of one replica. Labels mark this node's
+containers: the next agent adopts those that were started and removes the others. Images are never pulled; an admin puts them on
+the machine.
 
-Writer of the table of workers: this object, under `_lock`, which is never held while the engine is asked. One thread follows the
-engine's events; every half minute, and whenever the engine answers again, it compares the table with what there is.
+`_lock` guards the table of workers and is never held during a call of the engine. One thread follows the engine's events. Every
+EVENTS_TIMEOUT_S, and when the engine answers again after an outage, it compares the table with the containers that exist.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -29,15 +30,16 @@ from services.node.containers.engine import Container, Engine, Event, Listed
 from services.node.containers.template import Backend, Template
 from services.node.hardware import Memory
 from services.node.runtime import ENDED_KEPT_S, KILL_GRACE_S, StartSpec, last_line, require_replica_id
+from services.process.loops import vital_thread
 from services.protocol.errors import CorralError, InsufficientMemory, ModelLoadFailed, ModelRefused
-from services.protocol.memory import gib
 from services.protocol.reports import UNKNOWN_EXIT, Device, ProcessReport
+from services.weights.memory import gib
 
-#: The stream of events is taken up anew this often, with a look at everything.
-LOOK_S = 30
+#: How often the stream of events is restarted and the table is compared with the containers that exist.
+EVENTS_TIMEOUT_S = 30
 
-_RETRY_S = 0.5
-_POLL_S = 0.05
+_EVENTS_RETRY_INTERVAL_S = 0.5
+_STOP_POLL_INTERVAL_S = 0.05
 _OVER = ("exited", "dead", "removing")
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class _End(NamedTuple):
 
 @dataclass
 class _Worker:
-    """A container. `ended` is there once it has, and says how; `stopping`: it was told to."""
+    """A worker's container. `ended` is set when it has ended; `stopping`: the agent is stopping it."""
 
     replica: str
     container: str
@@ -65,8 +67,12 @@ class _Worker:
 
 
 class ContainerRuntime:
-    """Adopts the workers of an earlier agent of the template's node. In `image`, `{backend}` is filled in; `backend` None: the fastest
-    that finds an accelerator. Raises Unavailable where the engine does not answer."""
+    """Runs workers as containers. Adopts those of an earlier agent of the same node. Raises Unavailable if the engine does not
+    answer.
+
+    - `image`: the workers' image; `{backend}` in it is replaced.
+    - `backend`: None for the fastest one that finds an accelerator.
+    """
 
     def __init__(self, template: Template, *, image: str, backend: Backend | None = None) -> None:
         self._template = template
@@ -82,7 +88,9 @@ class ContainerRuntime:
         self._starting: set[str] = set()
         self._engine = Engine()
         self._look()
-        self._following = threading.Thread(target=self._follow, name="docker-events", daemon=True)
+        self._following = threading.Thread(
+            target=vital_thread, args=("docker-events", self._follow), name="docker-events", daemon=True
+        )
         self._following.start()
 
     def start(self, spec: StartSpec) -> None:
@@ -116,7 +124,7 @@ class ContainerRuntime:
         return self._engine.cpus
 
     def memory(self) -> Memory:
-        """The machine's: workers live beside the agent, not within its limits."""
+        """The whole machine's memory: workers run beside the agent, not within its limits."""
         total = self._engine.memory_bytes
         return Memory(total, min(total, hardware.machine_memory_available()))
 
@@ -167,7 +175,8 @@ class ContainerRuntime:
             log.info("started worker of replica %s as container %s from %s", spec.replica, name, image)
 
     def _take_over(self, name: str) -> bool:
-        """Whether a container of that name runs already, unknown to the table; one that does not is removed."""
+        """Adopts a running container of that name, which is missing in the table; true if there is one. Removes one that has
+        ended."""
         left = self._engine.find(name)
         if left and left.runs:
             self._adopt(left)
@@ -177,7 +186,7 @@ class ContainerRuntime:
         return False
 
     def _run(self, worker: _Worker) -> None:
-        """A worker may end as soon as it is started, so it is in the table before."""
+        """Starts the container. The worker is added to the table first, because it may end as soon as it starts."""
         try:
             with self._lock:
                 self._require_open()
@@ -200,7 +209,7 @@ class ContainerRuntime:
                 raise ModelRefused(f"the LoRA adapter {file} is not in the node's store, which is all that its workers see")
 
     def _here(self) -> Machine:
-        """Asked until there is an answer, which then holds while the agent runs."""
+        """The machine, found at the first call that succeeds and kept while the agent runs."""
         with self._finding:
             if self._machine is None:
                 self._machine = find_machine(self._engine, self._template, self._image, self._backend)
@@ -222,12 +231,12 @@ class ContainerRuntime:
             self._forget(worker)
 
     def _wait(self, workers: Sequence[_Worker], timeout_s: float, *, unless: threading.Event | None) -> bool:
-        """True where all of them ended in time, and before the event."""
+        """Whether all workers ended before the timeout and before the event `unless`."""
         deadline = time.monotonic() + timeout_s
         while not all(worker.ended for worker in workers):
             if time.monotonic() > deadline or (unless and unless.is_set()):
                 return False
-            time.sleep(_POLL_S)
+            time.sleep(_STOP_POLL_INTERVAL_S)
         return True
 
     def _forget(self, worker: _Worker) -> None:
@@ -236,7 +245,7 @@ class ContainerRuntime:
                 del self._workers[worker.replica]
 
     def _follow(self) -> None:
-        """Until the runtime is closed."""
+        """Follows the engine's events until the runtime is closed."""
         away = False
         while not self._over.is_set():
             since = int(time.time())
@@ -245,16 +254,13 @@ class ContainerRuntime:
                 if away:
                     log.info("the Docker engine answers again")
                 away = False
-                for event in self._engine.events(self._template.node, since=since, until=since + LOOK_S):
+                for event in self._engine.events(self._template.node, since=since, until=since + EVENTS_TIMEOUT_S):
                     self._note(event)
             except CorralError as error:
                 if not away and not self._over.is_set():
                     log.warning("%s", error.message)
                 away = True
-                self._over.wait(_RETRY_S)
-            except Exception:  # without this thread no worker's end would ever be seen
-                log.exception("following the Docker engine failed")
-                self._over.wait(_RETRY_S)
+                self._over.wait(_EVENTS_RETRY_INTERVAL_S)
 
     def _note(self, event: Event) -> None:
         with self._lock:
@@ -265,7 +271,8 @@ class ContainerRuntime:
             self._ended(worker, event.exit_code)
 
     def _look(self) -> None:
-        """Compares the table with what there is: events may have been missed."""
+        """Compares the table with the containers that exist, since events may have been missed. Removes ended ones after a
+        while."""
         with self._lock:
             known = {worker.container: worker for worker in self._workers.values()}
             starting = set(self._starting)
@@ -282,7 +289,8 @@ class ContainerRuntime:
                 self._forget(worker)
 
     def _find(self, container: str, listed: Listed) -> None:
-        """A container that the table does not know: of an agent that crashed, unless it was made a moment ago."""
+        """Adopts a container that is missing in the table, or removes it if it was never started. Skips replicas that are being
+        started now."""
         with self._lock:
             if listed.replica in self._starting or listed.replica in self._workers:
                 return
@@ -302,10 +310,10 @@ class ContainerRuntime:
             self._ended(worker, found.exit_code)
 
     def _ended(self, worker: _Worker, exit_code: int) -> None:
-        """That it ended and how are told together: the two are read together."""
+        """Sets `ended` after the post-mortem, so that a report of an ended worker always has its exit code and reason."""
         if worker.ended:
             return
-        report = ProcessReport(worker.replica, worker.pid, exit_code, "")
+        report = ProcessReport(worker.replica, worker.pid, -signal.SIGTERM if worker.stopping else exit_code, "")
         if not worker.stopping:
             try:
                 report = self._post_mortem(worker, exit_code)

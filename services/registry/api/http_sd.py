@@ -1,4 +1,4 @@
-"""GET /http_sd: everything that serves metrics, as Prometheus wants its targets listed."""
+"""GET /http_sd: everything that serves metrics, in the format of Prometheus's HTTP service discovery."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 
 from services.protocol.reports import NodeReport, WorkerReport
-from services.registry import catalog
-from services.registry.api.dependencies import PartsDep
+from services.registry.api.dependencies import AppStateDep
+from services.registry.database import catalog
 
 router = APIRouter()
 
@@ -18,15 +18,15 @@ _DIGITS = 12
 
 
 @router.get("/http_sd")
-async def http_sd(parts: PartsDep, service: Annotated[list[Service] | None, Query()] = None) -> list[dict[str, Any]]:
-    """Of these services; of all without. Of several registries each lists itself."""
-    async with parts.database.snapshot() as session:
+async def http_sd(state: AppStateDep, service: Annotated[list[Service] | None, Query()] = None) -> list[dict[str, Any]]:
+    """The targets of these services, or of all. A registry lists only itself, not other registry processes."""
+    async with state.database.snapshot() as session:
         names = await catalog.display_names(session)
     found = [
-        *_workers(await parts.queue.workers(), names),
-        *_nodes(await parts.nodes.read()),
-        *(_target("gateway", address) for address in await parts.gateways.metrics()),
-        _target("registry", parts.metrics_address),
+        *_workers(await state.queue.workers(), names),
+        *_nodes(await state.nodes.read()),
+        *(_target("gateway", address) for address in await state.gateways.metrics()),
+        _target("registry", state.metrics_address),
     ]
     return [target for target in found if target["targets"] != [""] and (not service or target["labels"]["service"] in service)]
 

@@ -1,4 +1,4 @@
-"""POST /pull: fetches a model to a node and says how it goes."""
+"""POST /pull: pulls a model to a node and streams the progress."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field, StringConstraints
 
+from services.protocol.connection import redis_answers
 from services.protocol.errors import BadRequest, CorralError
-from services.registry import pulls
-from services.registry.api.dependencies import Parts, PartsDep
-from services.registry.pulls import Line
+from services.registry.api.dependencies import AppState, AppStateDep
+from services.registry.database import pulls
+from services.registry.database.pulls import Line
 
 router = APIRouter()
 
-_Name = Annotated[str, StringConstraints(strip_whitespace=True)]
+#: A model name, or a path on a node (4,096 is Linux's limit). No NUL, which PostgreSQL cannot store.
+_Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=4_096, pattern=r"^[^\x00]*$")]
 
 
 class PullBody(BaseModel):
-    """`name` is what old clients of Ollama send for `model`."""
+    """Old Ollama clients send `name` instead of `model`."""
 
     model: _Name = ""
     name: _Name = ""
@@ -30,12 +32,12 @@ class PullBody(BaseModel):
 
 
 @router.post("/pull")
-async def pull(body: PullBody, parts: PartsDep) -> Response:
+async def pull(body: PullBody, state: AppStateDep) -> Response:
     model = body.model or body.name
     if not model:
         raise BadRequest("model is required")
     wanted = pulls.pull_request(model, body.named or None)
-    lines = await _lines(parts, wanted, model)
+    lines = await _lines(state, wanted, model)
     if body.stream:
         return StreamingResponse(_ndjson(lines), media_type="application/x-ndjson", headers={"X-Accel-Buffering": "no"})
     last: Line = {}
@@ -44,18 +46,21 @@ async def pull(body: PullBody, parts: PartsDep) -> Response:
     return JSONResponse(last)
 
 
-async def _lines(parts: Parts, wanted: pulls.PullRequest, model: str) -> AsyncIterator[Line]:
-    """Starts the pull before anything is streamed, so that a refusal has its status. It goes on when the client leaves."""
+async def _lines(state: AppState, wanted: pulls.PullRequest, model: str) -> AsyncIterator[Line]:
+    """Starts the pull before the response starts, so that a refusal gets its HTTP status. The pull continues if the client
+    leaves."""
+    async with redis_answers():
+        await state.redis.ping()  # fails if Redis cannot write, since the job could not be sent then
     try:
-        async with parts.database.transaction() as session:
+        async with state.database.transaction() as session:
             version = await pulls.existing(session, wanted, model)
             job = None if version else (await pulls.start(session, wanted)).id
     except pulls.UnknownSource as error:
         return _raising(error)
     if version:
         return _each(list(pulls.existing_lines(version)))
-    await parts.queue.signal()
-    return pulls.watch(parts.database, parts.watchers, str(job))
+    await state.queue.signal()
+    return pulls.watch(state.database, state.watchers, str(job))
 
 
 async def _each(lines: list[Line]) -> AsyncIterator[Line]:
@@ -64,7 +69,7 @@ async def _each(lines: list[Line]) -> AsyncIterator[Line]:
 
 
 async def _raising(error: CorralError) -> AsyncIterator[Line]:
-    """Ollama answers an unknown model within the stream."""
+    """Like Ollama, which reports an unknown model within the stream."""
     yield {"status": "pulling manifest"}
     raise error
 

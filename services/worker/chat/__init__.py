@@ -1,1 +1,1 @@
-"""Chat: from messages to the text that a model was trained on."""
+"""Chat templates: from messages to a prompt, and from generated text to content, reasoning and tool calls."""

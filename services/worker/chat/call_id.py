@@ -1,4 +1,4 @@
-"""Ids of tool calls. They follow from the request, so that an answer which another worker continues keeps them."""
+"""Ids of tool calls. They are derived from the request, so they stay the same if another worker continues the answer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _ALPHABET = string.ascii_lowercase + string.digits
 
 
 def call_id(request: str, choice: int, index: int) -> str:
-    """`call_` and 8 characters of [a-z0-9], as Ollama's are."""
+    """`call_` and 8 characters of [a-z0-9], like Ollama's ids."""
     return "call_" + letters(f"{request}/{choice}/{index}", 8)
 
 
 def letters(seed: str, length: int) -> str:
-    """Characters of [a-z0-9] that look random and depend on the seed alone."""
+    """Characters of [a-z0-9] that look random but depend only on the seed."""
     number = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=16).digest(), "big")
     found = ""
     for _ in range(length):

@@ -1,22 +1,25 @@
-"""What an answer must match, calls and reasoning included. Pure: the request's own constraint in, the effective one out."""
+"""The effective constraint of an answer: the caller's own, extended by tool calls and reasoning. Pure."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from services.protocol.errors import BadRequest
 from services.protocol.prompts import Tool, ToolChoice
 from services.protocol.sampling import Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
 from services.worker.chat.answer_format import AnswerFormat
 from services.worker.chat.family import Family
 from services.worker.chat.lark import Rules
 from services.worker.chat.reasoning import Phase, Reasoning
-from services.worker.engine.grammar.json_schema import normalized
+from services.worker.engine.grammar.compiler import MAX_SCHEMA_BYTES
+from services.worker.engine.schema.json_schema import normalized
 
 
 @dataclass(frozen=True)
 class Effective:
-    """`after`: nothing is constrained until the answer, control tokens as they are written, has held these bytes."""
+    """`after`: the answer is unconstrained until it has contained these bytes. A control token counts as its text."""
 
     constraint: Constraint | None = None
     after: bytes | None = None
@@ -24,7 +27,7 @@ class Effective:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a chat asks of its answer. `control` as in Rules; `may_reason` False: the caller wants no reasoning."""
+    """What a chat asks of its answer. `control`: see Rules. `may_reason` is False if the caller wants no reasoning."""
 
     constraint: Constraint | None
     tools: Sequence[Tool]
@@ -37,9 +40,9 @@ class Wanted:
 def effective(format: AnswerFormat, phase: Phase, wanted: Wanted) -> Effective:
     """Raises BadRequest for a schema that cannot be compiled.
 
-    Where the prompt has opened the reasoning, the constraint waits for its end. Where the model may begin with it, the grammar
-    lets it: a grammar in a notation of its own cannot be made to, so it waits for harmony's final message, or else holds for
-    the whole answer.
+    If the prompt opened the reasoning, the constraint starts after the reasoning ends. If the model may start with reasoning,
+    the grammar allows it. A caller's GBNF or Lark grammar cannot be extended like that: it starts with harmony's final message
+    or, in other families, applies to the whole answer.
     """
     reasoning, calls = format.reasoning, _says_calls(format, wanted)
     if wanted.constraint is None and not calls:
@@ -65,8 +68,8 @@ def _is_opaque(constraint: Constraint | None) -> bool:
 
 
 def _says_calls(format: AnswerFormat, wanted: Wanted) -> bool:
-    """Whether the grammar has to speak of calls: where one is forced, where the answer is either a call or as constrained, and
-    where arguments are to be strict."""
+    """Whether the grammar must describe calls: a call is required, the answer is either a call or matches the caller's
+    constraint, or a tool is strict."""
     if wanted.choice.mode == "required":
         return True
     if wanted.constraint is not None:
@@ -79,6 +82,7 @@ def _answer(rules: Rules, format: AnswerFormat, wanted: Wanted) -> str:
     if not wanted.tools:
         return _content(rules, family, wanted.constraint)
     tools = [tool for tool in wanted.tools if wanted.choice.name in {"", tool.name}]
+    _check_size(tools)
     calls = family.calls(rules, tools, wanted.parallel and not wanted.choice.name)
     called = rules.sequence(rules.literal(family.trigger), calls)
     if wanted.choice.mode == "required":
@@ -86,6 +90,12 @@ def _answer(rules: Rules, format: AnswerFormat, wanted: Wanted) -> str:
     if wanted.constraint is not None:
         return rules.one_of([called, _content(rules, family, wanted.constraint)])
     return rules.one_of([rules.any_text(), rules.sequence(rules.until(family.trigger), calls)])
+
+
+def _check_size(tools: Sequence[Tool]) -> None:
+    """Called before any schema is normalized."""
+    if sum(len(json.dumps(tool.parameters)) for tool in tools) > MAX_SCHEMA_BYTES:
+        raise BadRequest(f"tools: their schemas have more than {MAX_SCHEMA_BYTES // 1024} KiB together", field="tools")
 
 
 def _content(rules: Rules, family: Family, constraint: Constraint | None) -> str:

@@ -1,5 +1,5 @@
-"""What a chat template makes of messages. Templates agree on the names of things and on little else, so each is tried with small
-chats when it is loaded."""
+"""How a chat template wants its messages. Templates agree on names and on little else, so each one is tried with small chats
+when it is loaded."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ _TOOL = {
     "function": {"name": _PROBE, "description": "d", "parameters": {"type": "object", "properties": {}}},
 }
 
-#: Mistral's templates refuse any other length.
+#: In Mistral's templates, which refuse call ids of any other length.
 _NINE = re.compile(r"length\s*!=\s*9")
 
-#: How a template is tried: the text for the messages and tools, None where it refuses them.
+#: Renders messages and tools. Returns None if the template refuses them.
 Try = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], str | None]
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """`no_tools` is what a template wants to be given where there are none. `knows_tools`: it shows those that it is given; `knows_calls`: and the calls that were made. Of a call the arguments
-    are an object or, with `arguments_as_text`, JSON text; a message with calls and nothing else has `no_content`."""
+    """`no_tools` is the template's `tools` variable if there are no tools. `knows_tools`: it shows tools. `knows_calls`: it
+    shows calls. The arguments of a call are an object or, with `arguments_as_text`, JSON text. `no_content` is the content of a
+    message that only has calls. `short_ids`: call ids have 9 characters. `folds_results`: results are part of the message with
+    the calls."""
 
     no_tools: list[Any] | None
     knows_tools: bool
@@ -63,7 +65,8 @@ def dialect_of(source: str, attempt: Try) -> Dialect:
 
 
 def _shows_call(shown: Callable[..., str], arguments_as_text: bool, no_content: str | None) -> bool:
-    """An object that is shown as Python writes it, or a text that is escaped once more, was not what the template wanted."""
+    """Whether the template shows a call in this form. If it shows the arguments in Python's syntax, or escaped twice, it
+    expects the other form."""
     arguments: Any = {_KEY: "value"}
     function = {"name": _PROBE, "arguments": json.dumps(arguments) if arguments_as_text else arguments}
     call = {"id": "123456789", "type": "function", "function": function}

@@ -1,4 +1,4 @@
-"""A family: models that write their tool calls in the same syntax."""
+"""Family: the models that write tool calls in the same syntax."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from services.protocol.errors import BadRequest
 from services.protocol.prompts import Tool
 from services.worker.chat.lark import Rules
 from services.worker.chat.parser import Parser, Release
-from services.worker.engine.grammar.json_schema import normalized
+from services.worker.engine.schema.json_schema import normalized, without_nulls
 
 
 @dataclass(frozen=True)
 class Family:
-    """`signs`: each stands in the chat template of a model of this family. `markers`: the texts that delimit calls, which may be
-    control tokens of the vocabulary and then are shown to the parser all the same. `example`: a call of the tool NAME with the
-    one argument ARGUMENT, whose value is the text VALUE.
+    """`signs`: the chat template of a model of this family contains all of them. `markers`: the texts that delimit calls. The
+    parser sees them even if they are control tokens. `example`: a call of the tool NAME with the argument ARGUMENT, a string
+    VALUE.
 
-    `parser(release, tools, prompt)` reads what follows the rendered prompt. A call begins with `trigger`; `calls(rules, tools,
-    many)` gives the grammar of what follows it: one call of one of the tools, or with `many` several. `waits` False: nothing in
-    a text tells that a call begins, so that a grammar cannot wait for one. `content_begin` stands before content in a grammar.
+    `parser(release, tools, prompt)` parses the text after the rendered prompt. A call starts with `trigger`; `calls(rules,
+    tools, many)` returns the grammar of what follows: one call of one of the tools, or several if `many`. `waits` is False if
+    plain text and a call may start alike, so that a grammar cannot wait for a call. `content_begin` precedes content in a
+    grammar.
     """
 
     name: str
@@ -39,9 +40,9 @@ class Family:
 
 
 def parameters_schema(tool: Tool) -> dict[str, Any]:
-    """The tool's parameters as an object that holds what is declared and, unless the schema says so, nothing else. Raises
-    BadRequest naming the place of what cannot be compiled."""
+    """The schema of the tool's parameters: an object with the declared properties and, unless the schema allows more, no
+    others. Raises BadRequest, which names the place of the error, if the schema cannot be compiled."""
     try:
-        return normalized({"type": "object", "properties": {}, **tool.parameters})
+        return normalized({"type": "object", "properties": {}, **without_nulls(tool.parameters)})
     except BadRequest as error:
-        raise BadRequest(f"the parameters of the tool {tool.name}: {error}") from error
+        raise BadRequest(f"the parameters of the tool {tool.name}: {error}", field="tools") from error

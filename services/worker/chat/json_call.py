@@ -1,4 +1,4 @@
-"""One tool call that is written as a JSON object: `{"name": ..., "arguments": {...}}`, or `parameters` instead of `arguments`."""
+"""A tool call that is written as a JSON object: `{"name": ..., "arguments": {...}}`, or `parameters` instead of `arguments`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ _ARGUMENTS = ("arguments", "parameters")
 
 
 class JsonCall:
-    """Releases the call as soon as its name and the beginning of its arguments are known. `offered` None: any name will do.
+    """Releases the call as soon as its name and the start of its arguments are known. If `offered` is None, any name is a
+    tool's.
 
-    Until then `raw` is all that was read, so that what turns out not to be a call can be given back as it was written.
+    Until then `raw` holds everything that was read, so that an object that is not a call can become content.
     """
 
     def __init__(self, release: Release, *, offered: Set[str] | None = None) -> None:
@@ -33,7 +34,7 @@ class JsonCall:
         return self._reader.progress
 
     def push(self, text: str) -> int:
-        """How many characters were read; fewer than all where the object is done or broken."""
+        """How many characters were read: fewer than all if the object is done or broken."""
         read = self._reader.push(text)
         if not self.is_released:
             self.raw += text[:read]
@@ -69,7 +70,7 @@ class JsonCall:
         self._release_waiting()
 
     def _release_waiting(self) -> None:
-        """Arguments that came before the name, or that are no object, are released when they are whole."""
+        """Arguments that came before the name, or that are not an object, are released once they are complete."""
         if self._name and self._waiting and not self.is_released:
             self._begin(_as_object(self._waiting))
             self.has_arguments = True
@@ -89,7 +90,7 @@ class JsonCall:
 
 
 def _as_object(value: str) -> str:
-    """Some models write the arguments as a JSON text within a string, or null for none."""
+    """Some models write the arguments as a string of JSON, or null if there are none."""
     loaded = _loads(value)
     if isinstance(loaded, str):
         return loaded

@@ -1,4 +1,4 @@
-"""Reads one JSON object from a text that is still growing, and hands out its members as they come."""
+"""Reads one JSON object from text that is still being generated, and passes on its members as they arrive."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Progress(enum.Enum):
 
 
 class ObjectReader:
-    """`on_piece(key, text)` gets each value's source text, in as many pieces as it comes in; `on_end(key)` when it is whole.
+    """Calls `on_piece(key, text)` with the source text of each value, piece by piece, and `on_end(key)` when a value is
+    complete.
 
-    What is checked is the object's own structure, and that the brackets inside its values match: where the object ends follows
-    from that. A value's other details are the reader's of the value.
+    Checks only what it needs to find the end of the object: its own structure, and that the brackets inside its values match.
     """
 
     def __init__(self, on_piece: Callable[[str, str], None], on_end: Callable[[str], None]) -> None:
@@ -36,7 +36,7 @@ class ObjectReader:
         self._piece = ""
 
     def push(self, text: str) -> int:
-        """How many characters were read; fewer than all where the object is done or broken."""
+        """How many characters were read: fewer than all if the object is done or broken."""
         read = 0
         while read < len(text) and self.progress is Progress.OPEN:
             read += self._expects(text[read])
@@ -46,7 +46,7 @@ class ObjectReader:
     def fail(self) -> None:
         self.progress = Progress.BROKEN
 
-    # Each state is told one character and returns whether it took it.
+    # Each state gets one character and returns whether it consumed it.
 
     def _start(self, char: str) -> bool:
         return self._go(self._key_or_end) if char == "{" else self._unless_space(char)

@@ -1,4 +1,4 @@
-"""Writes grammars in llguidance's variant of Lark's notation (docs/syntax.md of llguidance)."""
+"""Writes grammars in llguidance's variant of Lark (docs/syntax.md of llguidance)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-#: As Python's `json.dumps` writes it, which is what models were shown; without it a small model may lose itself in white space.
+#: The layout of Python's `json.dumps`, as in the prompts. If any white space is allowed, a small model may write only white
+#: space.
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 _TEXT = r"/(.|\n)*/"
 
 
 class Rules:
-    """The rules of one grammar. `control` holds the ids of markers that are control tokens: these are no text to llguidance and
-    have to be named by their id, while all other markers may be written in any tokens."""
+    """The rules of one grammar. `control` maps the markers that are control tokens to their ids: to llguidance they are not
+    text, so the grammar must name their ids. All other markers may consist of any tokens."""
 
     def __init__(self, control: Mapping[str, int]) -> None:
         self._control = control
@@ -23,7 +24,7 @@ class Rules:
         self._rules: list[str] = []
 
     def rule(self, body: str, *, options: str = "") -> str:
-        """A name for `body`."""
+        """Adds a rule and returns its name."""
         name = f"r{len(self._rules)}"
         self._rules.append(f"{name}{options}: {body}")
         return name
@@ -32,7 +33,7 @@ class Rules:
         return self.rule(" ".join(terms))
 
     def repeated(self, term: str, *, between: str) -> str:
-        """The term once or several times."""
+        """The term once or more."""
         return self.rule(f"{term} ({between} {term})*")
 
     def literal(self, text: str) -> str:
@@ -44,7 +45,7 @@ class Rules:
         return _quoted(text) if token is None else f"<[{token}]>"
 
     def until(self, marker: str) -> str:
-        """Any text up to the marker, and the marker."""
+        """Any text up to the marker, and the marker itself."""
         control = next((control for control in self._control if marker.startswith(control)), None)
         if control is not None:
             return self.sequence(self.rule(_TEXT), self.literal(marker))

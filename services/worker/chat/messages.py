@@ -1,9 +1,10 @@
-"""A chat as a template wants it: the neutral messages in Hugging Face's form, bent to the template's dialect."""
+"""Turns neutral messages into Hugging Face's form, adapted to the template's dialect."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 from services.protocol.prompts import ChatMessage, Tool, ToolCall
@@ -15,7 +16,8 @@ _INSTRUCTIONS = """You can call functions. Here they are as JSON, one in each li
 {tools}
 </tools>
 To call one, write nothing but this, with its name and its arguments:
-{example}"""
+{example}
+Call a function only if the answer needs it. Otherwise answer in plain text."""
 
 
 def function(tool: Tool) -> dict[str, Any]:
@@ -23,23 +25,32 @@ def function(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": shown}
 
 
-def turns(messages: Sequence[ChatMessage], tools: Sequence[Tool], dialect: Dialect, *, example: str) -> list[dict[str, Any]]:
-    """The messages. Where the template shows no tools the system message tells of them, with an example of a call; where it shows no calls, calls and
-    their results are written out as Hermes does."""
+def turns(
+    messages: Sequence[ChatMessage],
+    tools: Sequence[Tool],
+    dialect: Dialect,
+    *,
+    example: str,
+    marked: Callable[[Any], Any],
+) -> list[dict[str, Any]]:
+    """The messages for the template. If the template does not show tools, the system message describes them, with `example` as
+    a call. If it does not show calls, calls and their results are written as text in Hermes's syntax. `marked` marks the
+    callers' strings."""
     named = _named_results(messages)
     shown = [_turn(message, dialect) for message in named]
     if not dialect.knows_calls:
         shown = _merged_results(shown)
     elif dialect.folds_results:
         shown = _folded_results(shown)
+    shown = [{key: value if key == "role" else marked(value) for key, value in turn.items()} for turn in shown]
     if tools and not dialect.knows_tools:
-        described = "\n".join(_json(function(tool)) for tool in tools)
+        described = "\n".join(_json(marked(function(tool))) for tool in tools)
         _instruct(shown, _INSTRUCTIONS.format(tools=described, example=example), dialect)
     return shown
 
 
 def _named_results(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Callers name the call that a result answers by its id, or the tool, or neither; then results come in the calls' order."""
+    """Adds the missing call id or tool name to each result. Without either, results are in the order of the calls."""
     open_calls: list[ToolCall] = []
     named = []
     for message in messages:
@@ -88,7 +99,7 @@ def _turn(message: ChatMessage, dialect: Dialect) -> dict[str, Any]:
 
 
 def _is_refused(message: ChatMessage, dialect: Dialect) -> bool:
-    """gpt-oss's template takes reasoning or content beside calls, not both."""
+    """gpt-oss's template accepts reasoning or content in a message with calls, not both."""
     return dialect.reasoning_key == "thinking" and bool(message.content and message.tool_calls)
 
 
@@ -105,18 +116,18 @@ def _result(message: ChatMessage, dialect: Dialect) -> dict[str, Any]:
 
 
 def _merged_results(shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results of one turn make one message: many templates want the roles to alternate."""
+    """Joins successive results into one message, because many templates want the roles to alternate."""
     merged: list[dict[str, Any]] = []
-    for turn in shown:
-        if turn.get("is_result") and merged and merged[-1].get("is_result"):
-            merged[-1]["content"] += "\n" + turn["content"]
+    for is_result, turns in groupby(shown, key=lambda turn: "is_result" in turn):
+        if is_result:
+            merged.append({"role": "user", "content": "\n".join(turn["content"] for turn in turns)})
         else:
-            merged.append(turn)
-    return [{key: value for key, value in turn.items() if key != "is_result"} for turn in merged]
+            merged += turns
+    return merged
 
 
 def _folded_results(shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Gemma 4's template wants results as `tool_responses` of the message that made the calls."""
+    """Moves results into `tool_responses` of the message with the calls, as Gemma 4's template expects."""
     folded: list[dict[str, Any]] = []
     for turn in shown:
         if turn["role"] == "tool" and folded and folded[-1]["role"] == "assistant":
@@ -128,7 +139,7 @@ def _folded_results(shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _instruct(shown: list[dict[str, Any]], instructions: str, dialect: Dialect) -> None:
-    """Into the system message; into the first message where the template takes none."""
+    """Adds instructions to the system message, or to the first message if the template has no system message."""
     first = shown[0] if shown else None
     if first is not None and (first["role"] == "system" or not dialect.knows_system):
         first["content"] = (
@@ -145,17 +156,17 @@ def _id(id: str, dialect: Dialect) -> str:
 
 
 def _object(text: str) -> Any:
-    """What a caller sends back of an answer that was cut off is no JSON; then the text itself stands in its place."""
+    """The parsed arguments. A caller may send back an answer that was cut off: invalid JSON is passed on as text."""
     try:
         return json.loads(text) if text.strip() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"malformed": text}
 
 
 def _object_or_text(text: str) -> Any:
     try:
         loaded = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return loaded if isinstance(loaded, dict) else text
 

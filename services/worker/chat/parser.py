@@ -1,7 +1,7 @@
-"""What a parser of answers is: text in, as it is generated, and content, reasoning and tool calls out.
+"""Parser: splits generated text into content, reasoning and tool calls.
 
-However a text is cut into pieces, the same is released in the end. No parser raises, whatever a model writes: what is not well
-formed is content, unless it stands in the arguments of a call that has begun; there it stays, as JSON that does not parse.
+The result does not depend on how the text is cut into pieces. Parsers never raise, whatever a model writes: malformed text is
+content, except in the arguments of a call that has started. There it remains as invalid JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[\w.:/-]+")
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a piece of text released."""
+    """The output that a piece of text released."""
 
     content: str = ""
     reasoning: str = ""
@@ -27,12 +27,12 @@ class Parsed:
 
 
 class Parser(Protocol):
-    """The state of one answer. Nothing is pushed after `flush`."""
+    """Parses one answer. `push` must not be called after `flush`."""
 
     def push(self, text: str) -> Parsed: ...
 
     def flush(self) -> Parsed:
-        """The end of the text: what was held back is released as what it turned out to be."""
+        """Ends the text and releases what was held back."""
 
 
 class PlainParser:
@@ -46,7 +46,7 @@ class PlainParser:
 
 
 class Prose:
-    """Running text whose white space is held back until more text follows. `trimmed`: it is dropped where the text begins."""
+    """Holds back trailing white space until more text follows. `trimmed`: leading white space is dropped."""
 
     def __init__(self, *, trimmed: bool = False) -> None:
         self._trimmed = trimmed
@@ -62,7 +62,7 @@ class Prose:
         return shown
 
     def interrupt(self) -> None:
-        """Something else follows: white space before it and behind it is layout."""
+        """Something else follows. The white space before and after it is layout and is dropped."""
         self._space, self._trimmed = "", True
 
     def end(self) -> str:
@@ -71,10 +71,12 @@ class Prose:
 
 
 class Release:
-    """Collects what a parser releases, until `take` hands it out. `call_id` gives the id of the call with an index."""
+    """Collects a parser's output until `take` returns it. `call_id` returns the id of the call with an index. `calls_only`: the
+    answer must be a call, so any other text is part of one that was cut off, and is dropped."""
 
-    def __init__(self, call_id: Callable[[int], str]) -> None:
+    def __init__(self, call_id: Callable[[int], str], *, calls_only: bool = False) -> None:
         self._call_id = call_id
+        self._calls_only = calls_only
         self._num_calls = 0
         self._content = ""
         self._reasoning = ""
@@ -89,7 +91,7 @@ class Release:
         self._reasoning += text
 
     def call(self, name: str) -> None:
-        """What is called by no name is no call, and its arguments are content."""
+        """Starts a call. If the name is invalid, the name and the arguments become content."""
         self._is_call = _NAME.fullmatch(name) is not None
         if not self._is_call:
             self.content(name)
@@ -99,7 +101,7 @@ class Release:
         self._num_calls += 1
 
     def arguments(self, text: str) -> None:
-        """A part of the arguments of the call that was begun last."""
+        """Adds to the arguments of the last call."""
         if not self._is_call:
             self.content(text)
         if not self._is_call or not text:
@@ -112,7 +114,7 @@ class Release:
             self._calls.append(ToolCallDelta(index, arguments=text))
 
     def restart(self) -> None:
-        """What was taken in so far is not part of the answer."""
+        """Discards the output so far: it is not part of the answer."""
         self.take()
         self._prose = Prose()
 
@@ -120,14 +122,14 @@ class Release:
         self._content += self._prose.end()
 
     def take(self) -> Parsed:
-        parsed = Parsed(self._content, self._reasoning, tuple(self._calls))
+        parsed = Parsed("" if self._calls_only else self._content, self._reasoning, tuple(self._calls))
         self._content, self._reasoning, self._calls = "", "", []
         return parsed
 
 
 class StateParser:
-    """A parser as a machine of states. A state is a method that takes what it can from `text`; it returns whether anything may go
-    on from there, False to wait for more text. With `is_whole` nothing follows, and there is nothing to wait for."""
+    """A parser as a state machine. A state is a method that consumes what it can of `text`. It returns True to run the current
+    state again, False to wait for more text. If `is_whole`, the text has ended."""
 
     def __init__(self, release: Release) -> None:
         self.release = release
@@ -158,15 +160,15 @@ class StateParser:
         return True
 
     def until(self, *tags: str) -> tuple[str, str | None]:
-        """Takes the text before the first of the tags, and the tag. Without one, all that cannot belong to a tag."""
+        """Consumes the text up to the first of the tags, and the tag. Without a tag, consumes what cannot be part of one."""
         before, tag, self.text = split(self.text, tags, is_whole=self.is_whole)
         return before, tag
 
     def skip_space(self) -> bool:
-        """Whether something else is there."""
+        """Consumes white space. Returns whether other text follows."""
         self.text = self.text.lstrip()
         return bool(self.text)
 
     def could_be(self, tag: str, text: str) -> bool:
-        """Whether more text might make a tag of all of `text`."""
+        """Whether `text` may still grow into `tag`."""
         return not self.is_whole and len(text) < len(tag) and tag.startswith(text)

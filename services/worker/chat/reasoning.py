@@ -1,4 +1,4 @@
-"""Reasoning: what a model says to itself before it answers, between two tags."""
+"""Reasoning: the text that a model writes between two tags before it answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.worker.chat.tags import split
 
 
 class Phase(enum.Enum):
-    """Where an answer is: not begun, within its reasoning, or behind it."""
+    """How far an answer is: not started, within its reasoning, or past it."""
 
     FRESH = enum.auto()
     REASONING = enum.auto()
@@ -19,8 +19,8 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True)
 class Reasoning:
-    """`markers` as in Family. A grammar for the answer may begin behind `end`. `is_parsed_here` False: the family's own parser
-    tells reasoning from content."""
+    """`markers`: see Family. A grammar for the answer may start after `end`. `is_parsed_here` is False if the family's own
+    parser separates reasoning from content."""
 
     open: str
     close: str
@@ -29,7 +29,7 @@ class Reasoning:
     is_parsed_here: bool = True
 
     def phase(self, prompt: str) -> Phase:
-        """Some templates open the reasoning themselves, and close it where none is wanted."""
+        """The phase at the end of the prompt. Some templates open the reasoning themselves, and close it if none is wanted."""
         if not self.is_parsed_here:
             return Phase.FRESH
         tail = prompt.rstrip()
@@ -42,7 +42,7 @@ def _tags(open: str, close: str) -> Reasoning:
     return Reasoning(open, close, markers=(open, close), end=close)
 
 
-#: Found by their closing tag: many templates only look for it, in order to drop the reasoning of former turns.
+#: A template is matched by the closing tag: many contain only that one, to remove the reasoning of earlier turns.
 REASONINGS = (
     _tags("<think>", "</think>"),
     _tags("[THINK]", "[/THINK]"),
@@ -51,7 +51,7 @@ REASONINGS = (
     Reasoning("<|channel>thought\n", "<channel|>", markers=("<|channel>", "<channel|>"), end="<channel|>"),
 )
 
-#: gpt-oss, whose reasoning is a message of its own.
+#: gpt-oss writes its reasoning as a separate message.
 HARMONY_REASONING = Reasoning(
     "<|channel|>analysis<|message|>",
     "<|end|><|start|>assistant",
@@ -62,9 +62,10 @@ HARMONY_REASONING = Reasoning(
 
 
 class ReasoningParser:
-    """Takes the reasoning from the beginning of an answer and hands the rest to `answer`. White space around it is layout.
+    """Parses the reasoning at the start of an answer and passes the rest to `answer`. White space around the reasoning is
+    dropped.
 
-    `opened`: the prompt opened the reasoning; some models open it once more. `continued`: it also holds a part of it.
+    `opened`: the prompt opened the reasoning; some models open it again. `continued`: the prompt also holds part of it.
     """
 
     def __init__(self, reasoning: Reasoning, answer: Parser, *, opened: bool, continued: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Finding literal strings in a text that is still growing."""
+"""Finds literal strings in text that is still being generated."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 
 class Split(NamedTuple):
-    """`before` certainly lies in front of any tag. `tag` is the first one found, `rest` what follows it; without one, `rest` is
-    what may become one."""
+    """`before` is the text before the first tag, `tag` the tag itself, `rest` the text after it. If no tag is found, `rest` is
+    the end of the text if it may be the start of a tag."""
 
     before: str
     tag: str | None
@@ -16,8 +16,7 @@ class Split(NamedTuple):
 
 
 def split(text: str, tags: Sequence[str], *, is_whole: bool = False) -> Split:
-    """`is_whole`: nothing follows the text. No tag may be the beginning of another one that begins at the same place, or where
-    the text is cut would decide between them."""
+    """`is_whole`: the text has ended. No tag may be a prefix of another: the result would depend on how the text is cut."""
     found = [(at, tag) for at, tag in ((text.find(tag), tag) for tag in tags) if at >= 0]
     if found:
         at, tag = min(found)
@@ -27,6 +26,6 @@ def split(text: str, tags: Sequence[str], *, is_whole: bool = False) -> Split:
 
 
 def overlap(text: str, tag: str) -> int:
-    """The length of the longest beginning of `tag`, short of all of it, with which `text` ends."""
+    """The length of the longest proper prefix of `tag` that `text` ends with."""
     longest = min(len(text), len(tag) - 1)
     return next((length for length in range(longest, 0, -1) if text.endswith(tag[:length])), 0)

@@ -1,1 +1,1 @@
-"""Embeddings and reranking: what a worker does with a pooled model instead of generating."""
+"""Embeddings and reranking: what a worker does with a pooled model."""

@@ -1,4 +1,4 @@
-"""Which inputs make the next batch. Pure: no model, no I/O."""
+"""Picks the inputs of the next batch. Pure: no model, no I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Input:
-    """The input `index` of `request`, as token ids."""
+    """The token ids of one input of a request."""
 
     request: str
     index: int
@@ -23,9 +23,9 @@ class _Waiting:
 
 
 class Batches:
-    """The inputs of many requests, taken in turns, so that one with a thousand inputs does not keep a single one waiting.
+    """Takes the inputs of many requests in turns, so that a single input does not wait for a request with a thousand.
 
-    A batch holds at most `max_sequences` inputs and `batch_tokens` tokens; an input with more tokens is a batch of its own.
+    A batch holds at most `max_sequences` inputs and `batch_tokens` tokens. An input with more tokens is a batch by itself.
     """
 
     def __init__(self, *, batch_tokens: int, max_sequences: int) -> None:
@@ -38,15 +38,15 @@ class Batches:
         return bool(self._turns)
 
     def add(self, request: str, inputs: Sequence[Sequence[int]]) -> None:
-        """`inputs` is not empty."""
+        """`inputs` must not be empty."""
         self._turns.append(_Waiting(request, deque(Input(request, index, ids) for index, ids in enumerate(inputs))))
 
     def drop(self, request: str) -> None:
-        """Forgets what of the request has not been taken yet."""
+        """Drops those inputs of the request that are still waiting."""
         self._turns = deque(waiting for waiting in self._turns if waiting.request != request)
 
     def next(self) -> list[Input]:
-        """Whose input finds no room now has the first turn in the batch that follows."""
+        """Requests whose next input does not fit come first in the batch after this one."""
         batch: list[Input] = []
         room = self._batch_tokens
         passed: list[_Waiting] = []

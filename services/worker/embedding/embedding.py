@@ -1,4 +1,4 @@
-"""One claimed request for vectors or scores, from its begin to its terminal event. Only the engine thread touches it."""
+"""A claimed request for embeddings or scores, until its terminal event. Only the engine thread uses it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from services.worker.embedding.batches import Input
 
 
 class Embedding:
-    """Turns rows into numbered events; after a terminal event it has nothing more to say."""
+    """Turns the rows that the model computes into numbered events, the last of which is a terminal event."""
 
     def __init__(self, request: EmbedRequest | RerankRequest, epoch: int, inputs: list[list[int]]) -> None:
         self.request = request
@@ -43,7 +43,7 @@ class Embedding:
         return Started(self.request.id, self._epoch, self._next_seq(), self._prompt_tokens, cached_tokens=0)
 
     def computed(self, given: Input, row: NDArray[np.float32]) -> list[Event]:
-        """The vector of one input, and behind the last one the end."""
+        """The event with the vector of one input; after the last input, also the terminal event."""
         self._left -= 1
         self._computed += len(given.ids)
         vector = answer_of(self.request, row).astype("<f4").tobytes()
@@ -61,7 +61,7 @@ class Embedding:
         )
 
     def failed(self, error: CorralError) -> Failed:
-        return Failed(self.request.id, self._epoch, self._next_seq(), error.code, error.message)
+        return Failed(self.request.id, self._epoch, self._next_seq(), error.code, error.message, error.field)
 
     def _next_seq(self) -> int:
         seq, self._seq = self._seq, self._seq + 1
@@ -69,7 +69,8 @@ class Embedding:
 
 
 def answer_of(request: EmbedRequest | RerankRequest, row: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the request wants of a row: the leading `dimensions`, of length 1; of a classifier's outputs the first, as it is."""
+    """The part of a row that the request asks for. Embeddings: the first `dimensions`, scaled to length 1 if `normalize`.
+    Reranking: the first output of the classifier, unchanged."""
     if isinstance(request, RerankRequest):
         return row[:1]
     kept = row[: request.dimensions] if request.dimensions else row

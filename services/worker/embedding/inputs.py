@@ -1,4 +1,4 @@
-"""From a request to the token ids of each of its inputs, framed as the model was trained. Pure: a vocabulary in, ids out."""
+"""Turns a request into the token ids of its inputs, with the special tokens that the model was trained with. Pure."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ from bisect import bisect_right
 
 from services.protocol.errors import BadRequest, ContextLengthExceeded, UnsupportedCapability
 from services.protocol.messages import EmbedRequest, Overflow, RerankRequest
+from services.worker.chat.literals import ControlTexts
 from services.worker.engine.embedder import Embedder, Pooling
 
-#: Ollama's words, which clients look for.
-_TOO_LONG = "the input length exceeds the context length"
+#: Starts with the text of Ollama's message, because clients look for it.
+_TOO_LONG = (
+    "the input length exceeds the context length: an input has {length} tokens, and the context holds {limit}. Shorten it, let it be "
+    "truncated (truncate: true), or let the model have a longer context (corral deploy MODEL --context TOKENS)"
+)
 
 _PLACE = re.compile(r"\{(query|document)\}")
 
 
 class InputBuilder:
-    """An input has at least one token and at most as many as the embedder's context."""
+    """Builds inputs of at least one token and at most the embedder's context."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
         self._limit = embedder.context_tokens
         self._closing = self._closing_tokens()
+        self._control = ControlTexts(embedder.control_texts)
 
     def build(self, request: EmbedRequest | RerankRequest) -> list[list[int]]:
-        """Raises UnsupportedCapability for what the model was not made for, ContextLengthExceeded, and BadRequest for token ids
-        that the model does not have, which llama.cpp takes badly."""
+        """Raises UnsupportedCapability if the model is of the other kind, ContextLengthExceeded, and BadRequest for unknown
+        token ids, on which llama.cpp fails."""
         ranks = self._embedder.pooling is Pooling.RANK
         match request:
             case EmbedRequest() if not ranks:
@@ -46,9 +51,9 @@ class InputBuilder:
 
     def _checked(self, given: tuple[int, ...]) -> list[int]:
         if not given:
-            raise BadRequest("input: an array of tokens is empty")
+            raise BadRequest("input: an array of tokens is empty", field="input")
         if not all(0 <= token < self._embedder.num_vocab for token in given):
-            raise BadRequest("input: holds token ids that the model does not have")
+            raise BadRequest("input: holds token ids that the model does not have", field="input")
         return list(given)
 
     def _pair(self, query: str, document: str, overflow: Overflow) -> list[int]:
@@ -57,11 +62,12 @@ class InputBuilder:
         before, closing = self._before_document(query), self._after_document()
         ids = [*before, *self._embedder.tokenize(document, framed=False, special=False), *closing]
         if len(before) + len(closing) >= self._limit:
-            raise ContextLengthExceeded(_TOO_LONG)
+            raise self._too_long(len(ids))
         return self._fitted(ids, overflow, closing=len(closing))
 
     def _before_document(self, query: str) -> list[int]:
-        """As llama-server frames a pair (format_prompt_rerank): [BOS] query [EOS] [SEP], each where the vocabulary adds it."""
+        """[BOS] query [EOS] [SEP], as in llama-server (format_prompt_rerank). A special token is left out if the vocabulary
+        does not add it."""
         framing = self._embedder.framing
         ids = self._embedder.tokenize(query, framed=False, special=False)
         if framing.add_bos and framing.bos is not None:
@@ -73,7 +79,7 @@ class InputBuilder:
         return ids
 
     def _after_document(self) -> list[int]:
-        """llama-server leaves out the [SEP] with which BERT closes a pair too; a model that was trained with one wants it."""
+        """[EOS], or the [SEP] that ends a pair in BERT. llama-server omits this [SEP], but the models are trained with it."""
         framing = self._embedder.framing
         if framing.add_eos:
             return self._end_of_text()
@@ -86,8 +92,9 @@ class InputBuilder:
 
     def _templated(self, template: str, query: str, document: str, overflow: Overflow) -> list[int]:
         def tokens(characters: int) -> list[int]:
-            parts = {"query": query, "document": document[:characters]}
-            return self._embedder.tokenize(_filled(template, parts), framed=False, special=True)
+            filled = _filled(template, self._control.marked({"query": query, "document": document[:characters]}))
+            segments = self._control.segments(filled)
+            return [id for each in segments for id in self._embedder.tokenize(each.text, framed=False, special=each.special)]
 
         ids = tokens(len(document))
         if len(ids) > self._limit and overflow == "truncate":
@@ -96,15 +103,18 @@ class InputBuilder:
         return self._fitted(ids, "refuse", closing=0)
 
     def _fitted(self, ids: list[int], overflow: Overflow, *, closing: int) -> list[int]:
-        """Cuts the end of what is too long, but keeps the last `closing` tokens."""
+        """Cuts the end of an input that is too long, but keeps its last `closing` tokens."""
         if len(ids) <= self._limit:
             return ids
         if overflow == "refuse" or closing >= self._limit:
-            raise ContextLengthExceeded(_TOO_LONG)
+            raise self._too_long(len(ids))
         return [*ids[: self._limit - closing], *ids[len(ids) - closing :]]
 
+    def _too_long(self, length: int) -> ContextLengthExceeded:
+        return ContextLengthExceeded(_TOO_LONG.format(length=length, limit=self._limit))
+
     def _closing_tokens(self) -> int:
-        """How many tokens the vocabulary puts behind a text: those of an empty one that do not open another."""
+        """How many tokens the tokenizer adds after a text, found by comparing an empty text with another one."""
         empty = self._embedder.tokenize("", framed=True, special=False)
         probe = self._embedder.tokenize("a", framed=True, special=False)
         opening = next((at for at, (one, other) in enumerate(zip(empty, probe, strict=False)) if one != other), len(empty))
@@ -112,5 +122,5 @@ class InputBuilder:
 
 
 def _filled(template: str, parts: dict[str, str]) -> str:
-    """In one pass: what stands in a query is never taken for a place to fill."""
+    """Fills the template in one pass, so that a `{document}` in the query is not replaced."""
     return _PLACE.sub(lambda place: parts[place[1]], template)

@@ -1,14 +1,14 @@
-"""The mode of a worker whose model is pooled."""
+"""The mode of a worker whose model makes embeddings or ranks documents."""
 
 from __future__ import annotations
 
 from services.protocol.errors import UnsupportedCapability
 from services.protocol.messages import Claim, GenerateRequest
+from services.worker.command_loop import Emit
+from services.worker.embedding.engine_thread import BeginEmbedding, EmbeddingLoop
 from services.worker.embedding.inputs import InputBuilder
-from services.worker.embedding.loop import BeginEmbedding, EmbeddingLoop
 from services.worker.engine.embedder import Embedder
 from services.worker.metrics import Metrics
-from services.worker.mode import Emit
 
 
 class EmbeddingMode:
@@ -27,3 +27,6 @@ class EmbeddingMode:
         if isinstance(request, GenerateRequest):
             raise UnsupportedCapability("the model makes embeddings and does not generate text")
         return BeginEmbedding(request, claim.epoch, self._inputs.build(request))
+
+    def close(self) -> None:
+        """Nothing to stop."""

@@ -1,7 +1,7 @@
-"""Cells: which slot holds which cells of the KV cache. A mirror of llama.cpp's own bookkeeping, which cannot be asked.
+"""Tracks which slot holds which cells of the KV cache. Mirrors llama.cpp's own bookkeeping, which its API does not expose.
 
-Only the SlotPool changes it. With one KV buffer for all slots a cell may belong to several of them: `llama_memory_seq_cp` marks
-the cells of a prefix for another sequence and copies nothing. With one stream per slot nothing is shared.
+With one KV buffer for all slots, a cell can belong to several of them: `llama_memory_seq_cp` marks the cells of a prefix for
+another sequence and copies nothing. With one stream per slot, nothing is shared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CellIds = NDArray[np.int32]
 
 
 class Cells:
-    """`num_cells` in all; each holds one token of one or more of `num_slots` slots."""
+    """`num_cells` cells. A used cell holds one token of one or more of the `num_slots` slots."""
 
     def __init__(self, num_cells: int, num_slots: int) -> None:
         self._owners = np.zeros(num_cells, dtype=np.int32)
@@ -31,14 +31,14 @@ class Cells:
         return len(self._owners) - len(self._free)
 
     def grow(self, slot: int, count: int) -> None:
-        """The caller has checked `num_free`."""
+        """Adds `count` cells to the slot. The caller must check `num_free` first."""
         assert count <= self.num_free
         taken, self._free = self._free[:count], self._free[count:]
         self._owners[taken] = 1
         self._held[slot] = np.concatenate([self._held[slot], taken])
 
     def share(self, source: int, target: int, length: int) -> None:
-        """`target` holds nothing before, and the first `length` cells of `source` after."""
+        """Makes the first `length` cells of `source` also belong to `target`, which must be empty."""
         assert not len(self._held[target])
         self._held[target] = self._held[source][:length]
         self._owners[self._held[target]] += 1
@@ -49,7 +49,7 @@ class Cells:
         self._free = np.concatenate([self._free, dropped[self._owners[dropped] == 0]])
 
     def num_free_beside(self, slots: Iterable[int], *, prefix: tuple[int, int]) -> int:
-        """Cells that would be free if only `slots` and a (slot, length) prefix kept theirs."""
+        """How many cells would be free if only `slots` and the `prefix`, (slot, length), kept theirs."""
         slot, length = prefix
         kept = [self._held[other] for other in slots] + [self._held[slot][:length]]
         return len(self._owners) - len(np.unique(np.concatenate(kept)))

@@ -1,7 +1,8 @@
-"""The devices that llama.cpp computes on, of its own build: the processor's kernels, and the accelerators that CUDA_VISIBLE_DEVICES and
-its like leave to this process.
+"""The devices that llama.cpp can compute on: its CPU backends, and the accelerators visible to this process.
 
-llama_cpp's bindings leave these functions out (ggml/include/ggml-backend.h); its library exports them.
+CUDA_VISIBLE_DEVICES and similar variables apply.
+
+llama_cpp's bindings leave out these functions (ggml/include/ggml-backend.h), but its library exports them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 
 from llama_cpp._ggml import libggml, libggml_base_path
 
-#: ggml's enum ggml_backend_dev_type. An integrated one (2) lives in the machine's own memory, which is counted already.
+#: From ggml's enum ggml_backend_dev_type. An integrated GPU (2) does not count: it shares the machine's memory, which is
+#: counted already.
 _GPU = 1
 
 _SIZE = ctypes.c_size_t
@@ -22,7 +24,7 @@ _SIZE = ctypes.c_size_t
 
 @dataclass(frozen=True)
 class Accelerator:
-    """`kind` is ggml's backend (CUDA, ROCm, Vulkan, MTL for Metal). Memory in bytes, 0 where it is the machine's own."""
+    """`kind` is the ggml backend (CUDA, ROCm, Vulkan, MTL for Metal). Memory in bytes; 0 on macOS (main memory)."""
 
     kind: str
     name: str
@@ -31,14 +33,17 @@ class Accelerator:
 
 
 def load_backends() -> None:
-    """A portable build keeps its backends in libraries of their own, several for the processor; ggml takes the best that it can run.
-    llama.cpp alone would look for them beside the Python program. A build for one machine has them in it."""
+    """Loads ggml's backends, unless they are compiled in.
+
+    A portable build ships each backend as a separate library, with several for the CPU; ggml picks the best that this CPU
+    supports. llama.cpp would search for them next to the Python executable, so the folder is passed.
+    """
     if not _call("ggml_backend_reg_count", _SIZE):
         _call("ggml_backend_load_all_from_path", None, ctypes.c_char_p(bytes(libggml_base_path)))
 
 
 def accelerators() -> tuple[Accelerator, ...]:
-    """Asking a driver for the first time takes a moment, and memory of the device."""
+    """The GPUs that ggml sees. The first call initializes the drivers, which takes a moment and some device memory."""
     load_backends()
     return tuple(_describe(device) for device in _devices() if _call("ggml_backend_dev_type", ctypes.c_int, device) == _GPU)
 
@@ -59,7 +64,7 @@ def _describe(device: int) -> Accelerator:
 
 
 def _call(function: str, result: Any, *arguments: Any) -> Any:
-    """Handles come as numbers, which ctypes would cut to 32 bits."""
+    """Calls a function of libggml. Passes integers as pointers, because ctypes would truncate a handle to 32 bits."""
     call = libggml[function]
     call.restype = result
     return call(*(ctypes.c_void_p(argument) if isinstance(argument, int) else argument for argument in arguments))

@@ -1,7 +1,7 @@
-"""Embedder: what the worker asks of a pooled model, which makes one vector, or one score, of each input.
+"""The interface of a pooled model, which turns each input into one vector or one score.
 
-Two implementations: `llama_embedder.LlamaEmbedder`, and `fake_embedder.FakeEmbedder` without weights. `embed` belongs to the
-engine thread alone; the vocabulary (`tokenize`, `framing`) only reads and may be used from any thread.
+Two implementations: `llama_embedder.LlamaEmbedder`, and `fake_embedder.FakeEmbedder`, which needs no weights. Call `embed` only
+from the engine thread. The vocabulary (`tokenize`, `framing`) is read-only and can be used from any thread.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-#: Sequences in one batch at most; llama.cpp has this limit (LLAMA_MAX_SEQ).
+#: Maximum number of sequences in a batch; llama.cpp's own limit (LLAMA_MAX_SEQ).
 MAX_SEQUENCES = 256
 
 
 class Pooling(enum.StrEnum):
-    """How the vectors of an input's tokens become one. RANK: a classifier behind it gives a score instead."""
+    """How the vectors of an input's tokens are combined into one. RANK: a classifier head turns them into a score."""
 
     MEAN = "mean"
     CLS = "cls"
@@ -29,9 +29,11 @@ class Pooling(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Framing:
-    """The tokens that a model wants around its inputs; None where the vocabulary has no such token. The `add_` flags are the
-    GGUF's `tokenizer.ggml.add_*_token`. `rerank_template`: the text of a query and a document, with `{query}` and
-    `{document}` in it."""
+    """The special tokens that a model expects around its inputs; None if the vocabulary has no such token.
+
+    The `add_` flags are the GGUF's `tokenizer.ggml.add_*_token`. `rerank_template` is the text that joins a query and a
+    document, with the placeholders `{query}` and `{document}`.
+    """
 
     bos: int | None
     eos: int | None
@@ -43,8 +45,12 @@ class Framing:
 
 
 class Embedder(Protocol):
-    """`context_tokens` bounds one input, `batch_tokens` and `max_sequences` a batch of several; an input longer than
-    `batch_tokens` is a batch of its own."""
+    """A loaded pooled model.
+
+    `context_tokens` is the longest input; `batch_tokens` and `max_sequences` limit a batch of several inputs. An input longer
+    than `batch_tokens` must be alone in its batch. `control_texts` are the texts that `tokenize` reads as control tokens if
+    `special` is set.
+    """
 
     pooling: Pooling
     num_vocab: int
@@ -52,13 +58,21 @@ class Embedder(Protocol):
     batch_tokens: int
     max_sequences: int
     framing: Framing
+    control_texts: tuple[str, ...]
+
+    @property
+    def threads(self) -> int:
+        """Number of threads that will compute the next batch. Safe from any thread."""
 
     def tokenize(self, text: str, *, framed: bool, special: bool) -> list[int]:
-        """Token ids. `framed` adds what the model wants before and behind a text; `special` reads control tokens written in it
-        as such."""
+        """Returns token ids. `framed` adds the tokens that the model expects around a text. `special` reads control tokens
+        written in the text as control tokens; otherwise they are plain text."""
 
     def embed(self, inputs: TokenIds[TokenIds[int]]) -> NDArray[np.float32]:
-        """One row for each input, none of them empty: its pooled vector, not normalised, or its scores. Raises EngineDead."""
+        """Returns one row per input: its pooled vector, not normalised, or its scores. No input may be empty.
+
+        Raises EngineDead.
+        """
 
     def close(self) -> None:
         """Frees the model."""

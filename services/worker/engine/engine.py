@@ -1,4 +1,4 @@
-"""The engine: admit, schedule, decode, update. One thread owns it and everything below it, so nothing here has a lock."""
+"""The engine: admit, schedule, decode, update. One thread owns it and the objects it uses, so there are no locks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from services.worker.engine.slots import Cut, Share, SlotPool
 
 @dataclass(frozen=True)
 class Occupancy:
-    """At one moment: busy slots; cells in all, those that hold a token, and of these those of sequences that run. `preemptions` counts from
-    the beginning."""
+    """A snapshot of how full the engine is.
+
+    `cells` counts all KV cells, `used_cells` those that hold a token, `running_cells` those of running sequences.
+    `preemptions` counts since the start.
+    """
 
     busy_slots: int
     cells: int
@@ -30,8 +33,7 @@ class Occupancy:
 
 
 class Engine:
-    """Raises EngineDead from `step` when the model is lost; every sequence is then lost with it. For `prefill_s` and
-    `prefill_tokens` see Pace."""
+    """Runs sequences on a model in continuous batches. `Pace` explains `prefill_s` and `prefill_tokens`."""
 
     def __init__(self, runner: ModelRunner, *, batch_tokens: int, prefill_s: float, prefill_tokens: int = 0) -> None:
         self._runner = runner
@@ -46,7 +48,7 @@ class Engine:
             end_tokens=runner.end_tokens,
         )
 
-        for slot in range(runner.num_slots):  # a runner that another engine has used
+        for slot in range(runner.num_slots):  # the runner may hold tokens from another engine
             runner.cut(slot, 0)
 
     @property
@@ -54,12 +56,12 @@ class Engine:
         return self._scheduler.has_work
 
     @property
-    def holders(self) -> frozenset[str]:
-        """The requests of which the cache holds something."""
-        return self._scheduler.holders
+    def cached_requests(self) -> frozenset[str]:
+        """The ids of the requests that have tokens in the cache, or are running."""
+        return self._scheduler.cached_requests
 
     def occupancy(self) -> Occupancy:
-        """From any thread: it only reads, and while a step runs it may see a part of what that changes."""
+        """Safe from any thread. During a step, the numbers may not all be from the same moment."""
         slots = self._slots
         return Occupancy(
             slots.num_busy, self._runner.num_cells, slots.num_used, slots.num_running, self._scheduler.num_preempted
@@ -69,20 +71,22 @@ class Engine:
         self._scheduler.add(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Ends a sequence from outside: its client is gone, or its text holds a stop string. The slot is free at once."""
+        """Ends a sequence early: its client left, or its text contains a stop string. Frees the slot at once."""
         self._scheduler.finish(sequence, reason)
 
     def admit(self) -> list[Sequence]:
-        """Gives waiting sequences their slots; `num_cached` of each is known from here on."""
+        """Gives slots to waiting sequences and returns them, with `num_cached` set."""
         return self._scheduler.admit()
 
     def schedule(self) -> ScheduledBatch:
-        """The next batch of the admitted sequences."""
+        """Returns the next batch of the admitted sequences."""
         return self._scheduler.schedule(self._pace.prefill_tokens)
 
     def compute(self, batch: ScheduledBatch) -> list[SampledToken]:
-        """Computes the batch; returns the sequences that got a token or their end. None did where the batch was interrupted, or
-        had to make room: then it is to be scheduled anew."""
+        """Computes the batch and returns the sampled tokens. Raises EngineDead, after which every sequence is lost.
+
+        Returns nothing if the batch was interrupted or the KV cache was full: call `schedule` again.
+        """
         self._operate(batch)
         begun = time.perf_counter()
         try:
@@ -105,9 +109,13 @@ class Engine:
                     self._runner.share(source, target, length)
 
 
-def _sample(batch: ScheduledBatch, logits: NDArray[np.float32]) -> list[Sampled]:
+def _sample(batch: ScheduledBatch, logits: NDArray[np.float32]) -> list[Sampled | Exception]:
     sampling = [span.sequence for span in batch.spans if span.samples]
-    return [
-        sequence.sampler.sample(row, sequence.tokens, len(sequence.tokens) - sequence.num_generated)
-        for sequence, row in zip(sampling, logits, strict=True)
-    ]
+    return [_drawn(sequence, row) for sequence, row in zip(sampling, logits, strict=True)]
+
+
+def _drawn(sequence: Sequence, row: NDArray[np.float32]) -> Sampled | Exception:
+    try:
+        return sequence.sampler.sample(row, sequence.tokens, len(sequence.tokens) - sequence.num_generated)
+    except Exception as error:  # noqa: BLE001 - a failing sampler or grammar ends its own sequence only
+        return error

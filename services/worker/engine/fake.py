@@ -1,8 +1,7 @@
 """FakeRunner: a model with scripted tokens and a cost model instead of weights.
 
-It ships with the product: the control plane's tests and the gateway's benchmarks run on it. Its vocabulary is the 256 bytes
-and one end token, its KV cache is checked as strictly as llama.cpp's, and what it says follows from the text before it and
-nothing else, so a resumed text goes on as the undisturbed one would.
+It ships with the product: the control plane's tests and the gateway's benchmarks run on it. Its vocabulary is the 256 byte
+values and one end token. Its logits depend only on the text so far, so a resumed answer continues as if uninterrupted.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
-#: Of `recite`: opens its reasoning where it is asked for.
+#: The template for `recite`. Opens a reasoning block if `enable_thinking` is set.
 RECITING_TEMPLATE = CHAT_TEMPLATE + "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}{# </think> #}"
 
 Script = Callable[[TokenIds[int]], int]
 
 
 def babble(tokens: TokenIds[int]) -> int:
-    """Endless lower-case words, determined by the last 16 tokens."""
+    """Produces lower-case words without end, determined by the last 16 tokens."""
     return b"abcdefghijklmnopqrstuvwxyz      "[zlib.crc32(bytes(token & 0xFF for token in tokens[-16:])) % 32]
 
 
 def recite(tokens: TokenIds[int]) -> int:
-    """Says what stands between « and » in the chat, then ends; without them it babbles."""
+    """Repeats the text between the last « and » of the chat, then ends. Without them it babbles."""
     chat, _, said = bytes(token & 0xFF for token in tokens).rpartition(b"<assistant>")
     quoted = chat.rpartition("«".encode())[2].partition("»".encode())
     if not quoted[1]:
@@ -50,7 +49,7 @@ def recite(tokens: TokenIds[int]) -> int:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds that a step takes: a fixed part, and one part for each token of its batch."""
+    """Duration of a step in seconds: a fixed part plus a part for each token in the batch."""
 
     step_s: float = 0.0
     token_s: float = 0.0
@@ -64,14 +63,17 @@ class CostModel:
 
 @dataclass(frozen=True, eq=False)
 class _Cell:
-    """One cell of the cache; a prefix that slots share is the same cells."""
+    """One cell of the cache. Slots that share a prefix hold the same objects."""
 
     token: int
 
 
 class FakeRunner:
-    """Implements ModelRunner. `script` gives the likeliest next token after all tokens so far; every other byte is 8 logits
-    below it, so that sampling at a temperature varies. `cells` bounds the KV cache over all slots."""
+    """Implements ModelRunner.
+
+    `script` returns the likeliest next token after all tokens so far. Every other byte has a logit lower by 8, so that
+    sampling at a temperature varies. `cells` is the size of the KV cache over all slots.
+    """
 
     num_vocab = VOCABULARY
     partial_reuse = True
@@ -80,9 +82,11 @@ class FakeRunner:
     tool_template: str | None = None
     bos_text = ""
     eos_text = ""
+    control_texts: tuple[str, ...] = ()
     fim_prefix: int | None = None
     fim_suffix: int | None = None
     fim_middle: int | None = None
+    threads = 1
 
     def __init__(
         self,

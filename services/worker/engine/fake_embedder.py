@@ -1,5 +1,7 @@
-"""FakeEmbedder: vectors without weights. Its vocabulary is the 256 bytes between a token that opens and one that closes a text,
-and what it says of an input follows from the input's tokens and nothing else."""
+"""FakeEmbedder: an embedding model without weights.
+
+Its vocabulary is the 256 byte values, a start token and an end token. Its output depends only on the tokens of the input.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ _FREE = CostModel()
 
 
 class FakeEmbedder:
-    """Implements Embedder. A score is the number of an input's distinct bytes."""
+    """Implements Embedder. An input's score is its number of distinct bytes."""
 
     num_vocab = VOCABULARY
+    threads = 1
+    control_texts: tuple[str, ...] = ()
     framing = Framing(bos=CLS, eos=None, sep=SEP, add_bos=True, add_eos=False, add_sep=True)
 
     def __init__(

@@ -1,7 +1,7 @@
-"""LlamaRunner: the only module that imports llama_cpp, and of it only the raw C API.
+"""LlamaRunner: a GGUF model on llama.cpp, through llama_cpp's low-level C API.
 
-The batch is built here, token by token, because the packaged classes serve one sequence at a time. ctypes releases the GIL
-around `llama_decode` and the loading of a model, so claims and frames move meanwhile.
+The high-level classes of llama_cpp serve one sequence at a time, so this builds the batches itself. ctypes releases the GIL
+during `llama_decode` and while a model loads, so the other threads keep running.
 """
 
 from __future__ import annotations
@@ -17,31 +17,34 @@ from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
 from services.protocol.engine import EngineSettings
+from services.weights.memory import slot_context_tokens
 from services.worker.engine.llama_batch import LlamaBatch
+from services.worker.engine.llama_compute import LlamaCompute
 from services.worker.engine.llama_model import (
     LogLines,
     apply_adapters,
     can_be_cut,
+    control_texts,
     load_model,
     new_context,
     num_slots,
-    slot_context,
     start_llama,
+    trained_context,
 )
 from services.worker.engine.runner import DecodeAborted, EngineDead, NoRoom, OnProgress
 from services.worker.engine.scheduler import Span
 
 log = logging.getLogger(__name__)
 
-#: What `llama_decode` returns where no KV cells were found, and where the abort callback ended it. In both cases the cache is as
-#: it was before. 0 is success, everything else leaves the context undefined.
+#: `llama_decode` returns 1 if it finds no KV cells for the batch and 2 if the abort callback stopped it; in both cases the
+#: cache is unchanged. 0 is success. After anything else, the state of the context is undefined.
 _NO_ROOM = 1
 _ABORTED = 2
 
 
 class LlamaRunner:
-    """Implements ModelRunner on a GGUF file. Raises ModelUnusable where the file cannot be loaded, LoadCancelled where
-    `on_progress` ends it."""
+    """Implements ModelRunner for a GGUF file. Raises ModelUnusable if the file cannot be loaded, LoadCancelled if `on_progress`
+    returns False."""
 
     def __init__(self, path: Path, settings: EngineSettings, *, on_progress: OnProgress = lambda _: True) -> None:
         self._messages = LogLines()
@@ -51,16 +54,17 @@ class LlamaRunner:
         self._context = new_context(self._model, settings, self._messages)
         apply_adapters(self._model, self._context, settings, self._messages)
         self._memory = llama_cpp.llama_get_memory(self._context)
+        self._compute = LlamaCompute(self._context, settings)
         self._batch = LlamaBatch(settings.batch_tokens)
         self._abort = _AbortFlag()
         self.num_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.num_slots = num_slots(self._model, settings)
         self.max_running = settings.slots
-        self.context_tokens = slot_context(self._model, settings)
+        self.context_tokens = slot_context_tokens(trained_context(self._model), settings)
         self.partial_reuse = can_be_cut(self._model)
         self.shareable_prefixes = settings.kv_unified
         self.num_cells = llama_cpp.llama_n_ctx(self._context)
-        if self.partial_reuse:  # a half-computed batch cannot be taken back out of a recurrent state
+        if self.partial_reuse:  # a recurrent state cannot undo a half-computed batch
             self._abort.attach(self._context)
         self.end_tokens = frozenset(
             token for token in range(self.num_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, token)
@@ -71,8 +75,13 @@ class LlamaRunner:
         self._add_bos = llama_cpp.llama_vocab_get_add_bos(self._vocab)
         self.bos_text = self._piece(self._bos, special=True).decode(errors="replace")
         self.eos_text = self._piece(llama_cpp.llama_vocab_eos(self._vocab), special=True).decode(errors="replace")
+        self.control_texts = control_texts(self._vocab)
         self.fim_prefix, self.fim_suffix, self.fim_middle = self._fill_tokens()
         self._pieces: dict[int, bytes] = {}
+
+    @property
+    def threads(self) -> int:
+        return self._compute.threads
 
     def _template(self, name: bytes | None) -> str | None:
         template = llama_cpp.llama_model_chat_template(self._model, name)
@@ -89,7 +98,7 @@ class LlamaRunner:
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         data = text.encode()
         found, ids = self._tokenize(data, special, room=len(data) + 8)
-        if found < 0:  # a vocabulary that falls back to bytes makes three tokens of a space
+        if found < 0:  # with byte fallback, a space can become three tokens
             found, ids = self._tokenize(data, special, room=-found)
         if self._add_bos and ids[:1] != [self._bos]:
             return [self._bos, *ids]
@@ -135,7 +144,7 @@ class LlamaRunner:
         for span in spans:
             self._batch.add(span.tokens, sequence=span.slot, start=span.start, outputs=int(span.samples))
         rows = sum(span.samples for span in spans)
-        outcome = llama_cpp.llama_decode(self._context, self._batch.struct)
+        outcome = self._compute.decode(self._batch.struct)
         if outcome == _NO_ROOM:
             raise NoRoom
         if outcome == _ABORTED:
@@ -153,10 +162,10 @@ class LlamaRunner:
 
 
 class _AbortFlag:
-    """What llama.cpp asks before each node of its graph: whether to give up.
+    """A flag that stops `llama_decode`. llama.cpp calls the abort callback before each node of its graph.
 
-    A callback into Python would wait for the GIL a thousand times a batch. `strlen` is a C function of the right shape: of a
-    buffer that begins with a zero byte it returns 0, of one that holds a single byte before the zero it returns 1.
+    A Python callback would wait for the GIL a thousand times per batch, so the callback is C's `strlen` on a two-byte buffer:
+    it returns 0 for an empty string and 1, abort, if the first byte is set.
     """
 
     def __init__(self) -> None:

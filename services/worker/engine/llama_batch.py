@@ -1,4 +1,4 @@
-"""LlamaBatch: a `llama_batch`, filled from numpy. Only the engine thread touches it."""
+"""LlamaBatch: a `llama_batch` over numpy arrays. Only the engine thread uses it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llama_cpp import llama_cpp
 
 
 class LlamaBatch:
-    """Over arrays that live as long as it does; each token belongs to one llama.cpp sequence."""
+    """Owns the arrays that the struct points to. Each token belongs to one llama.cpp sequence."""
 
     def __init__(self, capacity: int) -> None:
         self._token = np.zeros(capacity, dtype=np.int32)
@@ -18,7 +18,7 @@ class LlamaBatch:
         self._count = np.ones(capacity, dtype=np.int32)
         self._seq = np.zeros(capacity, dtype=np.int32)
         self._output = np.zeros(capacity, dtype=np.int8)
-        # llama.cpp wants a pointer to the sequence ids of each token.
+        # llama.cpp takes, for each token, a pointer to its sequence ids.
         self._seq_pointers = self._seq.ctypes.data + np.arange(capacity, dtype=np.uintp) * self._seq.itemsize
         pointer = ctypes.POINTER(ctypes.c_int32)
         self.struct = llama_cpp.llama_batch(
@@ -35,7 +35,7 @@ class LlamaBatch:
         self.struct.n_tokens = 0
 
     def add(self, tokens: TokenIds[int], *, sequence: int, start: int, outputs: int) -> None:
-        """The tokens at positions from `start`; the last `outputs` of them give a row."""
+        """Adds the tokens at positions from `start`. The last `outputs` of them produce an output row each."""
         begin = self.struct.n_tokens
         end = self.struct.n_tokens = begin + len(tokens)
         self._token[begin:end] = tokens

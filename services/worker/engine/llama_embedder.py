@@ -1,7 +1,7 @@
-"""LlamaEmbedder: a pooled model in llama.cpp.
+"""LlamaEmbedder: a pooled model on llama.cpp.
 
-A batch holds many inputs, each its own sequence, and is one micro-batch, because the tokens of an input must see each other.
-Encoders keep nothing between batches; a decoder's KV cache is emptied after each.
+Each input of a batch is a separate sequence. A batch is a single micro-batch, because the tokens of an input must attend to
+each other. Encoders keep nothing between batches; a decoder's KV cache is cleared after each.
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ from collections.abc import Sequence as TokenIds
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
 from services.protocol.engine import EngineSettings
+from services.weights.memory import input_context_tokens
 from services.worker.engine.embedder import MAX_SEQUENCES, Framing, Pooling
 from services.worker.engine.llama_batch import LlamaBatch
+from services.worker.engine.llama_compute import LlamaCompute
 from services.worker.engine.llama_model import (
     LogLines,
     apply_adapters,
     context_params,
+    control_texts,
     init_context,
     load_model,
-    slot_context,
     start_llama,
+    trained_context,
 )
 from services.worker.engine.runner import EngineDead, OnProgress
 
@@ -38,7 +40,8 @@ _POOLING = {
 
 
 class LlamaEmbedder:
-    """Implements Embedder on a GGUF file. Raises ModelUnusable where the file cannot be loaded."""
+    """Implements Embedder for a GGUF file. Raises ModelUnusable if the file cannot be loaded, LoadCancelled if `on_progress`
+    returns False."""
 
     def __init__(
         self, path: Path, settings: EngineSettings, *, pooling: Pooling, on_progress: OnProgress = lambda _: True
@@ -49,20 +52,26 @@ class LlamaEmbedder:
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.pooling = pooling
         self.num_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self.context_tokens = slot_context(self._model, msgspec.structs.replace(settings, kv_tokens=0))
+        self.context_tokens = input_context_tokens(trained_context(self._model), settings)
         self.batch_tokens = settings.batch_tokens
         capacity = max(self.batch_tokens, self.context_tokens)
-        self.max_sequences = min(MAX_SEQUENCES, capacity)  # llama.cpp aborts where there are more of them than tokens
+        self.max_sequences = min(MAX_SEQUENCES, capacity)  # llama.cpp aborts if there are more sequences than tokens
         self.framing = self._framing()
+        self.control_texts = control_texts(self._vocab)
         self._context = self._new_context(settings, capacity)
         apply_adapters(self._model, self._context, settings, self._messages)
         self._memory = llama_cpp.llama_get_memory(self._context)
+        self._compute = LlamaCompute(self._context, settings)
         self._batch = LlamaBatch(capacity)
         self._width = (
             llama_cpp.llama_model_n_cls_out(self._model)
             if pooling is Pooling.RANK
             else llama_cpp.llama_model_n_embd_out(self._model)
         )
+
+    @property
+    def threads(self) -> int:
+        return self._compute.threads
 
     def _new_context(self, settings: EngineSettings, capacity: int) -> Any:
         params = context_params(settings)
@@ -102,7 +111,7 @@ class LlamaEmbedder:
         self._batch.clear()
         for sequence, ids in enumerate(inputs):
             self._batch.add(ids, sequence=sequence, start=0, outputs=len(ids))
-        outcome = llama_cpp.llama_decode(self._context, self._batch.struct)
+        outcome = self._compute.decode(self._batch.struct)
         if outcome != 0:
             raise EngineDead(f"llama_decode returned {outcome}: {self._messages.last_error()}")
         rows = np.array([self._pooled(sequence) for sequence in range(len(inputs))])

@@ -1,10 +1,9 @@
-"""From settings to what llama.cpp takes, and its refusals as ModelUnusable: models, their contexts, LoRA adapters, its log."""
+"""Creates llama.cpp's models and contexts from our settings, applies LoRA adapters, and captures llama.cpp's log."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from collections import deque
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,20 +11,19 @@ from typing import Any, ClassVar
 from llama_cpp import llama_cpp
 
 from services.protocol.engine import EngineSettings
+from services.weights.memory import kv_cells
+from services.worker.engine.cores import num_threads
 from services.worker.engine.devices import load_backends
 from services.worker.engine.runner import LoadCancelled, ModelUnusable, OnProgress
 
 log = logging.getLogger(__name__)
-
-#: The context of a slot where neither the deployment nor the model asks for less.
-DEFAULT_CONTEXT_TOKENS = 4096
 
 _SPLIT_MODES = {
     "none": llama_cpp.LLAMA_SPLIT_MODE_NONE,
     "layer": llama_cpp.LLAMA_SPLIT_MODE_LAYER,
     "row": llama_cpp.LLAMA_SPLIT_MODE_ROW,
 }
-#: By mmap and mlock. AUTO is mmap unless an accelerator loads faster without.
+#: By (mmap, mlock). AUTO uses mmap unless an accelerator loads faster without it.
 _LOAD_MODES = {
     (True, False): llama_cpp.LLAMA_LOAD_MODE_AUTO,
     (True, True): llama_cpp.LLAMA_LOAD_MODE_MMAP_MLOCK,
@@ -50,22 +48,14 @@ _KV_TYPES = {
 }
 
 
-def threads_used(settings: EngineSettings) -> int:
-    """Every core that this process may use, where the settings do not say."""
-    if settings.threads:
-        return settings.threads
-    # macOS knows no affinity.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def start_llama() -> None:
-    """Before anything else of llama.cpp. Done twice it does no harm."""
+    """Initializes llama.cpp. Call it before anything else of llama.cpp; calling it again is harmless."""
     load_backends()
     llama_cpp.llama_backend_init()
 
 
 def load_model(path: Path, settings: EngineSettings, messages: LogLines, on_progress: OnProgress) -> Any:
-    """A `llama_model`. Raises ModelUnusable, or LoadCancelled where `on_progress` said so."""
+    """Returns a `llama_model`. Raises ModelUnusable, or LoadCancelled if `on_progress` returns False."""
     progress = _Progress(on_progress)
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = settings.gpu_layers
@@ -83,47 +73,50 @@ def load_model(path: Path, settings: EngineSettings, messages: LogLines, on_prog
     raise ModelUnusable(f"llama.cpp cannot load it: {messages.last_error()}")
 
 
-def slot_context(model: Any, settings: EngineSettings) -> int:
-    """Tokens that one slot may hold."""
+def trained_context(model: Any) -> int:
     trained: int = llama_cpp.llama_model_n_ctx_train(model)
-    # Positions that are scaled down reach as much further.
-    longest = int(trained / settings.rope_freq_scale) if settings.rope_freq_scale else trained
-    wanted = min(settings.context_tokens or DEFAULT_CONTEXT_TOKENS, longest)
-    if not settings.kv_tokens:
-        return wanted
-    cells = settings.kv_tokens if settings.kv_unified else settings.kv_tokens // settings.slots
-    return max(1, min(wanted, cells))
+    return trained
 
 
 def num_slots(model: Any, settings: EngineSettings) -> int:
-    """A recurrent model has a state for each sequence, kept or not: then no more of them than may run."""
+    """How many sequences the cache keeps. A recurrent model allocates a state for each, so it keeps only as many as may run."""
     return settings.sequences if can_be_cut(model) else settings.slots
 
 
 def can_be_cut(model: Any) -> bool:
-    """Whether what the memory holds of a sequence can be cut back to an earlier token: not a recurrent state."""
+    """Whether a sequence's memory can be truncated at an earlier token. A recurrent state cannot."""
     return not (llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
 
 
+def control_texts(vocab: Any) -> tuple[str, ...]:
+    """The texts of the tokens that `llama_tokenize` produces from text only if it parses special tokens."""
+    attributes = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+    return tuple(
+        llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace")
+        for token in range(llama_cpp.llama_vocab_n_tokens(vocab))
+        if llama_cpp.llama_vocab_get_attr(vocab, token) & attributes
+    )
+
+
 def new_context(model: Any, settings: EngineSettings, messages: LogLines) -> Any:
-    """A `llama_context` for generation. Raises ModelUnusable, and frees the model, where llama.cpp refuses the settings."""
+    """Returns a `llama_context` for generation. If llama.cpp refuses the settings, frees the model and raises ModelUnusable."""
     params = context_params(settings)
-    params.n_ctx = settings.kv_tokens or slot_context(model, settings) * settings.slots
+    params.n_ctx = kv_cells(trained_context(model), settings)
     params.n_batch = params.n_ubatch = settings.batch_tokens
     params.n_seq_max = num_slots(model, settings)
-    # Every sequence samples at most one token a step; the default would hold a row of logits for each token of a batch. llama.cpp
-    # wants a row for each slot, though only as many as may run are ever used.
+    # A sequence samples at most one token per step; the default would hold a row of logits for each token of a batch. llama.cpp
+    # requires a row for each slot, although only as many are used as sequences may run.
     params.n_outputs_max = params.n_seq_max
     params.kv_unified = settings.kv_unified
-    # A full-size cache keeps what lies behind a sliding window, so that a prefix can be reused in models that have one.
+    # A full-size cache keeps the tokens before the sliding window, so that models with one can reuse a prefix.
     params.swa_full = True
     return init_context(model, params, messages)
 
 
 def context_params(settings: EngineSettings) -> Any:
-    """What contexts of every kind have in common."""
+    """The parameters that generation and embedding contexts share."""
     params = llama_cpp.llama_context_default_params()
-    params.n_threads = params.n_threads_batch = threads_used(settings)
+    params.n_threads = params.n_threads_batch = num_threads(settings.threads)
     params.type_k, params.type_v = _KV_TYPES[settings.kv_type_k], _KV_TYPES[settings.kv_type_v]
     params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
     params.rope_freq_base, params.rope_freq_scale = settings.rope_freq_base, settings.rope_freq_scale
@@ -132,7 +125,7 @@ def context_params(settings: EngineSettings) -> Any:
 
 
 def init_context(model: Any, params: Any, messages: LogLines) -> Any:
-    """Raises ModelUnusable, and frees the model, where llama.cpp refuses the parameters."""
+    """Returns a `llama_context`. If llama.cpp refuses the parameters, frees the model and raises ModelUnusable."""
     context = llama_cpp.llama_init_from_model(model, params)
     if not context:
         llama_cpp.llama_model_free(model)
@@ -141,8 +134,7 @@ def init_context(model: Any, params: Any, messages: LogLines) -> Any:
 
 
 def apply_adapters(model: Any, context: Any, settings: EngineSettings, messages: LogLines) -> None:
-    """Makes every sequence of the context run with the LoRA adapters, which belong to the model and end with it. Raises
-    ModelUnusable."""
+    """Applies the LoRA adapters to every sequence of the context. llama.cpp frees them with the model. Raises ModelUnusable."""
     if not settings.lora:
         return
     adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(settings.lora))()
@@ -156,7 +148,7 @@ def apply_adapters(model: Any, context: Any, settings: EngineSettings, messages:
 
 
 def _shares(shares: tuple[float, ...]) -> Any:
-    """llama.cpp reads as many as there may be devices."""
+    """`shares` as a C array of `llama_max_devices()` floats, which is how many llama.cpp reads. Raises ModelUnusable."""
     limit = llama_cpp.llama_max_devices()
     if len(shares) > limit:
         raise ModelUnusable(f"tensor_split names {len(shares)} devices and this build of llama.cpp knows at most {limit}")
@@ -164,7 +156,7 @@ def _shares(shares: tuple[float, ...]) -> Any:
 
 
 class _Progress:
-    """`callback` must outlive the loading: ctypes keeps no reference to what C holds."""
+    """The progress callback of a load. Keep this object until the load ends: ctypes holds no reference for C."""
 
     def __init__(self, on_progress: OnProgress) -> None:
         self.cancelled = False
@@ -177,9 +169,9 @@ class _Progress:
 
 
 class LogLines:
-    """llama.cpp's log: errors and warnings are kept for messages of our own, the rest goes to the debug log.
+    """Forwards llama.cpp's log to ours, and keeps its errors so that our error messages can quote the cause.
 
-    The callback is process-wide, and so is the newest of these, which takes the lines; a process holds one model.
+    llama.cpp has one log callback per process; the newest LogLines receives the lines.
     """
 
     _newest: ClassVar[LogLines]
@@ -190,7 +182,7 @@ class LogLines:
         self._errors: deque[str] = deque(maxlen=20)
         self._callback = llama_cpp.llama_log_callback(self._take)
         llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
-        # C keeps the callback for as long as the process lives; ctypes does not know that.
+        # C keeps the callback until the process ends, and ctypes holds no reference for it.
         LogLines._newest = self
 
     def _take(self, level: int, text: bytes, _data: Any) -> None:
@@ -202,7 +194,7 @@ class LogLines:
         log.log(self._LEVELS.get(level, logging.DEBUG), "%s", line)
 
     def last_error(self) -> str:
-        """The first of the newest errors: llama.cpp logs the cause before its consequences."""
+        """The first of the latest 20 errors, then clears them. llama.cpp logs the cause before its consequences."""
         cause = self._errors[0] if self._errors else "no reason given"
         self._errors.clear()
         return cause

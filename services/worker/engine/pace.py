@@ -1,27 +1,27 @@
-"""Pace: how many prompt tokens may join a batch in which others decode.
+"""Pace: how many prompt tokens may join a batch in which other sequences decode.
 
-A running answer waits for the whole batch to get its next token, so the prompt's part is given a time, and what fits it is
-learnt from the batches before: the same setting suits a CPU that computes 150 prompt tokens a second and a GPU that computes
-thousands. Only the engine thread uses it.
+A running answer waits for the whole batch before it gets its next token. So the prompts' share has a time limit, and the
+number of tokens that fit is estimated from earlier batches: the same setting suits a CPU that computes 150 prompt tokens per
+second and a GPU that computes thousands. Only the engine thread uses it.
 """
 
 from __future__ import annotations
 
-#: Of the newest batch in the running mean.
+#: Weight of the latest batch in the moving average.
 _WEIGHT = 0.3
 
-#: llama.cpp's attention works in tiles of so many tokens: a part of one costs what a whole one does.
+#: llama.cpp computes attention in tiles of this many tokens, and a partial tile costs as much as a full one.
 _TILE = 64
 
-#: Before the first batch has been seen.
+#: Prompt tokens per batch until the first measurement.
 _UNKNOWN = 128
 
-#: Smaller parts say little about the time of a prompt token, which a batch has besides a fixed cost.
+#: Batches with fewer prompt tokens are not measured: the fixed cost of a batch would dominate.
 _TELLING = 16
 
 
 class Pace:
-    """`prefill_s`: seconds by which prompt tokens may lengthen a batch. `fixed` > 0 is the number of tokens instead."""
+    """`prefill_s` is how many seconds prompt tokens may add to a batch. `fixed` > 0 sets the number of tokens instead."""
 
     def __init__(self, *, prefill_s: float, batch_tokens: int, fixed: int = 0) -> None:
         self._prefill_s = prefill_s
@@ -30,7 +30,7 @@ class Pace:
         self._token_s: float | None = None
 
     def prefill_tokens(self, num_prefilling: int, num_decoding: int) -> int:
-        """At most so many of a batch. Where more sequences wait for their first token than for their next, they get more of it."""
+        """The most prompt tokens in a batch. Grows when more sequences prefill than decode."""
         if self._fixed:
             return min(self._fixed, self._batch_tokens)
         waiting = max(1.0, num_prefilling / num_decoding)
@@ -39,7 +39,7 @@ class Pace:
         return min(tiles * _TILE - num_decoding, self._batch_tokens)
 
     def observe(self, *, num_prefill: int, num_tokens: int, seconds: float) -> None:
-        """A batch of `num_tokens`, of which `num_prefill` were prompt, took so long."""
+        """Records how long a batch of `num_tokens` took, of which `num_prefill` were prompt tokens."""
         if num_prefill < min(_TELLING, self._batch_tokens) or 2 * num_prefill < num_tokens:
             return
         token_s = seconds / num_tokens

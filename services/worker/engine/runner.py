@@ -1,7 +1,7 @@
-"""ModelRunner: what the engine asks of a model, and the ways in which a model can fail it.
+"""ModelRunner: the engine's interface to a model, and the errors it raises.
 
-Two implementations: `llama.LlamaRunner`, and `fake.FakeRunner` with scripted tokens. A runner's cache and `decode` belong to
-the engine thread alone; its vocabulary (`tokenize`, `token_bytes`) only reads and may be used from any thread.
+Two implementations: `llama.LlamaRunner`, and `fake.FakeRunner` with scripted tokens. Use a runner's cache and `decode` only
+from the engine thread. Its vocabulary (`tokenize`, `token_bytes`) is read-only and can be used from any thread.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 from services.worker.engine.scheduler import Span
 
-#: Told how much of a model is loaded (0 to 1), from the thread that loads it; False ends the loading.
+#: Called with the fraction of the model that is loaded (0 to 1), from the loading thread. Return False to cancel the load.
 OnProgress = Callable[[float], bool]
 
 
 class EngineError(Exception):
     """
     EngineError
-    ├── NoRoom          the batch does not fit the KV cache; the cache is as it was before
-    ├── DecodeAborted   the batch was interrupted; the cache is as it was before
+    ├── NoRoom          the batch does not fit the KV cache; the cache is unchanged
+    ├── DecodeAborted   the batch was interrupted; the cache is unchanged
     ├── EngineDead      the context is unusable; the process must be replaced
-    ├── ModelUnusable   the file cannot be loaded; trying again gives the same
-    └── LoadCancelled   whoever loads the model wants it no more
+    ├── ModelUnusable   the file cannot be loaded; retrying does not help
+    └── LoadCancelled   the caller cancelled the load
     """
 
 
@@ -35,27 +35,32 @@ class NoRoom(EngineError):
 
 
 class DecodeAborted(EngineError):
-    """`interrupt` was called while the batch was computed, or since the batch before."""
+    """`interrupt` was called during this decode, or since the previous one."""
 
 
 class EngineDead(EngineError):
-    """`llama_decode` failed in a way that leaves the context undefined."""
+    """`llama_decode` failed and left the context in an undefined state."""
 
 
 class ModelUnusable(EngineError):
-    """Not a GGUF, cut short, an unknown architecture, or more memory than there is. The message says which."""
+    """Not a GGUF, truncated, an unknown architecture, or too large for the memory. The message gives the reason."""
 
 
 class LoadCancelled(EngineError):
-    """The model was not loaded to its end, because nobody wants it any more."""
+    """`on_progress` returned False, so the load stopped."""
 
 
 class ModelRunner(Protocol):
-    """Token ids are below `num_vocab`. At most `max_running` sequences are computed at a time; there may be more slots than that, which
-    keep prefixes of earlier ones. `context_tokens` per slot, `num_cells` for all slots together, at least one context;
-    `partial_reuse` and `shareable_prefixes` as in SlotPool; `end_tokens` are the tokens that end a text. The `fim_*` tokens
-    stand before the prefix, the suffix and the gap of a text that is to be filled in; None where the model has none.
-    `tool_template`: for chats with tools, where the model brings one of its own for them."""
+    """A loaded model that generates text.
+
+    - Token ids are below `num_vocab`; `end_tokens` end a text.
+    - At most `max_running` sequences are computed at a time. Slots beyond that keep prefixes of earlier sequences.
+    - `context_tokens` is the limit per slot; `num_cells` counts the KV cells of all slots together, at least one full context.
+    - `partial_reuse` and `shareable_prefixes` are those of SlotPool (its `shareable`).
+    - `tool_template` is the model's separate chat template for chats with tools, if it has one.
+    - `control_texts` are the texts that `tokenize` reads as control tokens if `special` is set.
+    - The `fim_*` tokens mark the prefix, the suffix and the gap in a fill-in-the-middle prompt; None if the model has none.
+    """
 
     num_vocab: int
     num_slots: int
@@ -69,33 +74,38 @@ class ModelRunner(Protocol):
     tool_template: str | None
     bos_text: str
     eos_text: str
+    control_texts: tuple[str, ...]
     fim_prefix: int | None
     fim_suffix: int | None
     fim_middle: int | None
 
+    @property
+    def threads(self) -> int:
+        """Number of threads that will compute the next batch. Safe from any thread."""
+
     def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """Token ids. `special` reads control tokens written in the text as such; without it they are plain text. A model that
-        wants a BOS token gets one, unless the text begins with it."""
+        """Returns token ids. `special` reads control tokens written in the text as control tokens; otherwise they are plain
+        text. Prepends the BOS token if the model expects one and the text does not start with it."""
 
     def token_bytes(self, token: int) -> bytes:
-        """What the token adds to the text: UTF-8 that may end in the middle of a character; empty for control tokens."""
+        """The UTF-8 bytes that the token adds to the text; they may end mid-character. Empty for control tokens."""
 
     def token_text(self, token: int) -> bytes:
-        """The token as it is written: control tokens too, which add nothing to the text."""
+        """The token's written form, also for control tokens."""
 
     def cut(self, slot: int, keep: int) -> None:
         """Drops the slot's cached tokens from position `keep` on."""
 
     def share(self, source: int, target: int, length: int) -> None:
-        """Marks the first `length` cached tokens of one slot as those of another, which holds nothing."""
+        """Shares the first `length` cached tokens of `source` with `target`, which must be empty. Copies nothing."""
 
     def interrupt(self) -> None:
-        """Ends the decode that runs, or the next one if none does, with DecodeAborted. From any thread. May do nothing where the
-        device cannot."""
+        """Makes the current decode, or else the next one, raise DecodeAborted. Safe from any thread. Does nothing on models or
+        devices that cannot be interrupted."""
 
     def decode(self, spans: TokenIds[Span]) -> NDArray[np.float32]:
-        """Computes the spans; returns one row of logits for each span that samples, in their order. The rows are valid until
-        the next call. Raises NoRoom, DecodeAborted or EngineDead."""
+        """Computes the spans. Returns one row of logits for each span that samples, in the same order, valid until the next
+        call. Raises NoRoom, DecodeAborted or EngineDead."""
 
     def close(self) -> None:
         """Frees the model."""

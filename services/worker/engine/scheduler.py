@@ -1,7 +1,7 @@
 """The scheduler: which tokens of which sequences go into the next batch. Pure Python: no I/O, no llama.cpp, no clock.
 
-It is the one writer of a Sequence's status, slot and computed tokens, and of the SlotPool. One thread calls it, so it has
-no lock. Each turn of the engine is `admit()`, `schedule()`, a decode, `update()`.
+It alone writes a Sequence's status, slot and computed tokens, and the SlotPool. Only the engine thread calls it, so it has no
+lock. An engine step is `admit()`, `schedule()`, a decode, `update()`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from services.worker.engine.sampling import Sampled
 from services.worker.engine.sequence import Sequence, SequenceStatus
 from services.worker.engine.slots import CacheOperation, SlotPool
 
-#: How many sequences prefill, how many decode -> prompt tokens in a batch.
+#: (sequences that prefill, sequences that decode) -> the most prompt tokens in a batch.
 PrefillBudget = Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
 class Span:
-    """`tokens` of `sequence`, at positions from `start` in slot `slot`; `samples` where the logits of the last are wanted."""
+    """The part of a sequence to compute: `tokens`, at positions from `start`. `samples`: the last token's logits are needed."""
 
     sequence: Sequence
     slot: int
@@ -33,7 +33,7 @@ class Span:
 
 @dataclass(frozen=True)
 class ScheduledBatch:
-    """`operations` are to be carried out on the cache before the spans are computed. `num_prefill` counts prompt tokens."""
+    """The spans to compute after `operations` are applied to the cache. `num_prefill` counts prompt tokens."""
 
     spans: TokenIds[Span]
     operations: TokenIds[CacheOperation]
@@ -46,18 +46,22 @@ class ScheduledBatch:
 
 @dataclass(frozen=True)
 class SampledToken:
-    """What a step gave a sequence: where `ends_text`, the token ended the model's text and is no part of it. `replayed`: it was
-    generated elsewhere before."""
+    """A sequence's result from one step.
+
+    `ends_text`: the token is an end token and not part of the text. `replayed`: an earlier run of the request generated the
+    token. `failure`: the error that prevented sampling; it ended the sequence.
+    """
 
     sequence: Sequence
     sampled: Sampled
     ends_text: bool
     finish_reason: FinishReason | None
     replayed: bool = False
+    failure: Exception | None = None
 
 
 class Scheduler:
-    """`batch_tokens` bounds a batch, `max_running` the sequences that have a slot at a time. `end_tokens` end a text."""
+    """At most `batch_tokens` per batch, and at most `max_running` sequences with a slot. `end_tokens` end a text."""
 
     def __init__(
         self, slots: SlotPool, *, batch_tokens: int, max_running: int, end_tokens: frozenset[int] = frozenset()
@@ -77,15 +81,15 @@ class Scheduler:
         return bool(self._waiting or self._running)
 
     @property
-    def holders(self) -> frozenset[str]:
-        """The requests of which the cache holds something."""
-        return self._slots.holders
+    def cached_requests(self) -> frozenset[str]:
+        """The ids of the requests that have tokens in the cache, or are running."""
+        return self._slots.cached_requests
 
     def add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Ends a sequence that is waiting or running; its slot keeps what has been computed."""
+        """Ends a waiting or running sequence. Its slot keeps the computed tokens."""
         if sequence.status is SequenceStatus.WAITING:
             self._waiting.remove(sequence)
         elif sequence.status is SequenceStatus.RUNNING:
@@ -96,16 +100,16 @@ class Scheduler:
         sequence.finish_reason = reason
 
     def admit(self) -> list[Sequence]:
-        """Gives slots to the sequences that have waited longest, as far as slots and cells go.
+        """Gives slots to waiting sequences, oldest first, while there are slots and cells.
 
-        One whose prefix a running sequence is computing just now waits for it and lets others pass: a burst with one new prefix
-        computes it once. One for which the cells do not suffice lets nobody pass.
+        If a running sequence is computing a prefix that a waiting one needs, the waiting one is skipped, so that a burst of
+        requests with the same new prefix computes it once. If there are too few cells for a sequence, those after it wait too.
         """
         admitted = []
         for sequence in list(self._waiting):
             if not self._slots.has_idle or len(self._running) == self._max_running:
                 break
-            if self._slots.is_worth_waiting(sequence.tokens):
+            if self._slots.is_worth_waiting(sequence.tokens, domain=sequence.domain):
                 continue
             if not self._take_slot(sequence):
                 break
@@ -113,11 +117,11 @@ class Scheduler:
         return admitted
 
     def _take_slot(self, sequence: Sequence) -> bool:
-        plan = self._slots.plan(sequence.tokens)
+        plan = self._slots.plan(sequence.tokens, domain=sequence.domain)
         promised = sum(running.num_uncomputed + 1 for running in self._running)
         if self._running and not self._slots.has_room(plan, promised + len(sequence.tokens) - plan.keep + 1):
             return False
-        self._slots.acquire(plan, sequence.tokens, request=sequence.id)
+        self._slots.acquire(plan, sequence.tokens, request=sequence.id, domain=sequence.domain)
         self._waiting.remove(sequence)
         self._running.append(sequence)
         sequence.status = SequenceStatus.RUNNING
@@ -128,11 +132,12 @@ class Scheduler:
         return True
 
     def schedule(self, prefill_budget: PrefillBudget) -> ScheduledBatch:
-        """The next batch: one token of each sequence that decodes, then prompts, oldest first, as far as the budget goes.
+        """Returns the next batch: one token for each decoding sequence, then prompt tokens of the others, in the order they
+        were admitted.
 
-        While any sequence decodes, `prefill_budget` bounds the prompts' part of the batch, so that a long prompt slows running answers
-        by a bounded time per token instead of stopping them. Where the KV cache is short of cells, the youngest sequences go
-        back to wait, with their tokens.
+        While any sequence decodes, `prefill_budget` limits the prompt tokens, so that a long prompt slows running answers
+        instead of stopping them. If the KV cache has too few cells, preempts the sequences admitted last: they wait again and
+        keep their tokens.
         """
         while True:
             spans = self._spans(prefill_budget)
@@ -158,7 +163,7 @@ class Scheduler:
         return spans
 
     def _preempt(self) -> None:
-        """The oldest sequence is never preempted: a context fits the cache, so alone it always has room."""
+        """Moves the sequence admitted last back to waiting. The only one left always has room: the cache fits a context."""
         assert len(self._running) > 1
         self.num_preempted += 1
         sequence = self._running[-1]
@@ -167,8 +172,8 @@ class Scheduler:
         self._waiting.appendleft(sequence)
 
     def give_way(self) -> bool:
-        """llama.cpp had no room where there should have been some: gives up what is idle, or else the youngest sequence's cells.
-        False where the only sequence has no room."""
+        """Frees cells after llama.cpp unexpectedly found no room: those of idle slots, or else of the sequence admitted last.
+        Returns False if only one sequence runs and no idle slot holds any."""
         if not self._slots.forget_idle():
             if len(self._running) == 1:
                 return False
@@ -176,8 +181,9 @@ class Scheduler:
             self._slots.forget_idle()
         return True
 
-    def update(self, batch: ScheduledBatch, sampled: TokenIds[Sampled]) -> list[SampledToken]:
-        """Takes in a computed batch and what was sampled for those of its spans that sample, in their order."""
+    def update(self, batch: ScheduledBatch, sampled: TokenIds[Sampled | Exception]) -> list[SampledToken]:
+        """Records a computed batch. `sampled` has one entry for each span that samples, in the same order; an exception means
+        that this sequence's sampler failed."""
         drawn = iter(sampled)
         results = []
         for span in batch.spans:
@@ -187,7 +193,10 @@ class Scheduler:
                 results.append(self._append(span.sequence, next(drawn)))
         return results
 
-    def _append(self, sequence: Sequence, sampled: Sampled) -> SampledToken:
+    def _append(self, sequence: Sequence, sampled: Sampled | Exception) -> SampledToken:
+        if isinstance(sampled, Exception):
+            self.finish(sequence, FinishReason.ERROR)
+            return SampledToken(sequence, Sampled(0), True, FinishReason.ERROR, failure=sampled)
         replayed = bool(sequence.replay)
         if replayed:
             sampled = Sampled(sequence.replay.popleft())

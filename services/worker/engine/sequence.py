@@ -9,12 +9,12 @@ from collections.abc import Sequence as TokenIds
 from services.protocol.messages import FinishReason
 from services.worker.engine.sampling import Sampler
 
-#: A text that is shifted would never end by itself; Ollama stops it after so many contexts.
+#: Maximum length of a shifted text, in contexts, as in Ollama. Without a limit it might never end.
 _SHIFTED_CONTEXTS = 10
 
 
 class SequenceStatus(enum.IntEnum):
-    """waiting → running → finished, and back from running to waiting where the KV cache runs out. Only the scheduler moves it."""
+    """waiting → running → finished; back to waiting if the KV cache runs out. Only the scheduler changes it."""
 
     WAITING = 0
     RUNNING = 1
@@ -22,11 +22,15 @@ class SequenceStatus(enum.IntEnum):
 
 
 class Sequence:
-    """`tokens` are the prompt's and, behind them, the generated ones; the first `num_computed` are in the slot's KV cache.
+    """`tokens` holds the prompt, then the generated tokens. The first `num_computed` are in the slot's KV cache.
 
-    There is no prefill phase and no decode phase: in each step the computed tokens catch up with `tokens`, and where they
-    reach the end, one more is sampled. `keep_tokens` None: a full context ends the text; a number: it is shifted, which drops
-    the older half of what lies behind so many tokens. Tokens in `replay` are taken, in order, instead of what is sampled.
+    There is no prefill phase and no decode phase: each step computes more of `tokens`, and when all are computed, one more is
+    sampled. While `replay` has tokens, the next of them is used instead of the sampled one.
+
+    When the context is full, the text ends if `keep_tokens` is None. Otherwise it is shifted: the first `keep_tokens`, at most
+    half of all, stay, and the older half of the rest is dropped.
+
+    `domain` is the isolation domain: sequences of other domains never reuse this one's cache.
     """
 
     def __init__(
@@ -38,9 +42,11 @@ class Sequence:
         max_tokens: int | None,
         context_tokens: int,
         keep_tokens: int | None = None,
+        domain: str = "",
     ) -> None:
         assert 0 < len(prompt) < context_tokens
         self.id = id
+        self.domain = domain
         self.tokens = list(prompt)
         self.sampler = sampler
         self.num_prompt_tokens = len(prompt)
@@ -62,7 +68,7 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """True where a single token is left to compute: the one that was sampled last."""
+        """Whether only the last sampled token is left to compute."""
         return self.num_generated > 0 and self.num_uncomputed == 1
 
     @property
@@ -74,8 +80,11 @@ class Sequence:
         return len(self.tokens) >= self._context_tokens
 
     def resume(self, token_ids: TokenIds[int], *, exactly: bool) -> None:
-        """Goes on behind tokens that were generated elsewhere. Exactly: they are computed one by one, as they were there, which gives
-        the same rounding. Otherwise with the prompt, which is faster."""
+        """Continues after tokens that an earlier run of the request generated.
+
+        `exactly` computes them one by one, as the earlier run did, which gives the same rounding. Otherwise they are computed
+        together with the prompt, which is faster.
+        """
         if exactly:
             self.replay.extend(token_ids)
             return
@@ -90,8 +99,11 @@ class Sequence:
         self.sampler.accept(token)
 
     def shift(self) -> int:
-        """Drops the older half of the tokens behind those to keep; returns how many are unchanged in front. What follows them has
-        to be computed again: moving it within the cache would move it for every other slot that shares the cells."""
+        """Drops the older half of the tokens after the kept ones. Returns the number of kept tokens.
+
+        The tokens after them must be computed again: moving them within the cache would also move them for the other slots that
+        share the cells.
+        """
         assert self._keep_tokens is not None
         keep = min(self._keep_tokens, len(self.tokens) // 2)
         del self.tokens[keep : keep + (len(self.tokens) - keep) // 2]

@@ -1,4 +1,4 @@
-"""Slots: who owns which llama.cpp `seq_id`, and which tokens each one's cache holds. Only the scheduler changes them."""
+"""Slots: which sequence owns which llama.cpp `seq_id`, and which tokens its cache holds. Only the scheduler changes them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ from itertools import count
 
 from services.worker.engine.cells import Cells
 
-#: So much of an idle slot may be lost for taking it over in place, where the prefix could be marked for another slot instead.
+#: The most tokens that an idle slot may lose when a sequence takes it over. If it would lose more, the prefix is shared.
 _NEAR = 16
 
-#: A common prefix of so many tokens is waited for while another sequence computes it; less is computed twice.
+#: The shortest common prefix, in tokens, worth waiting for while another sequence computes it. A shorter one is computed twice.
 _WORTH_WAITING = 32
 
 
 @dataclass
 class Slot:
-    """The first `num_held` of `tokens` are in the cache. While a sequence runs here, `tokens` is that sequence's own list.
-    `request` is whose tokens they are. `used_at` counts uses."""
+    """A llama.cpp sequence and its cached tokens: the first `num_held` of `tokens`.
+
+    While a sequence runs here, `tokens` is that sequence's list. `request` is the request that the tokens belong to, and
+    `domain` its isolation domain: no other domain reuses them. `used_at` is the logical time of the last use.
+    """
 
     id: int
     tokens: list[int] = field(default_factory=list)
     num_held: int = 0
     busy: bool = False
     request: str = ""
+    domain: str = ""
     used_at: int = 0
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Drop what the slot's cache holds from position `keep` on."""
+    """Drop the slot's cached tokens from position `keep` on."""
 
     slot: int
     keep: int
@@ -39,7 +43,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Share:
-    """Mark the first `length` positions of `source` as those of `target` too, which holds nothing."""
+    """Share the first `length` positions of `source` with `target`, which is empty."""
 
     source: int
     target: int
@@ -51,7 +55,7 @@ CacheOperation = Cut | Share
 
 @dataclass(frozen=True)
 class Plan:
-    """A slot for a sequence, of which `keep` tokens are in the cache of `source`; often the same slot."""
+    """The slot for a new sequence, and the slot `source`, often the same, whose cache holds its first `keep` tokens."""
 
     target: Slot
     source: Slot
@@ -59,12 +63,14 @@ class Plan:
 
 
 class SlotPool:
-    """A finished slot keeps its tokens. A new sequence starts from the longest prefix that any slot holds: it takes over an idle
-    slot, or has the prefix marked for another one. Where something has to go, it is the least recently used.
+    """Assigns slots to sequences and reuses their cached prefixes.
 
-    `shareable` is False where a prefix cannot be marked for a second slot (one KV stream for each). `partial_reuse` is False for
-    models whose memory cannot be cut back to an earlier token (recurrent ones): there an idle slot is reused only where all of
-    its tokens begin the new sequence, and nothing is shared.
+    A finished slot keeps its tokens. A new sequence starts from the longest prefix that any slot holds: it takes over that
+    slot, or shares the prefix with it. When cells run short, the least recently used idle slot loses its tokens first.
+
+    `shareable` is False if two slots cannot share a prefix (each has a separate KV stream). `partial_reuse` is False for models
+    whose memory cannot be truncated at an earlier token (recurrent ones): an idle slot is then reused only if all of its tokens
+    are a prefix of the new sequence, and nothing is shared.
     """
 
     def __init__(self, num_slots: int, num_cells: int, *, partial_reuse: bool = True, shareable: bool = True) -> None:
@@ -81,8 +87,8 @@ class SlotPool:
         return any(not slot.busy for slot in self._slots)
 
     @property
-    def holders(self) -> frozenset[str]:
-        """The requests of which the cache holds something, or is about to."""
+    def cached_requests(self) -> frozenset[str]:
+        """The ids of the requests that have tokens in the cache, or are running."""
         return frozenset(slot.request for slot in self._slots if slot.busy or slot.num_held)
 
     @property
@@ -91,31 +97,31 @@ class SlotPool:
 
     @property
     def num_used(self) -> int:
-        """Cells."""
+        """Number of cells that hold a token."""
         return self._cells.num_used
 
     @property
     def num_running(self) -> int:
-        """Cells of busy slots. One that two of them share counts for both, as far as there are so many."""
+        """Number of cells of busy slots. A shared cell counts once per slot; the result is at most `num_used`."""
         return min(self.num_used, sum(slot.num_held for slot in self._slots if slot.busy))
 
     def take_operations(self) -> tuple[CacheOperation, ...]:
-        """What is to be done to the cache before the next decode, in this order."""
+        """Returns and clears the pending operations. Apply them to the cache, first to last, before the next decode."""
         operations, self._operations = tuple(self._operations), []
         return operations
 
-    def is_worth_waiting(self, tokens: TokenIds[int]) -> bool:
-        """Whether a running sequence is about to have computed a longer prefix of `tokens` than any slot holds now."""
+    def is_worth_waiting(self, tokens: TokenIds[int], *, domain: str = "") -> bool:
+        """Whether a running sequence is computing a longer prefix of `tokens` than any slot holds now."""
         if not self._shareable:
             return False
-        common = {slot.id: common_prefix(slot.tokens, tokens) for slot in self._slots}
+        common = {slot.id: _common(slot, tokens, domain) for slot in self._slots}
         held = max(min(common[slot.id], slot.num_held) for slot in self._slots)
         coming = max((common[slot.id] for slot in self._slots if slot.busy), default=0)
         return coming >= _WORTH_WAITING and min(coming, len(tokens) - 1) > held
 
-    def plan(self, tokens: TokenIds[int]) -> Plan:
-        """Some slot is idle. The last token is never kept: its logits are what the sequence needs."""
-        reusable = {slot.id: self._reusable(slot, tokens) for slot in self._slots}
+    def plan(self, tokens: TokenIds[int], *, domain: str = "") -> Plan:
+        """Chooses a slot; one must be idle. The last token is never reused: the sequence needs its logits."""
+        reusable = {slot.id: self._reusable(slot, tokens, domain) for slot in self._slots}
         idle = [slot for slot in self._slots if not slot.busy]
         if not self._shareable:
             slot = max(idle, key=lambda slot: self._worth(slot, reusable[slot.id]))
@@ -132,14 +138,14 @@ class SlotPool:
         return Plan(target, source, keep)
 
     def has_room(self, plan: Plan, num_cells: int) -> bool:
-        """Whether so many cells are free or would be, once everything idle were given up but what `plan` keeps."""
+        """Whether `num_cells` are free, or would be after dropping all idle tokens except those that `plan` keeps."""
         if self._cells.num_free >= num_cells:
             return True
         busy = [slot.id for slot in self._slots if slot.busy]
         return self._cells.num_free_beside(busy, prefix=(plan.source.id, plan.keep)) >= num_cells
 
-    def acquire(self, plan: Plan, tokens: list[int], *, request: str) -> None:
-        """`tokens` is the list of the sequence that runs here from now on, for `request`."""
+    def acquire(self, plan: Plan, tokens: list[int], *, request: str, domain: str = "") -> None:
+        """Starts a sequence in the plan's slot. `tokens` is the sequence's list; `domain` must be the one given to `plan`."""
         source, target = plan.source, plan.target
         if source is not target:
             self.cut(target.id, 0)
@@ -150,6 +156,7 @@ class SlotPool:
         self.cut(target.id, plan.keep)
         target.busy = True
         target.request = request
+        target.domain = domain
         target.tokens = tokens
 
     def release(self, slot_id: int) -> None:
@@ -159,7 +166,7 @@ class SlotPool:
         slot.used_at = next(self._clock)
 
     def grow(self, slot_id: int, count: int) -> None:
-        """So many more tokens of the slot have been computed; `make_room` has been asked for their cells."""
+        """Records `count` more computed tokens in the slot. Call `make_room` for their cells first."""
         self._cells.grow(slot_id, count)
         self._slots[slot_id].num_held += count
 
@@ -171,7 +178,7 @@ class SlotPool:
             slot.num_held = keep
 
     def make_room(self, num_cells: int) -> bool:
-        """Gives up idle slots, the least recently used first, until so many cells are free. False where that is not enough."""
+        """Empties idle slots, least recently used first, until `num_cells` are free. Returns False if that is not enough."""
         idle = sorted((slot for slot in self._slots if not slot.busy and slot.num_held), key=lambda slot: slot.used_at)
         for slot in idle:
             if self._cells.num_free >= num_cells:
@@ -180,28 +187,32 @@ class SlotPool:
         return self._cells.num_free >= num_cells
 
     def forget_idle(self) -> bool:
-        """Gives up all that idle slots hold. False where they hold nothing."""
+        """Empties all idle slots. Returns False if they were empty already."""
         holding = [slot for slot in self._slots if not slot.busy and slot.num_held]
         for slot in holding:
             self.cut(slot.id, 0)
         return bool(holding)
 
-    def _reusable(self, slot: Slot, tokens: TokenIds[int]) -> int:
+    def _reusable(self, slot: Slot, tokens: TokenIds[int], domain: str) -> int:
         if slot.busy and not self._shareable:
             return 0
-        common = min(common_prefix(slot.tokens, tokens), slot.num_held, len(tokens) - 1)
+        common = min(_common(slot, tokens, domain), slot.num_held, len(tokens) - 1)
         if self._partial_reuse or common == slot.num_held:
             return common
         return 0
 
     def _worth(self, slot: Slot, reusable: int) -> tuple[int, bool, int]:
-        """Most tokens spared less tokens lost; where nothing is gained, an empty slot, then the least recently used."""
+        """Sort key: tokens reused minus tokens lost. If nothing is gained, an empty slot, then the least recently used."""
         lost = slot.num_held - reusable
         return max(0, reusable - lost), not slot.num_held, -slot.used_at
 
 
+def _common(slot: Slot, tokens: TokenIds[int], domain: str) -> int:
+    return common_prefix(slot.tokens, tokens) if slot.domain == domain else 0
+
+
 def common_prefix(a: TokenIds[int], b: TokenIds[int]) -> int:
-    """How many leading tokens are the same. Slices are compared in C, a loop over the tokens would not be."""
+    """Length of the common prefix. Compares slices, which Python does in C, instead of looping over tokens."""
     length = min(len(a), len(b))
     if a[:length] == b[:length]:
         return length

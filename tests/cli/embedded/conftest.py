@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.cli.embedded.home import Home
-from services.cli.embedded.part import Part
+from services.cli.embedded.managed_process import ManagedProcess
 from services.cli.embedded.processes import MARK
 
 
@@ -24,21 +24,21 @@ def home() -> Iterator[Home]:
         yield home
 
 
-MakePart = Callable[..., Part]
+MakePart = Callable[..., ManagedProcess]
 
 
 @pytest.fixture
 def make_part(home: Home) -> MakePart:
     """A part that runs a piece of Python, in which `home` is the folder's path and `READY` says that it is up."""
 
-    def make(name: str, code: str, *, grace_s: float = 10) -> Part:
+    def make(name: str, code: str, *, grace_s: float = 10) -> ManagedProcess:
         mark = home.path / f"{name}.started"
 
         async def started(_pid: int) -> bool:
             return mark.exists()
 
         start = "import os, pathlib, signal, subprocess, sys, time\n" + f"home = pathlib.Path({str(home.path)!r})\n"
-        return Part(
+        return ManagedProcess(
             name=name,
             command=(sys.executable, "-c", start + code.replace("READY", f"pathlib.Path({str(mark)!r}).touch()")),
             environment={"PATH": os.environ["PATH"], MARK: str(home.path)},

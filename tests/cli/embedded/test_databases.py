@@ -11,14 +11,14 @@ import psycopg
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, OutOfMemoryError
 
 from services.cli.embedded import processes
 from services.cli.embedded.home import Home
 from services.cli.embedded.ports import free_ports
 from services.cli.embedded.postgres import Postgres
 from services.cli.embedded.supervisor import Supervisor
-from services.cli.embedded.valkey import Valkey
+from services.cli.embedded.valkey import Valkey, default_memory_bytes
 from services.cli.errors import CommandError
 
 PASSWORD = "a-password-that-nobody-may-see"
@@ -90,6 +90,21 @@ async def test_an_interrupted_first_start_leaves_nothing_half_made(home: Home) -
     assert processes.marked(home.path) == set()
     await postgres.prepare(new_password=True)
     assert postgres.data.exists()
+
+
+async def test_valkey_refuses_what_does_not_fit_and_drops_nothing(home: Home, supervisor: Supervisor) -> None:
+    valkey = Valkey(home.path, port=free_ports(1)[0], password=PASSWORD, memory_bytes=16 << 20)
+    await supervisor.start(valkey.part)
+    async with Redis.from_url(valkey.url) as redis:
+        await redis.set("kept", "yes")
+        with pytest.raises(OutOfMemoryError):
+            await asyncio.gather(*(redis.set(f"more-{number}", b"x" * (1 << 20)) for number in range(20)))
+        assert await redis.get("kept") == b"yes"
+
+
+def test_valkeys_memory_is_a_part_of_the_machines() -> None:
+    assert default_memory_bytes(4 << 30) == 512 << 20
+    assert default_memory_bytes(512 << 30) == 1 << 30
 
 
 async def test_valkey_keeps_its_data_and_its_secret(home: Home, supervisor: Supervisor) -> None:

@@ -5,10 +5,10 @@ import socket
 
 import pytest
 
-from services.cli.address import Address
 from services.cli.embedded import processes
 from services.cli.embedded.ports import free_ports, require_free
 from services.cli.errors import CommandError
+from services.process.address import Address
 
 
 def at(port: int, host: str = "127.0.0.1") -> Address:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest_asyncio
 
 from services.cli.embedded import processes
 from services.cli.embedded.home import Home
-from services.cli.embedded.supervisor import STOP_ORDER, Supervisor
+from services.cli.embedded.supervisor import LOG_LIMIT_BYTES, STOP_ORDER, Supervisor
 from services.cli.errors import PartFailed
 from tests.cli.embedded.conftest import MakePart
 from tests.conditions import eventually, eventually_sync
@@ -178,7 +179,7 @@ async def test_adopted_children_are_buried(supervisor: Supervisor, make_part: Ma
 SUPERVISE = """
 import asyncio, pathlib, sys
 from services.cli.embedded.home import Home
-from services.cli.embedded.part import Part
+from services.cli.embedded.managed_process import ManagedProcess
 from services.cli.embedded.processes import MARK
 from services.cli.embedded.supervisor import Supervisor
 
@@ -187,7 +188,7 @@ async def ready(_pid): return True
 async def main():
     home = Home(pathlib.Path(sys.argv[1]))
     supervisor = Supervisor(home, print, start_timeout_s=10)
-    await supervisor.start(Part("gateway", (sys.executable, "-c", "import time; time.sleep(600)"), ready, {MARK: str(home.path)}))
+    await supervisor.start(ManagedProcess("gateway", (sys.executable, "-c", "import time; time.sleep(600)"), ready, {MARK: str(home.path)}))
     print("started", flush=True)
     await asyncio.sleep(600)
 
@@ -202,3 +203,23 @@ def test_parts_do_not_outlive_a_killed_supervisor(home: Home) -> None:
         assert len(processes.marked(home.path)) == 1
         supervisor.kill()
     eventually_sync(lambda: processes.marked(home.path) == set())
+
+
+async def test_a_part_whose_program_cannot_be_started(home: Home, supervisor: Supervisor, make_part: MakePart) -> None:
+    part = dataclasses.replace(make_part("registry", ""), command=("/no/such/program",))
+    with pytest.raises(PartFailed, match="^registry cannot be started: No such file or directory"):
+        await supervisor.start(part)
+
+
+async def test_logs_are_kept_short_beside_one_that_cannot_be(home: Home, said: list[str]) -> None:
+    """A link that leads nowhere; it is said once."""
+    (home.logs / "broken.log").symlink_to("/no/such/file")
+    supervisor = Supervisor(home, said.append, start_timeout_s=30, log_check_s=0.02)
+    try:
+        for _ in range(2):
+            with (home.logs / "gateway.log").open("wb") as log:
+                log.truncate(LOG_LIMIT_BYTES + 1)
+            await eventually(lambda: (home.logs / "gateway.log").stat().st_size == 0)
+    finally:
+        await supervisor.stop()
+    assert said == [f"{home.logs}/broken.log cannot be kept short: No such file or directory"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services.gateway.dialects import ollama, openai
 from services.gateway.dialects.bodies import InvalidField
 from services.gateway.dialects.durations import FOREVER_MS, keep_alive_ms
-from services.gateway.dialects.options import InvalidOption, run_options
+from services.gateway.dialects.options import run_options
 from services.protocol.errors import BadRequest
 from services.protocol.wire import encode
 from tests.gateway.dialects.transcripts import ticket
@@ -35,11 +35,56 @@ def test_missing(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"{", b"nonsense", b'{"model":"\xff"}', b'{"model":"\\ud800"}', b"[" * 100_000, b"[]", b"null", b'"x"']
+    "raw", [b"{", b"nonsense", b'{"model":"\\x"}', b'{"model":"\\u12"}', b"[" * 100_000, b"[]", b"null", b'"x"']
 )
 def test_malformed(raw: bytes) -> None:
     with pytest.raises(BadRequest):
         ollama.decode_chat(raw)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (rb"\ud83d", "�"),
+        (rb"\uDE00!", "�!"),
+        (rb"\ud83d\ud83d\ude00", "�😀"),
+        (rb"\ude00\ud83d", "��"),
+        (rb"\ud83dx\ude00", "�x�"),
+        (rb"\\ud83d \ud83d", r"\ud83d �"),
+        (rb"\\\ud83d", "\\�"),
+        (rb"\ud83d\u0041\n", "�A\n"),
+        (b"\xff", "�"),
+        (b"a\xf0\x9f\x98", "a�"),
+        (b"\xed\xa0\xbd", "���"),
+        ("😀é".encode(), "😀é"),
+    ],
+)
+def test_text_that_is_not_well_formed(written: bytes, text: str) -> None:
+    chat = b'{"model": "m", "messages": [{"role": "user", "content": "' + written + b'"}]}'
+    for decode in (ollama.decode_chat, openai.decode_chat):
+        (message,) = decode(chat).messages or []
+        assert message.content == text
+    assert ollama.decode_generate(b'{"model": "m", "prompt": "' + written + b'"}').prompt == text
+    schema = (
+        b'{"model": "m", "format": {"enum": ["'
+        + written
+        + b'"], "'
+        + written
+        + b'": 1}, "options": {"stop": ["'
+        + written
+        + b'"]}}'
+    )
+    body = ollama.decode_generate(schema)
+    assert body.format == {"enum": [text], text: 1}
+    assert body.options == {"stop": [text]}
+    assert ollama.decode_embed(b'{"model": "m", "input": ["' + written + b'"]}').input == [text]
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=8))
+def test_any_escaped_text_is_read_as_python_reads_it(text: str) -> None:
+    """But for halves of surrogate pairs."""
+    whole = json.loads(json.dumps(text)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert ollama.decode_generate(json.dumps({"model": "m", "prompt": text}).encode()).prompt == whole
 
 
 @given(st.binary(max_size=50) | st.dictionaries(FIELDS, JSON, max_size=4).map(lambda body: json.dumps(body).encode()))
@@ -75,13 +120,13 @@ NEAR = st.sampled_from(
 def test_any_body_is_asked_of_a_worker_or_refused(asked: dict[str, object]) -> None:
     raw = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi", **asked}).encode()
     whole = ticket(capabilities=EVERYTHING)
-    with contextlib.suppress(BadRequest, InvalidOption):
+    with contextlib.suppress(BadRequest):
         encode(openai.chat_request(openai.decode_chat(raw), whole))
-    with contextlib.suppress(BadRequest, InvalidOption):
+    with contextlib.suppress(BadRequest):
         encode(openai.completion_request(openai.decode_completion(raw), whole))
-    with contextlib.suppress(BadRequest, InvalidOption):
+    with contextlib.suppress(BadRequest):
         encode(ollama.chat_request(ollama.decode_chat(raw), whole))
-    with contextlib.suppress(BadRequest, InvalidOption):
+    with contextlib.suppress(BadRequest):
         encode(ollama.generate_request(ollama.decode_generate(raw), whole))
 
 
@@ -148,7 +193,7 @@ OPTION_NAMES = st.sampled_from(
 def test_any_options_fit_the_wire_or_are_refused(options: dict[str, object]) -> None:
     try:
         chosen = run_options(options)
-    except (InvalidOption, InvalidField):
+    except InvalidField:
         return
     encode(chosen)
     assert chosen.sampling.top_k >= 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.gateway.dialects import ollama
-from services.protocol.errors import WorkerLost
+from services.protocol.errors import ModelLoadFailed, WorkerLost
 from services.protocol.messages import Event, Frame, ToolCallDelta
 from tests.gateway.dialects.transcripts import ANSWER, CALLS, CUT_CALL, LOGPROBS, SILENCE, SteppingStopwatch
 
@@ -114,6 +114,14 @@ def test_a_call_that_was_cut_off_is_text(arguments: str) -> None:
     assert answer == message('I {"name": "weather", "arguments": ' + arguments, thinking="Hmm", tool_calls=[NOW])
 
 
+@pytest.mark.parametrize("arguments", ["", '{"ci', '"Rome"', "[1]"])
+def test_a_required_call_that_was_cut_off_is_nothing(arguments: str) -> None:
+    piece = Frame("r", 1, 6, (14,), "", tool_calls=(ToolCallDelta(1, arguments=arguments),))
+    whole = ollama.ChatReply("m", SteppingStopwatch(), stream=False, calls_only=True)
+    (answer,) = told(whole, (*CUT_CALL[:-1], piece, CUT_CALL[-1]))
+    assert answer == message("I ", thinking="Hmm", tool_calls=[NOW])
+
+
 def test_a_call_without_arguments() -> None:
     whole = ollama.ChatReply("m", SteppingStopwatch(), stream=False)
     (answer,) = told(whole, (*CUT_CALL[:-1], CALLS[-1]))
@@ -156,4 +164,6 @@ def test_logprobs() -> None:
 
 def test_a_stream_that_fails() -> None:
     reply = ollama.ChatReply("m", SteppingStopwatch(), stream=True)
-    assert reply.render_error(WorkerLost("it broke")) == b'{"error":"it broke"}\n'
+    assert reply.render_error(ModelLoadFailed("it broke")) == b'{"error":"it broke"}\n'
+    lost = b"model runner has unexpectedly stopped, this may be due to resource limitations or an internal error"
+    assert reply.render_error(WorkerLost("3 workers")) == b'{"error":"' + lost + b'"}\n'

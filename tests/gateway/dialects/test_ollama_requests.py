@@ -30,7 +30,7 @@ def generate(changes: dict[str, Any] | None = None, **version: Any) -> GenerateR
 
 def test_empty_values_mean_nothing() -> None:
     """As the Go command line and others send them."""
-    empty = {
+    empty: dict[str, Any] = {
         "format": "",
         "tools": [],
         "options": None,
@@ -125,7 +125,7 @@ def test_generate_prompts() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"tools": [{"type": "function"}]}, UnsupportedCapability, f"{FULL} does not support tools"),
+        ({"tools": [{"type": "function"}]}, BadRequest, "tools[0].function.name: is required"),
         ({"messages": [USER | {"images": ["aGk="]}]}, UnsupportedCapability, f"{FULL} does not support vision"),
         ({"think": True}, UnsupportedCapability, '"smollm2:135m" does not support thinking'),
         ({"think": "high"}, UnsupportedCapability, '"smollm2:135m" does not support thinking'),
@@ -138,17 +138,17 @@ def test_generate_prompts() -> None:
         ({"logprobs": True, "top_logprobs": 21}, BadRequest, "top_logprobs must be between 0 and 20"),
         ({"format": {"maximum": 2**70}}, BadRequest, "format: holds an integer of more than 64 bits"),
         ({"options": {"mirostat": 3}}, BadRequest, "mirostat: must be 0, 1 or 2"),
-        ({"options": {"temperature": "hot"}}, CorralError, 'option "temperature" must be of type float32'),
-        ({"options": {"num_ctx": "big"}}, CorralError, 'option "num_ctx" must be of type integer'),
-        ({"options": {"use_mmap": 1}}, CorralError, 'option "use_mmap" must be of type boolean'),
-        ({"options": {"stop": [1]}}, CorralError, 'option "stop" must be of an array of strings'),
+        ({"options": {"temperature": "hot"}}, BadRequest, 'option "temperature" must be of type float32'),
+        ({"options": {"num_ctx": "big"}}, BadRequest, 'option "num_ctx" must be of type integer'),
+        ({"options": {"use_mmap": 1}}, BadRequest, 'option "use_mmap" must be of type boolean'),
+        ({"options": {"stop": [1]}}, BadRequest, 'option "stop" must be of an array of strings'),
     ],
 )
 def test_chat_refusals(changes: dict[str, Any], error: type[CorralError], message: str) -> None:
     with pytest.raises(error) as caught:
         chat(changes)
     assert caught.value.message == message
-    assert caught.value.status == (500 if error is CorralError else 400)
+    assert caught.value.status == 400
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from services.gateway.dialects import openai
-from services.protocol.errors import WorkerLost
+from services.protocol.errors import ModelLoadFailed
 from services.protocol.messages import Event
 from tests.gateway.dialects.transcripts import ANSWER, CALLS, CHOICES, LOGPROBS, SILENCE, SteppingStopwatch
 
@@ -49,8 +49,10 @@ def test_chat_stream() -> None:
 
 def test_chat_stream_with_usage() -> None:
     reply = chat_reply(stream=True, include_usage=True)
-    *_, finish, usage, done, end = b"".join(map(reply.render, ANSWER)).decode().split("\n\n")
-    assert finish == f'data: {CHUNK}"choices":[{{"index":0,"delta":{{}},"finish_reason":"stop"}}]}}'
+    *texts, finish, usage, done, end = b"".join(map(reply.render, ANSWER)).decode().split("\n\n")
+    assert len(texts) == 2
+    assert all(text.endswith(',"usage":null}') for text in texts)
+    assert finish == f'data: {CHUNK}"choices":[{{"index":0,"delta":{{}},"finish_reason":"stop"}}],"usage":null}}'
     assert usage == f'data: {CHUNK}"choices":[],{USAGE}}}'
     assert (done, end) == ("data: [DONE]", "")
 
@@ -197,6 +199,6 @@ def test_an_echo_is_the_beginning_of_each_text() -> None:
 
 
 def test_a_stream_that_fails() -> None:
-    assert chat_reply(stream=True).render_error(WorkerLost("it broke")) == (
-        b'data: {"error":{"message":"it broke","type":"api_error","param":null,"code":"worker_lost"}}\n\n'
+    assert chat_reply(stream=True).render_error(ModelLoadFailed("it broke")) == (
+        b'data: {"error":{"message":"it broke","type":"api_error","param":null,"code":"model_load_failed"}}\n\n'
     )

@@ -12,7 +12,7 @@ from services.gateway.dialects import openai
 from services.gateway.dialects.bodies import InvalidField
 from services.protocol.errors import BadRequest, UnsupportedCapability
 from services.protocol.messages import GenerateRequest
-from services.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt
+from services.protocol.prompts import ChatMessage, ChatPrompt, TextPrompt, ToolCall
 from services.protocol.sampling import SamplingParams, StopConditions
 from tests.gateway.dialects.transcripts import ticket
 
@@ -23,6 +23,12 @@ USER = {"role": "user", "content": "Hi"}
 def chat(changes: dict[str, Any] | None = None, **version: Any) -> GenerateRequest:
     body = {"model": "smollm2:135m", "messages": [USER], **(changes or {})}
     return openai.chat_request(openai.decode_chat(json.dumps(body).encode()), ticket(**version))
+
+
+def prompt_of(changes: dict[str, Any]) -> ChatPrompt:
+    prompt = chat(changes).prompt
+    assert isinstance(prompt, ChatPrompt)
+    return prompt
 
 
 def complete(changes: dict[str, Any] | None = None, **version: Any) -> GenerateRequest:
@@ -46,6 +52,7 @@ def test_empty_values_mean_nothing() -> None:
         "stop": None,
         "stream_options": None,
         "user": "me",
+        "modalities": ["text"],
         "reasoning_effort": "none",
         "reasoning": {"effort": None},
     }
@@ -172,6 +179,29 @@ def test_contents() -> None:
     assert chat({"messages": developer}).prompt == ChatPrompt((ChatMessage("developer", "Be brief"), ChatMessage("user", "Hi")))
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"content": None, "refusal": "No."}, ChatMessage("assistant", "No.")),
+        ({"content": [{"type": "refusal", "refusal": "No."}]}, ChatMessage("assistant", "No.")),
+        ({"content": [{"type": "output_text", "text": "Yes."}]}, ChatMessage("assistant", "Yes.")),
+        ({"content": "Yes.", "refusal": None, "audio": None, "annotations": []}, ChatMessage("assistant", "Yes.")),
+        ({"content": None, "reasoning_content": "Hm"}, ChatMessage("assistant", "", reasoning="Hm")),
+        (
+            {"content": None, "function_call": {"name": "f", "arguments": '{"a":1}'}},
+            ChatMessage("assistant", "", tool_calls=(ToolCall("", "f", '{"a":1}'),)),
+        ),
+    ],
+)
+def test_history_holds_whatever_an_answer_may_be(message: dict[str, Any], expected: ChatMessage) -> None:
+    assert prompt_of({"messages": [USER, {"role": "assistant", **message}, USER]}).messages[1] == expected
+
+
+def test_the_result_of_a_function_is_one_of_a_tool() -> None:
+    result = {"role": "function", "name": "f", "content": "42"}
+    assert prompt_of({"messages": [USER, result]}).messages[1] == ChatMessage("tool", "42", tool_name="f")
+
+
 def test_completion_prompts() -> None:
     assert complete().prompt == TextPrompt("Hi")
     assert complete({"prompt": ["Hi"]}).prompt == TextPrompt("Hi")
@@ -184,7 +214,7 @@ def test_completion_prompts() -> None:
 @pytest.mark.parametrize(
     ("changes", "message", "field"),
     [
-        ({"tools": [{"type": "function"}]}, f"{FULL} does not support tools", None),
+        ({"tools": [{"type": "function"}]}, "tools[0].function.name: is required", "tools[0].function.name"),
         ({"n": 0}, "n: must be between 1 and 128", "n"),
         ({"n": 129}, "n: must be between 1 and 128", "n"),
         ({"best_of": 2}, "best_of: every choice is returned, so it can only be n", "best_of"),
@@ -217,17 +247,21 @@ def test_completion_prompts() -> None:
             'invalid reasoning value: \'often\' (must be "high", "medium", "low", "max", or "none")',
             "reasoning.effort",
         ),
-        ({"messages": [{"role": "user"}]}, "invalid message content type: <nil>", None),
-        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "invalid message format", None),
+        ({"messages": [{"role": "user"}]}, "invalid message content type: <nil>", "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
+            "invalid message format",
+            "messages[0].content[0].type",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]},
             "image URLs are not currently supported, please use base64 encoded data instead",
-            None,
+            "messages[0].content[0].image_url",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:image/png;base64,aGk="}]}]},
             f"{FULL} does not support vision",
-            None,
+            "messages[0].content[0]",
         ),
         ({"temperature": "hot"}, "temperature: expected float, got str", "temperature"),
         (
@@ -235,6 +269,17 @@ def test_completion_prompts() -> None:
             "messages[1].content: expected str | array, got int",
             "messages[1].content",
         ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "input_audio"}]}]},
+            f"{FULL} does not support audio",
+            "messages[0].content[1]",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": None, "function_call": {"arguments": "{}"}}]},
+            "messages[1].function_call.name: is required",
+            "messages[1].function_call.name",
+        ),
+        ({"modalities": ["text", "audio"]}, "modalities: answers are text; 'audio' is not supported", "modalities"),
         ({"max_tokens": True}, "max_tokens: expected int, got bool", "max_tokens"),
     ],
 )
@@ -242,15 +287,17 @@ def test_chat_refusals(changes: dict[str, Any], message: str, field: str | None)
     with pytest.raises(BadRequest) as caught:
         chat(changes)
     assert caught.value.message == message
-    assert (caught.value.field if isinstance(caught.value, InvalidField) else None) == field
+    assert (caught.value.field or None) == field
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"prompt": ["a", "b"]}, "prompt: must be one text or the token ids of one; ask once for each of several"),
-        ({"prompt": [1, -2]}, "prompt: must be one text or the token ids of one; ask once for each of several"),
-        ({"prompt": [True]}, "prompt: must be one text or the token ids of one; ask once for each of several"),
+        ({"prompt": [1, -2]}, "prompt: holds a number that is no token id"),
+        ({"prompt": [1, 10**100]}, "prompt: holds a number that is no token id"),
+        ({"prompt": [True]}, "prompt: expected token ids"),
+        ({"prompt": [1, "a"]}, "prompt: expected token ids"),
         ({"prompt": [[1], [2]]}, "prompt: must be one text or the token ids of one; ask once for each of several"),
         ({"n": 200}, "n: must be between 1 and 128"),
         ({"logprobs": 21}, "logprobs must be between 0 and 20"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from services.gateway.stopwatch import Stopwatch
-from services.gateway.ticket import Target, Ticket
+from services.gateway.requests.stopwatch import Stopwatch
+from services.gateway.requests.ticket import Target, Ticket
 from services.protocol.messages import (
     ChosenLogprob,
     Event,

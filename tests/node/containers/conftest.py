@@ -1,8 +1,9 @@
-"""A real Docker engine, where one answers, and an image to run in it. Everything made on it is gone after the tests."""
+"""A real Docker Engine and an image to run on it. Everything made on it is removed after the tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import docker
@@ -13,13 +14,26 @@ from services.protocol.messages import new_id
 from tests.node.containers.images import import_image
 
 
+@cache
+def _connection_error() -> str | None:
+    """Why no Docker Engine answers; None if one does."""
+    try:
+        docker.from_env(version="auto").close()
+    except DockerException as error:
+        return str(error)
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips from one place, because pytest then prints one line for all of them, with their number."""
+    if item.get_closest_marker("docker") and (error := _connection_error()):
+        pytest.skip(f"the Docker tests were skipped because no Docker Engine answers: {error}")
+
+
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Any]:
-    """The engine's own API, to look at from outside what the runtime does."""
-    try:
-        client = docker.from_env(version="auto")
-    except DockerException as error:
-        pytest.skip(f"NO DOCKER ENGINE, so nothing of the Docker runtime was tried: {error}")
+    """The engine's own API, to check the runtime's effects from outside."""
+    client = docker.from_env(version="auto")
     yield client.api
     client.close()
 

@@ -16,7 +16,7 @@ from services.protocol.engine import EngineSettings
 from services.protocol.jobs import JobSucceeded, Start, Stop
 from services.protocol.messages import new_id
 from tests.conditions import eventually
-from tests.node.driver import NODE, Driver
+from tests.doubles.job_sender import NODE, Driver
 from tests.scraping import scrape
 
 StartAgent = Callable[..., "subprocess.Popen[bytes]"]
@@ -42,6 +42,7 @@ def settings(engine: Any, image: str) -> Iterator[dict[str, str]]:
         engine.remove_container(container["Id"], force=True, v=True)
 
 
+@pytest.mark.docker
 async def test_a_models_whole_life(
     start_agent: StartAgent, driver: Driver, engine: Any, settings: dict[str, str], tiny_gguf: Path
 ) -> None:
@@ -89,6 +90,7 @@ async def _gone(driver: Driver) -> bool:
     return await driver.workers() == []
 
 
+@pytest.mark.docker
 async def test_workers_outlive_an_agent_that_crashed(
     start_agent: StartAgent, driver: Driver, engine: Any, settings: dict[str, str], tiny_gguf: Path
 ) -> None:
@@ -110,6 +112,7 @@ async def test_workers_outlive_an_agent_that_crashed(
     assert containers(engine) == []
 
 
+@pytest.mark.docker
 async def test_an_image_that_is_missing_fails_the_start_in_one_sentence(
     start_agent: StartAgent, driver: Driver, engine: Any, settings: dict[str, str], tiny_gguf: Path
 ) -> None:

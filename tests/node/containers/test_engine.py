@@ -11,6 +11,8 @@ import pytest
 from services.node.containers.engine import Engine
 from services.protocol.messages import new_id
 
+pytestmark = pytest.mark.docker
+
 COMPOSE = "com.docker.compose"
 
 

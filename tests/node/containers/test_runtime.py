@@ -24,6 +24,8 @@ from services.protocol.reports import Device, ProcessReport
 from tests.conditions import eventually_sync
 from tests.node.containers.relay import Relay
 
+pytestmark = pytest.mark.docker
+
 PATIENT = (
     "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(0)); print('up', flush=True)\nwhile True: signal.pause()"
 )
@@ -182,7 +184,7 @@ def test_a_worker_that_ended_long_ago_is_removed(
     make_runtime: MakeRuntime, engine: Any, node: str, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.node.containers.runtime.ENDED_KEPT_S", 0.1)
-    monkeypatch.setattr("services.node.containers.runtime.LOOK_S", 1)
+    monkeypatch.setattr("services.node.containers.runtime.EVENTS_TIMEOUT_S", 1)
     runtime = make_runtime(BROKEN)
     runtime.start(spec(store))
     eventually_sync(lambda: runtime.reports() != () and only(runtime).exit_code == 3)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from services.worker.chat.renderer import Renderer
+from services.worker.chat.rendering import TemplateSetup
+from services.worker.chat.template import ChatTemplate
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -167,4 +171,10 @@ TEMPLATES = {
     "harmony": HARMONY,
     "gemma4": GEMMA4,
     "function-gemma": FUNCTION_GEMMA,
+    "generic": CHATML,
 }
+
+
+def template_of(source: str, *, bos_text: str = "", eos_text: str = "", control_texts: tuple[str, ...] = ()) -> ChatTemplate:
+    """Rendered in this process."""
+    return ChatTemplate(source, Renderer(TemplateSetup(source, bos_text, eos_text, control_texts)))

@@ -12,11 +12,13 @@ from services.protocol.errors import BadRequest
 from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatMessage, ChatPrompt, Tool, ToolChoice
 from services.protocol.sampling import Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
-from services.worker.chat.template import ChatTemplate
+from services.worker.chat.answer_format import format_of
+from services.worker.chat.constraint import Wanted, effective
+from services.worker.chat.reasoning import Phase
 from services.worker.engine.grammar import GrammarCompiler
 from services.worker.prompt import Preparation, PromptBuilder
 from tests.worker.chat.answers import Answer
-from tests.worker.chat.templates import CHATML, HERMES, TEMPLATES
+from tests.worker.chat.templates import CHATML, HERMES, TEMPLATES, template_of
 from tests.worker.chat.vocabularies import ControlRunner, babble, deltas
 
 #: Of each kind one: texts, numbers, choices, lists, objects, references, and what need not be there.
@@ -59,6 +61,7 @@ HI = (ChatMessage("user", "hi"),)
 #: Without any, markers are text. Of a real vocabulary some or all are control tokens.
 CONTROL = {
     "hermes": ["<tool_call>", "</tool_call>"],
+    "generic": ["<tool_call>", "</tool_call>"],
     "qwen-coder": ["<tool_call>", "</tool_call>"],
     "llama3": ["<|python_tag|>"],
     "mistral": ["[TOOL_CALLS]"],
@@ -98,7 +101,7 @@ WISHES = [
 def prepare(runner: ControlRunner, template: str, constraint: Constraint | None = None, **prompt: Any) -> Preparation:
     chat = ChatPrompt(HI, **prompt)
     request = GenerateRequest(id="r", version="v", gateway="g", caller="c", prompt=chat, constraint=constraint)
-    return PromptBuilder(runner, ChatTemplate(template, bos_text="", eos_text="")).prepare(request)
+    return PromptBuilder(runner, template_of(template)).prepare(request)
 
 
 def answers(runner: ControlRunner, preparation: Preparation, *, times: int = 4) -> list[Answer]:
@@ -143,6 +146,41 @@ def test_a_forced_call_is_a_call_with_valid_arguments(family: str, in_control: b
         assert answer.calls
         for call in answer.calls:
             check_call(call, TOOLS)
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_null_keywords_of_a_forced_tool_are_absent(family: str) -> None:
+    def constraint(parameters: dict[str, Any]) -> object:
+        tools = (Tool("f", parameters=parameters),)
+        return prepare(ControlRunner(CONTROL[family]), TEMPLATES[family], tools=tools, tool_choice=REQUIRED).constraint
+
+    plain = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    nulls = {"$defs": None, "additionalProperties": None, "not": None, "description": None}
+    nested = {"n": {"type": "integer", "enum": None, "format": None, "default": None}}
+    assert constraint({**plain, **nulls, "properties": nested}) == constraint(plain)
+    assert constraint({"type": None, "properties": None, "required": None}) == constraint({})
+
+
+def test_the_schemas_of_forced_tools_are_bounded_together() -> None:
+    tools = tuple(Tool(f"f{n}", parameters={"type": "object", "properties": {"a": {"enum": ["x" * 1000]}}}) for n in range(300))
+    format = format_of(HERMES, shows_calls=True)
+
+    def forced(choice: ToolChoice) -> Wanted:
+        return Wanted(None, tools, choice, parallel=True, may_reason=False, control={})
+
+    with pytest.raises(BadRequest, match="their schemas have more than 256 KiB together"):
+        effective(format, Phase.ANSWERING, forced(REQUIRED))
+    assert effective(format, Phase.ANSWERING, forced(ToolChoice("required", "f7"))).constraint
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_a_forced_call_that_is_cut_off_is_never_content(family: str) -> None:
+    runner = ControlRunner(CONTROL[family])
+    preparation = prepare(runner, TEMPLATES[family], tools=TOOLS, tool_choice=REQUIRED, thinking=False)
+    assert preparation.constraint is not None
+    tokens = babble(runner, GrammarCompiler(runner).compile(preparation.constraint).matcher(), WISHES, seed=1)
+    for length in range(min(len(tokens), 120)):
+        assert _answer(deltas(preparation.output(0), tokens[:length])).content == ""
 
 
 @pytest.mark.parametrize("family", TEMPLATES)

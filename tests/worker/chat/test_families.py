@@ -186,6 +186,27 @@ TRANSCRIPTS: list[tuple[str, str, str, list[list[str]]]] = [
     ("gemma4", '<|tool_call>call:clock{a:{<|"|>b<|"|>:word}}<tool_call|>', "", [["clock", '{"a": {"b": "word"}}']]),
     ("gemma4", "<|tool_call>call:clock{a:}<tool_call|>!", "call:clock{a:}!", []),
     ("gemma4", "<|tool_call>clock()", "clock()", []),
+    ("generic", '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>', "", [["clock", "{}"]]),
+    ("generic", 'Wait.\n<tool_call>{"name": "clock", "arguments": {"a": 1}}', "Wait.", [["clock", '{"a": 1}']]),
+    # Without tags, in a fence, several.
+    ("generic", '\n{"name": "get_weather", "parameters": {"city": "Paris"}}\n', "", [["get_weather", PARIS]]),
+    ("generic", '```json\n{"name": "clock", "arguments": {}}\n```\nThere.', "There.", [["clock", "{}"]]),
+    ("generic", '```\n{"name": "clock"}\n```', "", [["clock", "{}"]]),
+    (
+        "generic",
+        '{"name": "clock"}\n{"name": "get_weather", "arguments": {"city": "Paris"}}',
+        "",
+        [["clock", "{}"], ["get_weather", PARIS]],
+    ),
+    # Neither an object of another kind, nor a name that was not offered, nor one within a text is a call.
+    ("generic", '{"name": "Ada", "arguments": {}}', '{"name": "Ada", "arguments": {}}', []),
+    ("generic", '<tool_call>{"name": "ada"}</tool_call>', '{"name": "ada"}', []),
+    ("generic", '```json\n{"a": [1]}\n```\n', '```json\n{"a": [1]}\n```\n', []),
+    ("generic", 'So: {"name": "clock", "arguments": {}}', 'So: {"name": "clock", "arguments": {}}', []),
+    ("generic", "```python\nprint()\n```", "```python\nprint()\n```", []),
+    ("generic", " ``", " ``", []),
+    ("generic", '{"name": "clock", "arg', '{"name": "clock", "arg', []),
+    ("generic", '{"name": "clock", "arguments": {"a": [1}} x', "", [["clock", '{"a": [1}} x']]),
 ]
 
 ARGUMENT = {"type": "object", "properties": {"ARGUMENT": {"type": "string"}}}

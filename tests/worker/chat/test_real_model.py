@@ -13,13 +13,13 @@ from services.protocol.engine import EngineSettings
 from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatMessage, ChatPrompt, Tool, ToolChoice
 from services.protocol.sampling import SamplingParams, StopConditions
-from services.worker.chat.template import ChatTemplate
 from services.worker.engine.grammar import GrammarCompiler
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.sampling import Sampler
+from services.worker.engine.sampling import Sampler, Stages
 from services.worker.engine.scheduler import Span
 from services.worker.prompt import PromptBuilder
 from tests.worker.chat.answers import WEATHER
+from tests.worker.chat.templates import template_of
 
 FORECAST = Tool(
     "forecast",
@@ -55,15 +55,14 @@ def called(
     prompt = ChatPrompt((ChatMessage("user", question),), (WEATHER, FORECAST), choice, parallel_tool_calls=False)
     request = GenerateRequest(id="r", version="v", gateway="g", caller="c", prompt=prompt)
     assert runner.chat_template is not None
-    template = ChatTemplate(runner.chat_template, bos_text=runner.bos_text, eos_text=runner.eos_text)
+    template = template_of(runner.chat_template, bos_text=runner.bos_text, eos_text=runner.eos_text)
     prepared = PromptBuilder(runner, template).prepare(request)
     assert prepared.constraint is not None
     matcher = grammars.compile(prepared.constraint).matcher(prepared.after)
     sampler = Sampler(
-        SamplingParams(seed=seed),
+        Stages(SamplingParams(seed=seed), runner.token_text),
         StopConditions(),
         end_tokens=runner.end_tokens,
-        vocabulary=runner.token_text,
         grammar=matcher,
     )
     output, tokens, start, released = prepared.output(0), list(prepared.tokens), 0, []

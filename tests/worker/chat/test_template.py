@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from services.protocol.errors import BadRequest, InvalidModelFile
 from services.protocol.prompts import ChatMessage, ChatPrompt, ToolCall
-from services.worker.chat.template import ChatTemplate
 from tests.worker.chat.answers import TOOLS
-from tests.worker.chat.templates import CHATML, HERMES, LLAMA3, MISTRAL, TEMPLATES
+from tests.worker.chat.templates import CHATML, HERMES, LLAMA3, MISTRAL, TEMPLATES, template_of
 
 HELLO = ChatPrompt((ChatMessage("user", "hello <b>"),))
 
@@ -20,8 +17,19 @@ ROUND = (
 )
 
 
-def template(source: str) -> ChatTemplate:
-    return ChatTemplate(source, bos_text="<s>", eos_text="</s>")
+class Shown:
+    """A template and the text that it makes."""
+
+    def __init__(self, source: str) -> None:
+        self._template = template_of(source, bos_text="<s>", eos_text="</s>")
+        self.format = self._template.format
+
+    def render(self, prompt: ChatPrompt) -> str:
+        return self._template.render(prompt).text
+
+
+def template(source: str) -> Shown:
+    return Shown(source)
 
 
 def test_messages_special_tokens_and_the_generation_prompt() -> None:
@@ -58,46 +66,6 @@ def test_a_template_may_refuse_messages() -> None:
 def test_what_the_sandbox_or_the_data_do_not_allow_is_the_callers_error(source: str) -> None:
     with pytest.raises(BadRequest):
         template(source).render(HELLO)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ 'a' * 10 ** 9 }}",
-        "{{ [0] * 10 ** 9 }}",
-        "{{ 10 ** (10 ** 9) }}",
-        "{% set n = namespace(x=9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
-        "{{ 'a'.ljust(10 ** 9) }}",
-        "{{ 'a' | center(10 ** 9) }}",
-        "{{ '%1000000000d' % 1 }}",
-        "{{ '%1000000000d' | format(1) }}",
-        "{{ '{:>1000000000}'.format(1) }}",
-        "{{ ('a' * 9999).replace('a', 'b' * 9999) }}",
-        "{{ ('a' * 9999) | replace('a', 'b' * 9999) }}",
-        "{{ range(99999) | join('b' * 9999) }}",
-        "{{ ('b' * 9999).join(['a'] * 9999) }}",
-        "{% set n = namespace(x='aaaa') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
-        "{% set n = namespace(x='aaaa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-        "{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}",
-    ],
-)
-def test_a_template_cannot_make_much_out_of_little(source: str) -> None:
-    begun = time.process_time()
-    with pytest.raises(BadRequest, match="too much|too long"):
-        template("{% if messages[0].content == 'hello <b>' %}" + source + "{% endif %}").render(HELLO)
-    assert time.process_time() - begun < 2
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = b %}{% endfor %}{% endfor %}",
-        "{% macro m(n) %}{% for i in range(99) %}{{ m(n - 1) if n }}{% endfor %}{% endmacro %}{{ m(40) }}",
-    ],
-)
-def test_a_template_ends(source: str) -> None:
-    with pytest.raises(BadRequest, match="too long"):
-        template("{% if messages[0].content == 'hello <b>' %}" + source + "{% endif %}").render(HELLO)
 
 
 def test_a_template_that_does_not_parse() -> None:
@@ -157,7 +125,7 @@ def test_results_are_folded_into_the_calls_where_the_template_wants_that() -> No
 def test_a_template_without_tools_is_told_of_them_in_the_system_message() -> None:
     chatml = template(CHATML)
     shown = chatml.render(ChatPrompt((ChatMessage("system", "Be brief."), *ROUND), tools=TOOLS))
-    assert chatml.format.family.name == "hermes"
+    assert chatml.format.family.name == "generic"
     assert shown.startswith("<|im_start|>system\nBe brief.\n\n")
     assert shown.count("<|im_start|>system") == 1
     assert '"name": "get_weather", "description": "Tells the weather."' in shown

@@ -18,6 +18,7 @@ class ControlRunner(FakeRunner):
         super().__init__(context_tokens=context_tokens)
         self._control = {text: END + 1 + index for index, text in enumerate(control)}
         self._written = {token: text.encode() for text, token in self._control.items()}
+        self.control_texts = tuple(control)
         self.num_vocab = END + 1 + len(control)
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:

@@ -53,7 +53,10 @@ def test_texts_are_framed_and_token_ids_taken_as_they_are() -> None:
 
 
 def test_what_is_too_long_is_refused_in_ollamas_words() -> None:
-    with pytest.raises(ContextLengthExceeded, match=r"^the input length exceeds the context length$"):
+    with pytest.raises(
+        ContextLengthExceeded,
+        match="^the input length exceeds the context length: an input has 7 tokens, and the context holds 6",
+    ):
         small().build(embed("short", "abcde"))
 
 
@@ -128,6 +131,24 @@ def test_a_query_cannot_name_places_of_the_template() -> None:
     framing = Framing(None, None, None, add_bos=False, add_eos=False, add_sep=False, rerank_template="{query}|{document}")
     builder = InputBuilder(Vocabulary(framing, pooling=Pooling.RANK))
     assert builder.build(rerank("{document}", "{query}")) == [ids("{document}|{query}")]
+
+
+class ControlVocabulary(Vocabulary):
+    """Also has the control token `<end>`."""
+
+    control_texts = ("<end>",)
+
+    def tokenize(self, text: str, *, framed: bool, special: bool) -> list[int]:
+        pieces = text.split("<end>") if special else [text]
+        return [id for index, piece in enumerate(pieces) for id in [*[SEP][: min(index, 1)], *piece.encode()]]
+
+
+def test_queries_and_documents_hold_no_control_tokens() -> None:
+    template = "{query}<end>{document}<end>"
+    framing = Framing(None, None, None, add_bos=False, add_eos=False, add_sep=False, rerank_template=template)
+    builder = InputBuilder(ControlVocabulary(framing, pooling=Pooling.RANK))
+    assert builder.build(rerank("a<end>b", "<end>")) == [[*b"a<end>b", SEP, *b"<end>", SEP]]
+    assert builder.build(rerank("a<e", "d>")) == [[*b"a<e", SEP, *b"d>", SEP]]
 
 
 def test_a_model_does_only_what_it_was_made_for() -> None:

@@ -8,7 +8,7 @@ from services.protocol.sampling import SamplingParams, StopConditions
 from services.worker.engine.engine import Engine
 from services.worker.engine.fake import END, FakeRunner, babble
 from services.worker.engine.runner import ModelRunner
-from services.worker.engine.sampling import Sampler
+from services.worker.engine.sampling import Sampler, Stages
 from services.worker.engine.scheduler import SampledToken
 from services.worker.engine.sequence import Sequence
 
@@ -17,7 +17,7 @@ GREEDY = SamplingParams(temperature=0)
 
 def make_sampler(sampling: SamplingParams = GREEDY, runner: ModelRunner | None = None) -> Sampler:
     runner = runner or FakeRunner()
-    return Sampler(sampling, StopConditions(), end_tokens=runner.end_tokens, vocabulary=runner.token_text)
+    return Sampler(Stages(sampling, runner.token_text), StopConditions(), end_tokens=runner.end_tokens)
 
 
 def make_sequence(

@@ -10,6 +10,7 @@ import pytest
 
 from services.protocol.engine import EngineSettings
 from services.protocol.messages import FinishReason
+from services.worker.engine.aho_corasick import AhoCorasick
 from services.worker.engine.llama import LlamaRunner
 from services.worker.engine.runner import ModelUnusable
 from services.worker.engine.scheduler import Span
@@ -107,7 +108,7 @@ def test_what_other_slots_hold_does_not_reach_a_sequence(tiny: LlamaRunner) -> N
 
 def test_multi_byte_text_survives_tokenization(smollm2: LlamaRunner) -> None:
     original = "naïve 🌳 日本語 Ωmega"
-    pipeline = OutputPipeline(smollm2.token_bytes, [])
+    pipeline = OutputPipeline(smollm2.token_bytes, AhoCorasick(()))
     deltas = [pipeline.push(token).text for token in smollm2.tokenize(original, special=False)]
     assert "".join(deltas) == original
     assert "" in deltas, "some character should have spanned tokens"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from services.protocol.engine import EngineSettings
 from services.protocol.sampling import SamplingParams, StopConditions
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.sampling import Sampled, Sampler
+from services.worker.engine.sampling import Sampled, Sampler, Stages
 from services.worker.engine.scheduler import Span
 from services.worker.engine.sequence import Sequence
 from tests.worker.engine.factories import completion, make_engine, run
@@ -48,8 +48,9 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module", params=["smollm2_path", "gemma3_path"], ids=["SmolLM2", "Gemma 3"])
 def runner(request: pytest.FixtureRequest) -> Iterator[LlamaRunner]:
+    """One thread, because two wait for each other at every layer when another test has their core; the numbers are the same."""
     path: Path = request.getfixturevalue(request.param)
-    runner = LlamaRunner(path, EngineSettings(slots=8, context_tokens=512))
+    runner = LlamaRunner(path, EngineSettings(slots=8, context_tokens=512, threads=1))
     yield runner
     runner.close()
 
@@ -97,8 +98,8 @@ class Greedy(Sampler):
     """Remembers the log-probabilities of the two likeliest tokens at each place."""
 
     def __init__(self, runner: LlamaRunner) -> None:
-        params = SamplingParams(temperature=0)
-        super().__init__(params, StopConditions(), end_tokens=runner.end_tokens, vocabulary=runner.token_text, top_logprobs=5)
+        stages = Stages(SamplingParams(temperature=0), runner.token_text)
+        super().__init__(stages, StopConditions(), end_tokens=runner.end_tokens, top_logprobs=5)
         self.top: list[dict[int, float]] = []
 
     def sample(self, logits: NDArray[np.float32], tokens: list[int], num_prompt_tokens: int) -> Sampled:

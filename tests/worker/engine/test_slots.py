@@ -37,20 +37,33 @@ def test_a_slot_whose_tokens_go_on_is_taken_over() -> None:
     assert choice(pool.plan([1, 2, 3, 4, 5, 6])) == (1, 1, 4)
 
 
-def test_a_request_is_a_holder_while_a_slot_has_something_of_it() -> None:
+def test_a_request_is_cached_while_a_slot_holds_a_part_of_it() -> None:
     pool = SlotPool(2, 8)
     for name, tokens in (("a", [1, 2, 3]), ("b", [4, 5, 6])):
         plan = pool.plan(tokens)
         pool.acquire(plan, tokens, request=name)
         pool.grow(plan.target.id, 3)
         pool.release(plan.target.id)
-    assert pool.holders == {"a", "b"}
+    assert pool.cached_requests == {"a", "b"}
     assert pool.make_room(4)
-    assert pool.holders == {"b"}
+    assert pool.cached_requests == {"b"}
     pool.acquire(pool.plan([7]), [7], request="c")
-    assert pool.holders == {"b", "c"}
+    assert pool.cached_requests == {"b", "c"}
     pool.acquire(pool.plan([8]), [8], request="d")
-    assert pool.holders == {"c", "d"}
+    assert pool.cached_requests == {"c", "d"}
+
+
+@given(st.lists(st.integers(0, 2), min_size=2, max_size=40), st.booleans(), st.booleans(), st.booleans())
+def test_another_domain_reuses_nothing(tokens: list[int], partial_reuse: bool, shareable: bool, running: bool) -> None:
+    pool = SlotPool(2, 100, partial_reuse=partial_reuse, shareable=shareable)
+    plan = pool.plan(tokens, domain="red")
+    pool.acquire(plan, tokens, request="r", domain="red")
+    pool.grow(plan.target.id, len(tokens) - 1)
+    if not running:
+        pool.release(plan.target.id)
+    for domain in ("", "blue"):
+        assert pool.plan(tokens, domain=domain).keep == 0
+        assert not pool.is_worth_waiting(tokens, domain=domain)
 
 
 def test_the_last_token_is_always_computed_again() -> None:

@@ -1,4 +1,4 @@
-"""Ollama's own API: NDJSON, nanoseconds, errors as `{"error": "text"}`."""
+"""Ollama's native API: NDJSON, durations in nanoseconds, errors as `{"error": "text"}`."""
 
 from services.gateway.dialects.ollama.chunks import IdleAnswer, idle_chat, idle_generate
 from services.gateway.dialects.ollama.embeddings import (
@@ -25,6 +25,7 @@ from services.gateway.dialects.ollama.requests import (
     decode_pull,
     generate_request,
     load_request,
+    wanted_context,
 )
 
 __all__ = [
@@ -59,4 +60,5 @@ __all__ = [
     "ps_body",
     "show_body",
     "tags_body",
+    "wanted_context",
 ]

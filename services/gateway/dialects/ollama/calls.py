@@ -1,4 +1,4 @@
-"""Tool calls as Ollama tells them: whole, with their arguments as an object."""
+"""Tool calls in Ollama's form: complete, with the arguments as a JSON object."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Call(msgspec.Struct):
 
 
 class _Pieces:
-    """Of one call."""
+    """The deltas of one call received so far."""
 
     def __init__(self, first: ToolCallDelta) -> None:
         self.index = first.index
@@ -32,14 +32,18 @@ class _Pieces:
 
 
 class Assembly:
-    """Puts the pieces together. A call whose arguments are no JSON object, as where its tokens ran out, must not be made: it is
-    told as the text that it is."""
+    """Joins tool call deltas into complete calls.
 
-    def __init__(self) -> None:
+    If the arguments aren't a JSON object, for example because the token limit cut them off, the call is returned as text, or
+    dropped if `calls_only`.
+    """
+
+    def __init__(self, *, calls_only: bool = False) -> None:
+        self._calls_only = calls_only
         self._open: _Pieces | None = None
 
     def push(self, deltas: Iterable[ToolCallDelta]) -> list[Call | str]:
-        """The calls that are complete now, because another begins."""
+        """Returns the calls that `deltas` completes. A call is complete when the next one starts."""
         complete: list[Call | str] = []
         for delta in deltas:
             if self._open is not None and self._open.index == delta.index:
@@ -50,9 +54,13 @@ class Assembly:
         return complete
 
     def flush(self, *, cut_off: bool = False) -> list[Call | str]:
-        """The last call has ended; `cut_off`: because no tokens were left, so that what is missing was not meant to be empty."""
+        """Completes the last call. `cut_off`: the answer hit its token limit, so empty arguments are incomplete rather than
+        `{}`."""
         pieces, self._open = self._open, None
-        return [_call(pieces, empty="" if cut_off else "{}")] if pieces else []
+        if pieces is None:
+            return []
+        call = _call(pieces, empty="" if cut_off else "{}")
+        return [] if self._calls_only and isinstance(call, str) else [call]
 
 
 def _call(pieces: _Pieces, *, empty: str) -> Call | str:

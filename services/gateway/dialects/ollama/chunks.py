@@ -1,4 +1,4 @@
-"""The objects that /api/chat and /api/generate answer with: a line of a stream, or the whole."""
+"""Response objects of /api/chat and /api/generate: one line of a stream, or the whole answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from services.gateway.dialects.logprobs import TokenEntry
 from services.gateway.dialects.ollama.calls import Call
-from services.gateway.stopwatch import Stopwatch
+from services.gateway.requests.stopwatch import Stopwatch
 
 encode = msgspec.json.Encoder().encode
 
@@ -24,7 +24,7 @@ class _Message(msgspec.Struct, omit_defaults=True):
 
 
 class Chunk(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """Durations in nanoseconds. What is zero or empty is left out, as Go's omitempty does."""
+    """Durations are in nanoseconds. Zero and empty fields are omitted, as with Go's omitempty."""
 
     done_reason: str = ""
     context: list[int] = []
@@ -52,8 +52,8 @@ class _GenerateChunk(Chunk, omit_defaults=True):
     thinking: str = ""
 
 
-class Part(msgspec.Struct, omit_defaults=True):
-    """What a chunk brings of the answer."""
+class Fields(msgspec.Struct, omit_defaults=True):
+    """The part of the answer in one chunk."""
 
     text: str = ""
     thinking: str = ""
@@ -67,11 +67,11 @@ class Part(msgspec.Struct, omit_defaults=True):
 
 
 def idle_chat(model: str, stopwatch: Stopwatch, reason: str) -> bytes:
-    return _idle(Part().chat(model, stopwatch.now(), done=True), reason)
+    return _idle(Fields().chat(model, stopwatch.now(), done=True), reason)
 
 
 def idle_generate(model: str, stopwatch: Stopwatch, reason: str) -> bytes:
-    return _idle(Part().generate(model, stopwatch.now(), done=True), reason)
+    return _idle(Fields().generate(model, stopwatch.now(), done=True), reason)
 
 
 def _idle(chunk: Chunk, reason: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Ollama's /api/embed and the older /api/embeddings; /api/rerank in their manner."""
+"""Ollama's /api/embed and the older /api/embeddings, and /api/rerank in the same style."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 import msgspec
 
 from services.gateway.dialects import embedding
-from services.gateway.dialects.bodies import BodyDecoder
-from services.gateway.dialects.embedding import numbers
+from services.gateway.dialects.bodies import BodyDecoder, check_limit
+from services.gateway.dialects.embedding import checked_text, numbers
+from services.gateway.dialects.limits import INPUTS, Name, Text
 from services.gateway.dialects.ollama.errors import error_body
 from services.gateway.dialects.ollama.replies import JSON
 from services.gateway.dialects.rerank import RerankBody, Result, ranked
-from services.gateway.stopwatch import Stopwatch
-from services.gateway.ticket import Ticket
+from services.gateway.requests.stopwatch import Stopwatch
+from services.gateway.requests.ticket import Ticket
 from services.protocol.errors import BadRequest, CorralError
 from services.protocol.messages import Embedded, EmbedRequest, Event, Finished, Overflow, Started
 
@@ -21,9 +22,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EmbedBody(msgspec.Struct):
-    """`options` are those of loading, which the deployment decides."""
+    """Ollama's `options` field is ignored: it only affects loading, which the deployment decides."""
 
-    model: str | None = None
+    model: Name | None = None
     input: Any = None
     truncate: bool | None = None
     dimensions: int | None = None
@@ -31,25 +32,26 @@ class EmbedBody(msgspec.Struct):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """An empty text alone asks for nothing but that the model be loaded. Raises BadRequest."""
+        """The inputs; empty if the request only loads the model. Raises BadRequest."""
         match self.input:
             case None | "":
                 return ()
             case str(text):
-                return (text,)
+                return (checked_text(text),)
             case list(texts) if all(isinstance(text, str) for text in texts):
-                return tuple(texts)
+                check_limit(INPUTS, len(texts), field="input")
+                return tuple(map(checked_text, texts))
         raise BadRequest("invalid input type")
 
 
 class LegacyEmbedBody(msgspec.Struct):
-    model: str | None = None
-    prompt: str | None = None
+    model: Name | None = None
+    prompt: Text | None = None
     keep_alive: Any = None
 
 
 class _Embeddings(msgspec.Struct, omit_defaults=True):
-    """Durations in nanoseconds. What is zero is left out, as Go's omitempty does."""
+    """Durations are in nanoseconds. Zero fields are omitted, as with Go's omitempty."""
 
     model: str
     embeddings: list[msgspec.Raw]
@@ -81,12 +83,12 @@ def embed_request(body: EmbedBody, ticket: Ticket) -> EmbedRequest:
 
 
 def legacy_embed_request(body: LegacyEmbedBody, ticket: Ticket) -> EmbedRequest:
-    """Raises UnsupportedCapability. These vectors keep their length."""
+    """The vectors aren't normalized. Raises UnsupportedCapability."""
     return embedding.embed_request(ticket, (body.prompt,) if body.prompt else (), normalize=False)
 
 
 class _WholeReply:
-    """One body at the end."""
+    """A reply with a single JSON body once the request has finished."""
 
     stream = False
     content_type = JSON
@@ -96,7 +98,7 @@ class _WholeReply:
 
 
 class EmbedReply(_WholeReply):
-    """`model` is the name as the caller wrote it."""
+    """`model` is the name that the caller sent."""
 
     def __init__(self, model: str, stopwatch: Stopwatch) -> None:
         self._model = model
@@ -109,7 +111,7 @@ class EmbedReply(_WholeReply):
             case Started():
                 self._load_ns = self._stopwatch.elapsed_ns()
             case Embedded():
-                # Now, not at the end: a thousand vectors at once would hold up everybody else's answers.
+                # Encode each vector as it arrives: encoding a thousand at the end would block all other answers.
                 self._vectors[event.index] = msgspec.Raw(_encode(numbers(event.vector)))
             case Finished():
                 return _encode(self._whole(event))
@@ -162,7 +164,7 @@ class RerankReply(_WholeReply):
 
 
 def no_embeddings(model: str) -> bytes:
-    """What is answered to no input."""
+    """The response to a request without input."""
     return _encode(_Embeddings(model, []))
 
 

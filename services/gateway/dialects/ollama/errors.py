@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from services.gateway.dialects.wording import wording
 from services.protocol.errors import CorralError
 
 
@@ -12,4 +13,4 @@ class _ErrorBody(msgspec.Struct):
 
 
 def error_body(error: CorralError) -> bytes:
-    return msgspec.json.encode(_ErrorBody(error.message))
+    return msgspec.json.encode(_ErrorBody(wording(error)))

@@ -1,4 +1,4 @@
-"""What /api/tags, /api/ps and /api/show say of models."""
+"""Response bodies of /api/tags, /api/ps and /api/show."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Tags(msgspec.Struct):
 
 
 class _Running(msgspec.Struct):
-    """`size` and `size_vram` are bytes over all replicas. `nodes`, `replicas` and `queued` are ours."""
+    """`size` and `size_vram` are bytes, summed over all replicas. `nodes`, `replicas` and `queued` are Corral's additions."""
 
     name: str
     model: str
@@ -66,7 +66,7 @@ class _RunningModels(msgspec.Struct):
 
 
 class RegistryModel(msgspec.Struct):
-    """What the registry answers for one model."""
+    """The registry's description of one model."""
 
     name: str
     modified_at: str
@@ -96,14 +96,14 @@ decode_registry_model = msgspec.json.Decoder(RegistryModel).decode
 
 
 def tags_body(snapshot: RoutesSnapshot) -> bytes:
-    """Newest first."""
+    """Lists the models, newest first."""
     newest_first = sorted(snapshot.tags.values(), key=lambda tag: tag.modified_at, reverse=True)
     models = [_tag(tag.name, tag.modified_at, snapshot.versions[tag.version]) for tag in newest_first]
     return msgspec.json.encode(_Tags(models))
 
 
 def ps_body(snapshot: RoutesSnapshot, demands: Sequence[Demand], workers: Sequence[WorkerReport], *, now: datetime) -> bytes:
-    """One item per loaded version, the longest remaining first."""
+    """One entry per loaded version, the one with the most time left first."""
     replicas: defaultdict[str, list[ReplicaRoute]] = defaultdict(list)
     for replica in snapshot.replicas:
         if replica.state in _LOADED and replica.version in snapshot.versions:
@@ -146,6 +146,12 @@ def _tag(name: str, modified_at: float, version: VersionRoute) -> _Tag:
     return _Tag(name, name, _timestamp(modified), version.size, version.digest, _details(version), version.capabilities)
 
 
+def _name(snapshot: RoutesSnapshot, version: str, asked: str) -> str:
+    """The tag to show for a version: the one last asked for if it still points to the version, else the first by name."""
+    names = {tag.name for tag in snapshot.tags.values() if tag.version == version}
+    return asked if asked in names else min(names, default=version[:12])
+
+
 def _running(
     snapshot: RoutesSnapshot,
     version: str,
@@ -153,7 +159,7 @@ def _running(
     expires_at: datetime,
     demand: Demand | None,
 ) -> _Running:
-    name = min((tag.name for tag in snapshot.tags.values() if tag.version == version), default=version[:12])
+    name = _name(snapshot, version, demand.name if demand else "")
     return _Running(
         name=name,
         model=name,
@@ -170,7 +176,7 @@ def _running(
 
 
 def _remaining(demand: Demand | None, *, busy: bool, keep_alive_s: float) -> timedelta:
-    """Until an idle model is unloaded; its time begins anew while requests wait for it or run."""
+    """Time until the model is unloaded. While requests run or wait, all of its keep_alive is left."""
     if demand is None:
         return timedelta(0)
     keep_alive_ms = keep_alive_s * 1000 if demand.keep_alive_ms is None else demand.keep_alive_ms
@@ -194,12 +200,12 @@ def _details(version: VersionRoute) -> Details:
 
 
 def _timestamp(moment: datetime) -> str:
-    """RFC 3339 in the local zone, with the six digits of a second that every client can read."""
+    """RFC 3339 in the local time zone, with six fractional digits, which every client can parse."""
     return moment.astimezone().isoformat(timespec="microseconds")
 
 
 def _parameter_lines(parameters: dict[str, Any]) -> list[str]:
-    """One line for each value, as `stop                           "<|im_end|>"`."""
+    """One line per value, for example `stop                           "<|im_end|>"`."""
     return [
         f"{name:<30} {json.dumps(value, ensure_ascii=False)}"
         for name, values in sorted(parameters.items())

@@ -1,37 +1,39 @@
-"""Messages of a chat as Ollama writes them."""
+"""Chat messages in Ollama's form."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from services.gateway.dialects.bodies import InvalidField
-from services.gateway.ticket import Target
+from services.gateway.dialects.bodies import InvalidField, json_text
+from services.gateway.dialects.dialogue import known_role
+from services.gateway.dialects.limits import CALLS, IMAGES, Id, Name, Text
+from services.gateway.requests.ticket import Target
 from services.protocol.prompts import ChatMessage, ToolCall
 
 
 class CalledFunction(msgspec.Struct):
-    name: str | None = None
+    name: Name | None = None
     arguments: dict[str, Any] | None = None
 
 
 class CallBody(msgspec.Struct):
-    id: str | None = None
+    id: Id | None = None
     function: CalledFunction | None = None
 
 
 class Message(msgspec.Struct):
-    """`name` is what `tool_name` was called before."""
+    """`name` is the older name of `tool_name`."""
 
-    role: str | None = None
-    content: str | None = None
-    thinking: str | None = None
-    images: list[Any] | None = None
-    tool_calls: list[CallBody] | None = None
-    tool_name: str | None = None
-    tool_call_id: str | None = None
-    name: str | None = None
+    role: Name | None = None
+    content: Text | None = None
+    thinking: Text | None = None
+    images: Annotated[list[Any], IMAGES.length] | None = None
+    tool_calls: Annotated[list[CallBody], CALLS.length] | None = None
+    tool_name: Name | None = None
+    tool_call_id: Id | None = None
+    name: Name | None = None
 
 
 def dialogue(messages: list[Message], target: Target) -> tuple[ChatMessage, ...]:
@@ -43,7 +45,7 @@ def dialogue(messages: list[Message], target: Target) -> tuple[ChatMessage, ...]
 
 def _message(message: Message, field: str) -> ChatMessage:
     calls = tuple(_call(call, f"{field}.tool_calls[{index}]") for index, call in enumerate(message.tool_calls or ()))
-    role = (message.role or "").lower()
+    role = known_role((message.role or "").lower(), field=f"{field}.role")
     return ChatMessage(
         role=role,
         content=message.content or "",
@@ -58,4 +60,5 @@ def _call(call: CallBody, field: str) -> ToolCall:
     function = call.function
     if function is None or not function.name:
         raise InvalidField(f"{field}.function.name: is required", field=f"{field}.function.name")
-    return ToolCall(call.id or "", function.name, msgspec.json.encode(function.arguments or {}).decode())
+    arguments = json_text(function.arguments or {}, field=f"{field}.function.arguments")
+    return ToolCall(call.id or "", function.name, arguments)

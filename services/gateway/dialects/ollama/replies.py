@@ -1,4 +1,4 @@
-"""Events as /api/chat and /api/generate tell them."""
+"""Renders a worker's events as /api/chat and /api/generate responses."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from services.gateway.dialects.logprobs import TokenEntry, token_entry
 from services.gateway.dialects.ollama.calls import Assembly, Call
-from services.gateway.dialects.ollama.chunks import Chunk, IdleAnswer, Part, encode
+from services.gateway.dialects.ollama.chunks import Chunk, Fields, IdleAnswer, encode
 from services.gateway.dialects.ollama.errors import error_body
-from services.gateway.stopwatch import Stopwatch
+from services.gateway.requests.stopwatch import Stopwatch
 from services.protocol.errors import CorralError
 from services.protocol.messages import Event, Finished, FinishReason, Frame, Started
 
@@ -17,15 +17,15 @@ NDJSON = "application/x-ndjson"
 
 
 class ChatReply:
-    """`model` is the name as the caller wrote it."""
+    """`model` is the name that the caller sent. For `calls_only` see Assembly."""
 
-    def __init__(self, model: str, stopwatch: Stopwatch, *, stream: bool) -> None:
+    def __init__(self, model: str, stopwatch: Stopwatch, *, stream: bool, calls_only: bool = False) -> None:
         self.stream = stream
         self._model = model
         self._stopwatch = stopwatch
         self._load_ns = 0
-        self._assembly = Assembly()
-        self._held: list[Part] = []
+        self._assembly = Assembly(calls_only=calls_only)
+        self._held: list[Fields] = []
         self._logprobs: list[TokenEntry] = []
 
     @property
@@ -40,23 +40,23 @@ class ChatReply:
             case Frame():
                 self._generated(event)
                 self._logprobs += map(token_entry, event.logprobs)
-                return self._told(_parts(event, self._assembly.push(event.tool_calls)))
+                return self._rendered(_parts(event, self._assembly.push(event.tool_calls)))
             case Finished():
                 calls = self._assembly.flush(cut_off=event.reasons[0] is FinishReason.LENGTH)
-                last_calls = self._told(_call_parts(calls))
+                last_calls = self._rendered(_call_parts(calls))
                 return last_calls + self._line(self._final(event))
         return b""
 
     def render_error(self, error: CorralError) -> bytes:
         return error_body(error) + b"\n"
 
-    def _told(self, parts: Iterator[Part]) -> bytes:
-        """A line for each; one without anything where there are only logprobs to tell."""
+    def _rendered(self, parts: Iterator[Fields]) -> bytes:
+        """One line per part, or one empty line if there are only logprobs."""
         if not self.stream:
             self._held += parts
             return b""
         lines = b"".join([self._line(self._chunk(part)) for part in parts])
-        return lines or (self._line(self._chunk(Part())) if self._logprobs else b"")
+        return lines or (self._line(self._chunk(Fields())) if self._logprobs else b"")
 
     def _line(self, chunk: Chunk) -> bytes:
         chunk.logprobs, self._logprobs = self._logprobs, []
@@ -71,11 +71,11 @@ class ChatReply:
         chunk.prompt_eval_count = event.usage.prompt_tokens
         chunk.prompt_eval_duration = event.timings.prefill_ns
         chunk.eval_count = event.usage.completion_tokens
-        # An answer of one token takes no time from its first token to its last, but clients divide by this.
+        # A one-token answer takes no time from its first token to its last, but clients divide by this duration.
         chunk.eval_duration = max(event.timings.decode_ns, min(1, event.usage.completion_tokens))
         return chunk
 
-    def _chunk(self, part: Part, *, done: bool = False) -> Chunk:
+    def _chunk(self, part: Fields, *, done: bool = False) -> Chunk:
         return part.chat(self._model, self._stopwatch.now(), done=done)
 
     def _started(self, event: Started) -> None:
@@ -86,7 +86,7 @@ class ChatReply:
 
 
 class GenerateReply(ChatReply):
-    """Also returns the conversation so far as token ids, for the next request's `context`; not in raw mode."""
+    """Also returns the conversation so far as token ids (`context`), unless `return_context` is false."""
 
     def __init__(self, model: str, stopwatch: Stopwatch, *, stream: bool, return_context: bool) -> None:
         super().__init__(model, stopwatch, stream=stream)
@@ -100,7 +100,7 @@ class GenerateReply(ChatReply):
         if self._context is not None:
             self._context.extend(event.token_ids)
 
-    def _chunk(self, part: Part, *, done: bool = False) -> Chunk:
+    def _chunk(self, part: Fields, *, done: bool = False) -> Chunk:
         chunk = part.generate(self._model, self._stopwatch.now(), done=done)
         if done and self._context:
             chunk.context = self._context
@@ -108,7 +108,8 @@ class GenerateReply(ChatReply):
 
 
 class LoadReply:
-    """What a request without messages or a prompt answers once the model is up: one object, also where a stream was asked for."""
+    """The answer to a request without messages or a prompt once the model is loaded: one object, even if the caller asked for a
+    stream."""
 
     stream = False
     content_type = JSON
@@ -125,22 +126,22 @@ class LoadReply:
         return error_body(error)
 
 
-def _parts(frame: Frame, calls: list[Call | str]) -> Iterator[Part]:
-    """Thoughts, text and calls come in lines of their own: many a client looks at one of them only."""
+def _parts(frame: Frame, calls: list[Call | str]) -> Iterator[Fields]:
+    """Reasoning, text and calls go into separate lines, because many clients read only one of them per line."""
     if frame.reasoning:
-        yield Part(thinking=frame.reasoning)
+        yield Fields(thinking=frame.reasoning)
     if frame.text:
-        yield Part(text=frame.text)
+        yield Fields(text=frame.text)
     yield from _call_parts(calls)
 
 
-def _call_parts(calls: list[Call | str]) -> Iterator[Part]:
+def _call_parts(calls: list[Call | str]) -> Iterator[Fields]:
     for call in calls:
-        yield Part(text=call) if isinstance(call, str) else Part(calls=(call,))
+        yield Fields(text=call) if isinstance(call, str) else Fields(calls=(call,))
 
 
-def _joined(parts: list[Part]) -> Part:
-    return Part(
+def _joined(parts: list[Fields]) -> Fields:
+    return Fields(
         "".join([part.text for part in parts]),
         "".join([part.thinking for part in parts]),
         tuple(call for part in parts for call in part.calls),

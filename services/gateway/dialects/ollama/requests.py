@@ -1,18 +1,19 @@
-"""Bodies of Ollama's routes, and the GenerateRequests that they ask for."""
+"""Request bodies of Ollama's routes, and their conversion to GenerateRequest."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from services.gateway.dialects.bodies import BodyDecoder, check_portable
+from services.gateway.dialects.bodies import BodyDecoder, InvalidField, check_portable, excerpt, json_text, token_ids
 from services.gateway.dialects.dialogue import is_unfinished
+from services.gateway.dialects.limits import IMAGES, MESSAGES, TOKENS, TOOLS, Name, Text
 from services.gateway.dialects.ollama.messages import Message, dialogue
 from services.gateway.dialects.options import RunOptions, run_options
 from services.gateway.dialects.thinking import Thinking
 from services.gateway.dialects.tools import ToolBody, toolbox
-from services.gateway.ticket import Target, Ticket
+from services.gateway.requests.ticket import Target, Ticket
 from services.protocol.errors import BadRequest
 from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt, TextPrompt
@@ -22,14 +23,13 @@ DEFAULTS: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "repe
 MAX_TOP_LOGPROBS = 20
 
 _THINK_LEVELS = ("low", "medium", "high", "max")
-_MAX_TOKEN_ID = 2**31 - 1
 
 
 class NamedBody(msgspec.Struct):
-    """Ollama's command line sends `model` empty and the name in the older field."""
+    """Ollama's command line sends an empty `model` and puts the name into the older field, `name`."""
 
-    model: str | None = None
-    name: str | None = None
+    model: Name | None = None
+    name: Name | None = None
 
     @property
     def asked(self) -> str:
@@ -53,29 +53,29 @@ class _GenerationBody(NamedBody):
 
 
 class ChatBody(_GenerationBody):
-    """`tool_choice` and `parallel_tool_calls` are OpenAI's, which Ollama ignores."""
+    """`tool_choice` and `parallel_tool_calls` come from OpenAI's API; Ollama ignores them."""
 
-    messages: list[Message] | None = None
-    tools: list[ToolBody] | None = None
+    messages: Annotated[list[Message], MESSAGES.length] | None = None
+    tools: Annotated[list[ToolBody], TOOLS.length] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
 
 
 class GenerateBody(_GenerationBody):
-    prompt: str | None = None
-    suffix: str | None = None
-    system: str | None = None
-    template: str | None = None
-    context: list[int] | None = None
+    prompt: Text | None = None
+    suffix: Text | None = None
+    system: Text | None = None
+    template: Text | None = None
+    context: Annotated[list[int], TOKENS.length] | None = None
     raw: bool | None = None
-    images: list[Any] | None = None
+    images: Annotated[list[Any], IMAGES.length] | None = None
 
 
 class PullBody(NamedBody):
-    """`as` is ours: the name that the model gets here."""
+    """`as` is Corral's addition: the name to give the model here."""
 
     stream: bool | None = None
-    as_: str | None = msgspec.field(default=None, name="as")
+    as_: Name | None = msgspec.field(default=None, name="as")
 
     @property
     def streamed(self) -> bool:
@@ -89,10 +89,10 @@ decode_named = BodyDecoder(NamedBody)
 
 
 def chat_request(body: ChatBody, ticket: Ticket) -> GenerateRequest:
-    """Raises UnsupportedCapability, BadRequest and InvalidOption. `body.messages` is not empty."""
+    """`body.messages` must not be empty. Raises UnsupportedCapability and BadRequest."""
     target = ticket.target
     target.require("chat")
-    box = toolbox(body.tools, body.tool_choice, target)
+    box = toolbox(body.tools, body.tool_choice)
     thinking = thinking_of(body.think)
     messages = dialogue(body.messages or [], target)
     prompt = ChatPrompt(
@@ -108,7 +108,7 @@ def chat_request(body: ChatBody, ticket: Ticket) -> GenerateRequest:
 
 
 def generate_request(body: GenerateBody, ticket: Ticket) -> GenerateRequest:
-    """Raises likewise. `body.prompt` is not empty."""
+    """`body.prompt` must not be empty. Raises UnsupportedCapability and BadRequest."""
     target = ticket.target
     target.require("completion", called="generate")
     if body.suffix and not target.can("insert"):
@@ -119,14 +119,29 @@ def generate_request(body: GenerateBody, ticket: Ticket) -> GenerateRequest:
         raise BadRequest("raw mode does not support template, system, or context")
     if body.template:
         raise BadRequest("template: a request cannot bring its own; the model's is used")
-    context = tuple(body.context or ())
-    if not all(0 <= token <= _MAX_TOKEN_ID for token in context):
-        raise BadRequest("context: holds a number that is no token id")
+    context = token_ids(body.context or [], field="context")
     return _request(body, ticket, _generate_prompt(body, target), context=context, return_prompt_ids=not body.raw)
 
 
+def wanted_context(body: _GenerationBody, target: Target) -> int:
+    """The context length that the body asks for (`num_ctx`), in tokens; 0 if any will do.
+
+    At most the length that the model was trained for. Raises InvalidField if the deployment fixes a shorter one.
+    """
+    version = target.version
+    asked = run_options(version.parameters, body.options or {}).context_tokens
+    tokens = min(asked, version.trained_context) if version.trained_context else asked
+    if version.fixed_context and tokens > version.fixed_context:
+        raise InvalidField(
+            f"options.num_ctx: {asked} is more than the {version.fixed_context} tokens of context that this model is deployed with "
+            "(corral deploy MODEL --context TOKENS)",
+            field="options.num_ctx",
+        )
+    return tokens
+
+
 def load_request(ticket: Ticket) -> GenerateRequest:
-    """Brings the model up and generates nothing."""
+    """A request that loads the model and generates nothing."""
     return GenerateRequest(
         id=ticket.id,
         version=ticket.target.version.digest,
@@ -183,7 +198,7 @@ def _constraint(asked: object) -> Constraint | None:
     if asked == "json":
         return JsonObject()
     if not isinstance(asked, dict):
-        shown = msgspec.json.encode(asked).decode()
+        shown = excerpt(json_text(asked, field="format"))
         raise BadRequest(f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
     check_portable(asked, field="format")
     return JsonSchema(asked)
@@ -197,10 +212,10 @@ def _top_logprobs(body: _GenerationBody) -> int | None:
 
 
 def thinking_of(think: object) -> Thinking:
-    """Raises BadRequest in Ollama's words."""
+    """Reads Ollama's `think` field. Raises BadRequest with Ollama's message."""
     if isinstance(think, bool | None):
         return Thinking(think)
     if isinstance(think, str) and think in _THINK_LEVELS:
         return Thinking(wanted=True, effort=think)
-    shown = think if isinstance(think, str) else msgspec.json.encode(think).decode()
+    shown = excerpt(think if isinstance(think, str) else json_text(think, field="think"))
     raise BadRequest(f'invalid think value: "{shown}" (must be "high", "medium", "low", "max", true, or false)')

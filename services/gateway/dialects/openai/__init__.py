@@ -1,4 +1,4 @@
-"""OpenAI's API as Ollama serves it: SSE, errors as `{"error": {"message", "type", "param", "code"}}`."""
+"""OpenAI's API in the form that Ollama serves: SSE, and errors as `{"error": {"message", "type", "param", "code"}}`."""
 
 from services.gateway.dialects.openai.embeddings import EmbeddingsReply, RerankReply, decode_embeddings, embeddings_request
 from services.gateway.dialects.openai.errors import error_body, status_body

@@ -1,4 +1,4 @@
-"""One choice of an answer: what its frames say, as deltas or whole. Each object is written by the reply that made it."""
+"""Renders the choices of an answer, as stream deltas or as whole objects. Each ChoiceWriter belongs to one choice of one reply."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from services.gateway.dialects.openai.objects import (
 from services.protocol.messages import ChosenLogprob, Frame, ToolCallDelta
 
 
-class Teller(Protocol):
+class ChoiceWriter(Protocol):
     def opening(self) -> list[Choice]:
-        """A stream's first ones, where they do not come with the first frame."""
+        """The first chunks of a stream, if they are needed before the first frame."""
         ...
 
     def deltas(self, frame: Frame) -> list[Choice]:
-        """For a stream, at once."""
+        """Renders a frame for a stream."""
         ...
 
     def finish(self, reason: str) -> list[Choice]:
-        """The stream's last ones."""
+        """The last chunks of a stream."""
         ...
 
     def hold(self, frame: Frame) -> None:
-        """For the whole, later."""
+        """Collects a frame for `whole`."""
         ...
 
     def whole(self, reason: str) -> Choice: ...
 
 
-class ChatTeller:
-    """The first delta says who speaks, also where nothing is said."""
+class ChatChoiceWriter:
+    """The first delta carries the role, even if the answer is empty."""
 
     def __init__(self, index: int) -> None:
         self._index = index
@@ -82,8 +82,8 @@ class ChatTeller:
         return DeltaChoice(self._index, delta, None, logprobs)
 
 
-class TextTeller:
-    """`before` is what the text begins with ahead of what is generated."""
+class TextChoiceWriter:
+    """`before` is text to put before the generated text (`echo`)."""
 
     def __init__(self, index: int, before: str) -> None:
         self._index = index
@@ -99,7 +99,7 @@ class TextTeller:
         text, self._before = self._before + frame.text, ""
         if not text and not frame.logprobs:
             return []
-        return [TextChoice(text, self._index, self._told(frame.logprobs), None)]
+        return [TextChoice(text, self._index, self._logprobs_of(frame.logprobs), None)]
 
     def finish(self, reason: str) -> list[Choice]:
         return [TextChoice(self._before, self._index, None, reason)]
@@ -109,14 +109,14 @@ class TextTeller:
         self._logprobs += frame.logprobs
 
     def whole(self, reason: str) -> Choice:
-        return TextChoice(self._before + "".join(self._text), self._index, self._told(self._logprobs), reason)
+        return TextChoice(self._before + "".join(self._text), self._index, self._logprobs_of(self._logprobs), reason)
 
-    def _told(self, logprobs: tuple[ChosenLogprob, ...] | list[ChosenLogprob]) -> TextLogprobs | None:
+    def _logprobs_of(self, logprobs: tuple[ChosenLogprob, ...] | list[ChosenLogprob]) -> TextLogprobs | None:
         return text_logprobs(logprobs, self._offsets) if logprobs else None
 
 
 def _said(frame: Frame) -> list[Delta]:
-    """Thoughts, text and calls come apart, as with Ollama."""
+    """Reasoning, text and calls go into separate deltas, as with Ollama."""
     said = []
     if frame.reasoning:
         said.append(Delta(reasoning=frame.reasoning))

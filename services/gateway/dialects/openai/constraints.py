@@ -1,47 +1,50 @@
-"""What an answer must match: OpenAI's `response_format`, llama-server's `grammar` and `json_schema`, vLLM's `structured_outputs`
-and the `guided_*` fields that came before it."""
+"""Output constraints: OpenAI's `response_format`, llama-server's `grammar` and `json_schema`, vLLM's `structured_outputs` and
+the older `guided_*` fields."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from services.gateway.dialects.bodies import InvalidField, check_portable
+from services.gateway.dialects.bodies import InvalidField, check_limit, check_portable, decode_leniently
+from services.gateway.dialects.limits import CHOICES, JSON_VALUES, Grammar
 from services.protocol.sampling import Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
 
+Choices = Annotated[list[Grammar], CHOICES.length]
+
 _GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
-#: What has a meaning of its own in Rust's regular expressions.
+#: Characters with a special meaning in Rust's regular expressions.
 _META = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")
 
 
 class StructuredOutputs(msgspec.Struct):
-    """vLLM's (`StructuredOutputsParams`)."""
+    """vLLM's `StructuredOutputsParams`."""
 
     json: Any = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
+    regex: Grammar | None = None
+    choice: Choices | None = None
+    grammar: Grammar | None = None
     json_object: bool | None = None
 
 
 class ConstraintFields(msgspec.Struct):
-    """Of a body."""
+    """The fields of a request body that set a constraint."""
 
     response_format: dict[str, Any] | None = None
     json_schema: Any = None
-    grammar: str | None = None
+    grammar: Grammar | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Any = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
+    guided_regex: Grammar | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Grammar | None = None
 
 
 def constraint_of(body: ConstraintFields) -> Constraint | None:
-    """Raises InvalidField, also where there are several."""
+    """The body's constraint. Raises InvalidField if it is malformed or if there is more than one."""
     read = ((field, make(value, field)) for field, value, make in _asked(body) if value is not None)
     found = [(field, constraint) for field, constraint in read if constraint is not None]
     if len(found) > 1:
@@ -67,7 +70,7 @@ def _asked(body: ConstraintFields) -> Iterator[tuple[str, Any, Callable[[Any, st
 
 
 def _response_format(asked: dict[str, Any], field: str) -> Constraint | None:
-    """`json_object` may bring a schema, as with llama-server."""
+    """As with llama-server, `json_object` may come with a schema."""
     match asked.get("type") or "text":
         case "text":
             return None
@@ -90,17 +93,18 @@ def _choice(choices: list[str], field: str) -> Constraint | None:
 
 
 def _grammar(grammar: str, field: str) -> Constraint | None:
-    """vLLM takes both notations here."""
+    """vLLM accepts both GBNF and Lark in this field."""
     if not grammar:
         return None
     return Gbnf(grammar) if _GBNF_RULE.search(grammar) else Lark(grammar)
 
 
 def _schema(schema: object, field: str) -> Constraint:
-    """An object, or the JSON text of one as vLLM takes it too."""
+    """Accepts a schema as an object or, as vLLM does, as JSON text."""
     if isinstance(schema, str):
+        check_limit(JSON_VALUES, len(schema), field=field)
         try:
-            schema = msgspec.json.decode(schema)
+            schema = decode_leniently(msgspec.json.decode, schema.encode())
         except (msgspec.DecodeError, RecursionError) as error:
             raise _refusal(field, f"invalid JSON: {error}") from error
     if not isinstance(schema, dict | bool):

@@ -1,4 +1,4 @@
-"""OpenAI's /v1/embeddings; /v1/rerank in its manner."""
+"""OpenAI's /v1/embeddings, and /v1/rerank in the same style."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.dialects.bodies import BodyDecoder, InvalidField
-from services.gateway.dialects.embedding import embed_request, numbers
+from services.gateway.dialects.bodies import BodyDecoder, InvalidField, check_limit, token_ids
+from services.gateway.dialects.embedding import checked_text, embed_request, numbers
+from services.gateway.dialects.limits import INPUTS, Name
 from services.gateway.dialects.openai.errors import error_body
 from services.gateway.dialects.openai.replies import JSON
 from services.gateway.dialects.rerank import RerankBody, Result, ranked
-from services.gateway.ticket import Ticket
+from services.gateway.requests.ticket import Ticket
 from services.protocol.errors import CorralError
 from services.protocol.messages import Embedded, EmbedRequest, Event, Finished
 
 _FORMATS = ("float", "base64")
-_MAX_TOKEN_ID = 2**31 - 1
 
 _encode = msgspec.json.Encoder().encode
 
 
 class EmbeddingsBody(msgspec.Struct):
-    """`input`: a text, token ids, or a list of either."""
+    """`input` is a text, a list of token ids, or a list of either."""
 
-    model: str | None = None
+    model: Name | None = None
     input: Any = None
     dimensions: int | None = None
-    encoding_format: str | None = None
+    encoding_format: Name | None = None
     keep_alive: Any = None
 
     @property
@@ -72,7 +72,7 @@ def embeddings_request(body: EmbeddingsBody, ticket: Ticket) -> EmbedRequest:
             f"Invalid value for 'encoding_format' = {body.encoding_format}. Supported values: ['float', 'base64'].",
             field="encoding_format",
         )
-    # Too long an input is cut off, as Ollama does it; OpenAI itself refuses.
+    # An input that is too long is cut off, as with Ollama; OpenAI refuses it.
     return embed_request(ticket, _inputs(body.input), dimensions=body.dimensions)
 
 
@@ -81,25 +81,24 @@ def _inputs(value: Any) -> tuple[str | tuple[int, ...], ...]:
         case None | []:
             raise InvalidField("invalid input", field="input")
         case str(text):
-            return (text,)
+            return (checked_text(text),)
         case [int(), *_]:
             return (_tokens(value),)
         case [*entries]:
-            return tuple(entry if isinstance(entry, str) else _tokens(entry) for entry in entries)
+            check_limit(INPUTS, len(entries), field="input")
+            return tuple(checked_text(entry) if isinstance(entry, str) else _tokens(entry) for entry in entries)
         case _:
             raise InvalidField("invalid input type", field="input")
 
 
 def _tokens(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(token) is int for token in value):
+    if not isinstance(value, list):
         raise InvalidField("invalid input type", field="input")
-    if not all(0 <= token <= _MAX_TOKEN_ID for token in value):
-        raise InvalidField("input: holds a number that is no token id", field="input")
-    return tuple(value)
+    return token_ids(value, field="input")
 
 
 class _WholeReply:
-    """One body at the end."""
+    """A reply with a single JSON body once the request has finished."""
 
     stream = False
     content_type = JSON
@@ -109,7 +108,7 @@ class _WholeReply:
 
 
 class EmbeddingsReply(_WholeReply):
-    """`model` is the name as the caller wrote it."""
+    """`model` is the name that the caller sent."""
 
     def __init__(self, model: str, *, as_base64: bool) -> None:
         self._model = model
@@ -119,7 +118,7 @@ class EmbeddingsReply(_WholeReply):
     def render(self, event: Event) -> bytes:
         match event:
             case Embedded():
-                # Now, not at the end: a thousand vectors at once would hold up everybody else's answers.
+                # Encode each vector as it arrives: encoding a thousand at the end would block all other answers.
                 self._data[event.index] = msgspec.Raw(_encode(self._embedding(event)))
             case Finished():
                 data = [self._data[index] for index in sorted(self._data)]
@@ -132,7 +131,7 @@ class EmbeddingsReply(_WholeReply):
 
 
 class RerankReply(_WholeReply):
-    """`id` is the request's."""
+    """`id` is the request's id."""
 
     def __init__(self, body: RerankBody, *, id: str) -> None:
         self._body = body

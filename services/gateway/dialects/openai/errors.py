@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from services.gateway.dialects.bodies import InvalidField
+from services.gateway.dialects.wording import wording
 from services.protocol.errors import CorralError
 
 _TYPES = {
@@ -13,10 +13,16 @@ _TYPES = {
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     413: "invalid_request_error",
+    431: "invalid_request_error",
     429: "rate_limit_error",
     504: "timeout_error",
 }
+
+
+#: OpenAI's names for fields that a worker's request calls differently.
+_PARAMS = {"context": "prompt"}
 
 
 class _Error(msgspec.Struct):
@@ -31,12 +37,11 @@ class _ErrorBody(msgspec.Struct):
 
 
 def error_body(error: CorralError) -> bytes:
-    param = error.field if isinstance(error, InvalidField) and error.field else None
-    return _body(error.message, error.status, param=param, code=error.code)
+    return _body(wording(error), error.status, param=_PARAMS.get(error.field, error.field) or None, code=error.code)
 
 
 def status_body(status: int, message: str) -> bytes:
-    """For what is refused before any route sees it."""
+    """The body for a request that is refused before it reaches a route."""
     return _body(message, status, param=None, code=None)
 
 

@@ -1,4 +1,4 @@
-"""What /v1/models says of models."""
+"""Response bodies of /v1/models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Models(msgspec.Struct):
 
 
 def models_body(snapshot: RoutesSnapshot) -> bytes:
-    """Newest first."""
+    """Lists the models, newest first."""
     newest_first = sorted(snapshot.tags.values(), key=lambda tag: tag.modified_at, reverse=True)
     return msgspec.json.encode(_Models("list", [_model(tag) for tag in newest_first]))
 

@@ -1,4 +1,4 @@
-"""Log probabilities in OpenAI's two forms: that of chats, and the older one of completions."""
+"""Log probabilities in OpenAI's two forms: one for chats, and the older one for completions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ class ChatLogprobs(msgspec.Struct):
 
 
 class TextLogprobs(msgspec.Struct):
-    """Four lists of the same length. `text_offset` counts characters from the beginning of the text; `top_logprobs` has the
-    chosen token too. A token that is a part of a character is written as `bytes:\\xe2\\x82`."""
+    """Four lists of the same length, one entry per token.
+
+    `text_offset` is the token's position in the text, in characters. `top_logprobs` always includes the chosen token. A token
+    that is part of a character is written as `bytes:\\xe2\\x82`.
+    """
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -27,14 +30,14 @@ class TextLogprobs(msgspec.Struct):
 
 
 class TextOffsets:
-    """Counts the characters of one choice's text, token by token."""
+    """Tracks each token's character offset in the text of one choice."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._characters = 0
 
     def of(self, token: bytes) -> int:
-        """Where it begins."""
+        """The offset of the next token."""
         begins = self._characters
         self._characters += len(self._decoder.decode(token))
         return begins

@@ -1,47 +1,54 @@
-"""Messages of a chat as OpenAI writes them."""
+"""Chat messages in OpenAI's form."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from services.gateway.dialects.bodies import InvalidField
-from services.gateway.ticket import Target
-from services.protocol.errors import BadRequest
+from services.gateway.dialects.bodies import InvalidField, json_text
+from services.gateway.dialects.dialogue import known_role
+from services.gateway.dialects.limits import CALLS, PARTS, Id, Name, Text
+from services.gateway.requests.ticket import Target
 from services.protocol.prompts import ChatMessage, ToolCall
 
-_BINARY_PARTS = {"image_url": "vision", "input_audio": "audio"}
+_BINARY_PARTS = {"image_url": "vision", "input_audio": "audio", "file": "files"}
+#: The field that holds the text, by part type. Clients of /v1/responses send the last two types.
+_TEXT_FIELDS = {"text": "text", "refusal": "refusal", "input_text": "text", "output_text": "text"}
 
 
 class ContentPart(msgspec.Struct):
-    type: str | None = None
-    text: str | None = None
+    type: Name | None = None
+    text: Text | None = None
+    refusal: Text | None = None
     image_url: Any = None
 
 
 class CalledFunction(msgspec.Struct):
-    """`arguments` is JSON text; some clients send the object itself."""
+    """`arguments` is JSON text, but some clients send the object itself."""
 
-    name: str | None = None
-    arguments: str | dict[str, Any] | None = None
+    name: Name | None = None
+    arguments: Text | dict[str, Any] | None = None
 
 
 class CallBody(msgspec.Struct):
-    id: str | None = None
+    id: Id | None = None
     function: CalledFunction | None = None
 
 
 class Message(msgspec.Struct):
-    """`reasoning` is also known as `reasoning_content`."""
+    """`reasoning_content` is another name for `reasoning`. `refusal` replaces `content`. `function_call` is the older form of
+    `tool_calls`; its result has the role `function`."""
 
-    role: str | None = None
-    content: str | list[ContentPart] | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[CallBody] | None = None
-    tool_call_id: str | None = None
-    name: str | None = None
+    role: Name | None = None
+    content: Text | Annotated[list[ContentPart], PARTS.length] | None = None
+    reasoning: Text | None = None
+    reasoning_content: Text | None = None
+    refusal: Text | None = None
+    function_call: CalledFunction | None = None
+    tool_calls: Annotated[list[CallBody], CALLS.length] | None = None
+    tool_call_id: Id | None = None
+    name: Name | None = None
 
 
 def dialogue(messages: list[Message], target: Target) -> tuple[ChatMessage, ...]:
@@ -50,41 +57,55 @@ def dialogue(messages: list[Message], target: Target) -> tuple[ChatMessage, ...]
 
 
 def _message(message: Message, field: str, target: Target) -> ChatMessage:
+    role = known_role("tool" if message.role == "function" else message.role or "", field=f"{field}.role")
     calls = tuple(_call(call, f"{field}.tool_calls[{index}]") for index, call in enumerate(message.tool_calls or ()))
+    if message.function_call is not None:
+        calls += (_called(message.function_call, "", f"{field}.function_call"),)
     return ChatMessage(
-        role=message.role or "",
-        content=_content(message, target),
+        role=role,
+        content=_content(message, f"{field}.content", target),
         reasoning=message.reasoning or message.reasoning_content or "",
         tool_calls=calls,
         tool_call_id=message.tool_call_id or "",
-        tool_name=(message.name or "") if message.role == "tool" else "",
+        tool_name=(message.name or "") if role == "tool" else "",
     )
 
 
 def _call(call: CallBody, field: str) -> ToolCall:
-    function = call.function
-    if function is None or not function.name:
-        raise InvalidField(f"{field}.function.name: is required", field=f"{field}.function.name")
+    return _called(call.function or CalledFunction(), call.id or "", f"{field}.function")
+
+
+def _called(function: CalledFunction, id: str, field: str) -> ToolCall:
+    if not function.name:
+        raise InvalidField(f"{field}.name: is required", field=f"{field}.name")
     arguments = function.arguments
-    text = msgspec.json.encode(arguments).decode() if isinstance(arguments, dict) else arguments
-    return ToolCall(call.id or "", function.name, text or "{}")
+    text = json_text(arguments, field=f"{field}.arguments") if isinstance(arguments, dict) else arguments
+    return ToolCall(id, function.name, text or "{}")
 
 
-def _content(message: Message, target: Target) -> str:
-    """Several text parts are paragraphs of one message, as Ollama's templates render them."""
+def _content(message: Message, field: str, target: Target) -> str:
+    """Joins text parts as paragraphs of one message, as Ollama's templates render them."""
     if isinstance(message.content, list):
-        return "\n\n".join(_part_text(part, target) for part in message.content)
-    if message.content is None and not message.tool_calls:
-        raise BadRequest("invalid message content type: <nil>")
-    return message.content or ""
+        return "\n\n".join(_part_text(part, f"{field}[{index}]", target) for index, part in enumerate(message.content))
+    if message.content is None and not _has_other_content(message):
+        raise InvalidField("invalid message content type: <nil>", field=field)
+    return message.content or message.refusal or ""
 
 
-def _part_text(part: ContentPart, target: Target) -> str:
-    if part.type == "text":
-        return part.text or ""
+def _has_other_content(message: Message) -> bool:
+    """Whether the message has anything that an answer may contain instead of content."""
+    said = message.tool_calls, message.function_call, message.refusal, message.reasoning, message.reasoning_content
+    return any(said)
+
+
+def _part_text(part: ContentPart, field: str, target: Target) -> str:
+    if part.type in _TEXT_FIELDS:
+        return getattr(part, _TEXT_FIELDS[part.type]) or ""
     if part.type not in _BINARY_PARTS:
-        raise BadRequest("invalid message format")
+        raise InvalidField("invalid message format", field=f"{field}.type")
     url = part.image_url.get("url") if isinstance(part.image_url, dict) else part.image_url
     if isinstance(url, str) and url.startswith(("http://", "https://")):
-        raise BadRequest("image URLs are not currently supported, please use base64 encoded data instead")
-    raise target.unsupported(_BINARY_PARTS[part.type])
+        raise InvalidField(
+            "image URLs are not currently supported, please use base64 encoded data instead", field=f"{field}.image_url"
+        )
+    raise target.unsupported(_BINARY_PARTS[part.type], field=field)

@@ -1,4 +1,4 @@
-"""The objects that /v1/chat/completions and /v1/completions answer with."""
+"""Response objects of /v1/chat/completions and /v1/completions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _CompletionDetails(msgspec.Struct):
 
 
 class UsageObject(msgspec.Struct, omit_defaults=True):
-    """`completion_tokens_details` only where the model has thought."""
+    """`completion_tokens_details` is present only if the model produced reasoning."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -36,7 +36,7 @@ class DeltaFunction(msgspec.Struct, omit_defaults=True):
 
 
 class DeltaCall(msgspec.Struct, omit_defaults=True):
-    """The first of a call brings `id`, `type` and the function's name."""
+    """The first delta of a call carries `id`, `type` and the function's name."""
 
     index: int
     function: DeltaFunction
@@ -97,8 +97,8 @@ class TextChoice(msgspec.Struct):
 Choice = DeltaChoice | MessageChoice | TextChoice
 
 
-class Object(msgspec.Struct, omit_defaults=True):
-    """A whole answer, or a chunk of one."""
+class Object(msgspec.Struct):
+    """A whole answer, or one chunk of a stream. In a chunk, `usage` is absent unless the caller asked for it."""
 
     id: str
     object: str
@@ -106,7 +106,7 @@ class Object(msgspec.Struct, omit_defaults=True):
     model: str
     system_fingerprint: str
     choices: tuple[Choice, ...]
-    usage: UsageObject | None = None
+    usage: UsageObject | msgspec.UnsetType | None = msgspec.UNSET
 
 
 NO_USAGE = UsageObject(0, 0, 0, _PromptDetails(0))

@@ -1,5 +1,5 @@
-"""How OpenAI's callers ask for thinking: `reasoning_effort`, `reasoning.effort`, and llama-server's and vLLM's
-`chat_template_kwargs`, which the template gets as it is."""
+"""Reads how much the caller wants the model to think: `reasoning_effort`, `reasoning.effort`, and llama-server's and vLLM's
+`chat_template_kwargs`, which are passed to the template unchanged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from services.gateway.dialects.bodies import InvalidField
+from services.gateway.dialects.limits import Name
 from services.gateway.dialects.thinking import Thinking
 
 _KWARGS = "chat_template_kwargs"
@@ -24,11 +25,11 @@ _EFFORTS = {
 
 
 class Reasoning(msgspec.Struct):
-    effort: str | None = None
+    effort: Name | None = None
 
 
 def thinking_of(effort: str | None, reasoning: Reasoning | None, template_kwargs: dict[str, Any]) -> Thinking:
-    """The caller's own words come before the template's variables. Raises InvalidField."""
+    """`reasoning_effort` and `reasoning.effort` override the template's variables. Raises InvalidField."""
     if effort:
         return _asked(effort, "reasoning_effort")
     if reasoning is not None and reasoning.effort:

@@ -1,14 +1,16 @@
-"""Events as /v1/chat/completions and /v1/completions tell them."""
+"""Renders a worker's events as /v1/chat/completions and /v1/completions responses."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-from services.gateway.dialects.openai.choices import ChatTeller, Teller, TextTeller
+import msgspec
+
+from services.gateway.dialects.openai.choices import ChatChoiceWriter, ChoiceWriter, TextChoiceWriter
 from services.gateway.dialects.openai.errors import error_body
 from services.gateway.dialects.openai.objects import NO_USAGE, Choice, Object, UsageObject, encode, usage_object
-from services.gateway.stopwatch import Stopwatch
+from services.gateway.requests.stopwatch import Stopwatch
 from services.protocol.errors import CorralError
 from services.protocol.messages import Event, Finished, Frame
 
@@ -18,11 +20,12 @@ FINGERPRINT = "fp_ollama"
 
 
 class _Reply(ABC):
-    """What both routes share. `model` is the name as the caller wrote it, `id` the request's, `n` its choices."""
+    """Shared by both routes. `model` is the name that the caller sent, `id` the request's id, `n` the number of choices."""
 
     _id_prefix: str
     _whole_object: str
     _chunk_object: str
+    _usage_before_the_last: UsageObject | None = None
 
     def __init__(self, model: str, stopwatch: Stopwatch, *, id: str, n: int, stream: bool, include_usage: bool) -> None:
         self.stream = stream
@@ -30,7 +33,7 @@ class _Reply(ABC):
         self._id = self._id_prefix + id
         self._created = stopwatch.started_at_s
         self._include_usage = include_usage
-        self._tellers = [self._teller(index) for index in range(n)]
+        self._writers = [self._writer(index) for index in range(n)]
         self._thoughts = [_Thoughts() for _ in range(n)]
         self._opened = n == 1
 
@@ -42,7 +45,7 @@ class _Reply(ABC):
         match event:
             case Frame():
                 self._thoughts[event.choice].count(event)
-                teller = self._tellers[event.choice]
+                teller = self._writers[event.choice]
                 if self.stream:
                     return self._openings() + self._events(teller.deltas(event))
                 teller.hold(event)
@@ -64,14 +67,15 @@ class _Reply(ABC):
         return finish + usage + b"data: [DONE]\n\n"
 
     def _openings(self) -> bytes:
-        """Of several choices, in their order: OpenAI's client takes the first chunk for that of the first choice."""
+        """The opening chunks of all choices, sorted by choice: OpenAI's client assumes that the first chunk belongs to the
+        first one."""
         if self._opened:
             return b""
         self._opened = True
-        return b"".join([self._events(teller.opening()) for teller in self._tellers])
+        return b"".join([self._events(teller.opening()) for teller in self._writers])
 
-    def _ended(self, event: Finished) -> Iterable[tuple[Teller, str]]:
-        return zip(self._tellers, [reason.value for reason in event.reasons], strict=True)
+    def _ended(self, event: Finished) -> Iterable[tuple[ChoiceWriter, str]]:
+        return zip(self._writers, [reason.value for reason in event.reasons], strict=True)
 
     def _usage(self, event: Finished) -> UsageObject:
         return usage_object(event.usage, reasoning_tokens=sum(thoughts.tokens for thoughts in self._thoughts))
@@ -80,13 +84,14 @@ class _Reply(ABC):
         return b"".join([self._event(choice) for choice in choices])
 
     def _event(self, *choices: Choice, usage: UsageObject | None = None) -> bytes:
-        return b"data: " + encode(self._object(self._chunk_object, *choices, usage=usage)) + b"\n\n"
+        told = (usage or self._usage_before_the_last) if self._include_usage else msgspec.UNSET
+        return b"data: " + encode(self._object(self._chunk_object, *choices, usage=told)) + b"\n\n"
 
-    def _object(self, kind: str, *choices: Choice, usage: UsageObject | None) -> Object:
+    def _object(self, kind: str, *choices: Choice, usage: UsageObject | msgspec.UnsetType | None) -> Object:
         return Object(self._id, kind, self._created, self._model, FINGERPRINT, choices, usage)
 
     @abstractmethod
-    def _teller(self, index: int) -> Teller: ...
+    def _writer(self, index: int) -> ChoiceWriter: ...
 
 
 class ChatReply(_Reply):
@@ -94,16 +99,18 @@ class ChatReply(_Reply):
     _whole_object = "chat.completion"
     _chunk_object = "chat.completion.chunk"
 
-    def _teller(self, index: int) -> Teller:
-        return ChatTeller(index)
+    def _writer(self, index: int) -> ChoiceWriter:
+        return ChatChoiceWriter(index)
 
 
 class CompletionReply(_Reply):
-    """Where usage is wanted every chunk has one; that of all but the last is zero. `echo` is what each text begins with."""
+    """In chunks before the last, `usage` is all zeros as with Ollama, not null as in chats. `echo` is put before each choice's
+    text."""
 
     _id_prefix = "cmpl-"
     _whole_object = "text_completion"
     _chunk_object = "text_completion"
+    _usage_before_the_last = NO_USAGE
 
     def __init__(
         self, model: str, stopwatch: Stopwatch, *, id: str, n: int, stream: bool, include_usage: bool, echo: str = ""
@@ -111,15 +118,12 @@ class CompletionReply(_Reply):
         self._echo = echo
         super().__init__(model, stopwatch, id=id, n=n, stream=stream, include_usage=include_usage)
 
-    def _event(self, *choices: Choice, usage: UsageObject | None = None) -> bytes:
-        return super()._event(*choices, usage=usage or (NO_USAGE if self._include_usage else None))
-
-    def _teller(self, index: int) -> Teller:
-        return TextTeller(index, self._echo)
+    def _writer(self, index: int) -> ChoiceWriter:
+        return TextChoiceWriter(index, self._echo)
 
 
 class _Thoughts:
-    """Counts the tokens of one choice's reasoning. A token that releases nothing counts for what comes after it."""
+    """Counts the reasoning tokens of one choice. Tokens that release no output yet are counted with the output that follows."""
 
     def __init__(self) -> None:
         self.tokens = 0

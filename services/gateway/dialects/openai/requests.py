@@ -1,23 +1,24 @@
-"""Bodies of OpenAI's routes, and the GenerateRequests that they ask for.
+"""Request bodies of OpenAI's routes, and their conversion to GenerateRequest.
 
-Beyond OpenAI's own fields these routes honour Ollama's and llama-server's names for what else a worker can do, and the fields
-of vLLM that its clients send.
+Besides OpenAI's fields, the routes accept Ollama's and llama-server's names for the worker's other options, and the fields that
+vLLM's clients send.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from services.gateway.dialects.bodies import BodyDecoder, InvalidField, check_portable
+from services.gateway.dialects.bodies import BodyDecoder, InvalidField, check_limit, check_portable, token_ids
 from services.gateway.dialects.dialogue import is_unfinished
+from services.gateway.dialects.limits import BREAKERS, MESSAGES, STOPS, TEXTS, TOKENS, TOOLS, WORDS, Name, Text
 from services.gateway.dialects.openai.constraints import ConstraintFields, constraint_of
 from services.gateway.dialects.openai.messages import Message, dialogue
 from services.gateway.dialects.openai.reasoning import Reasoning, thinking_of
 from services.gateway.dialects.options import run_options
 from services.gateway.dialects.tools import ToolBody, toolbox
-from services.gateway.ticket import Ticket
+from services.gateway.requests.ticket import Ticket
 from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt, TextPrompt
 from services.protocol.waiting import Priority
@@ -26,8 +27,6 @@ DEFAULTS: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 40, "repe
 
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
-_MAX_TOKEN_ID = 2**31 - 1
-
 
 _TIERS = {"flex": Priority.BATCH, "default": Priority.NORMAL, "priority": Priority.INTERACTIVE}
 
@@ -37,15 +36,15 @@ class StreamOptions(msgspec.Struct):
 
 
 class _GenerationBody(ConstraintFields):
-    """What the routes share. Fields that have the name of an option are that option."""
+    """Fields shared by both routes. A field with the name of a run option sets that option."""
 
-    model: str | None = None
+    model: Name | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
-    stop: str | list[str] | None = None
+    stop: Text | Annotated[list[Text], STOPS.length] | None = None
     n: int | None = None
     best_of: int | None = None
     seed: int | None = None
@@ -63,7 +62,7 @@ class _GenerationBody(ConstraintFields):
     dry_base: float | None = None
     dry_allowed_length: int | None = None
     dry_penalty_last_n: int | None = None
-    dry_sequence_breakers: list[str] | None = None
+    dry_sequence_breakers: Annotated[list[Text], BREAKERS.length] | None = None
     xtc_probability: float | None = None
     xtc_threshold: float | None = None
     mirostat: int | None = None
@@ -71,7 +70,8 @@ class _GenerationBody(ConstraintFields):
     mirostat_eta: float | None = None
     logit_bias: Any = None
     keep_alive: Any = None
-    service_tier: str | None = None
+    service_tier: Name | None = None
+    cache_salt: Name | None = None
     priority: int | None = None
 
     @property
@@ -80,7 +80,8 @@ class _GenerationBody(ConstraintFields):
 
     @property
     def wanted_priority(self) -> Priority | None:
-        """By vLLM's number, of which lower is more urgent and 0 the usual; without it by OpenAI's tier, where it has an equal here."""
+        """From vLLM's `priority` (lower is more urgent, 0 is normal), or else from OpenAI's `service_tier`; None if neither
+        maps to one."""
         if self.priority is not None:
             return Priority.NORMAL if self.priority == 0 else Priority.BATCH if self.priority > 0 else Priority.INTERACTIVE
         return _TIERS.get(self.service_tier or "")
@@ -91,33 +92,34 @@ class _GenerationBody(ConstraintFields):
 
 
 class ChatBody(_GenerationBody):
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], MESSAGES.length] | None = None
     max_completion_tokens: int | None = None
-    tools: list[ToolBody] | None = None
+    tools: Annotated[list[ToolBody], TOOLS.length] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Name | None = None
     reasoning: Reasoning | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
+    modalities: Annotated[list[Name], WORDS.length] | None = None
 
 
 class CompletionBody(_GenerationBody):
-    prompt: str | list[Any] | None = None
-    suffix: str | None = None
+    prompt: Text | Annotated[list[Any], TOKENS.length] | None = None
+    suffix: Text | None = None
     echo: bool | None = None
     logprobs: int | None = None
 
     @property
     def echoed(self) -> str:
-        """What an answer begins with before anything is generated."""
+        """The prompt, if the answer should start with it."""
         return _given(self.prompt).text if self.echo else ""
 
 
 class _Given(msgspec.Struct, frozen=True):
-    """The prompt of a completion: a text, or the ids of its tokens."""
+    """A completion's prompt, as text or as token ids."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
@@ -128,12 +130,13 @@ decode_completion = BodyDecoder(CompletionBody)
 
 
 def chat_request(body: ChatBody, ticket: Ticket) -> GenerateRequest:
-    """Raises UnsupportedCapability, BadRequest and InvalidOption. `body.messages` is not empty."""
+    """`body.messages` must not be empty. Raises UnsupportedCapability and BadRequest."""
     target = ticket.target
     target.require("chat")
+    _check_modalities(body.modalities or [])
     template_kwargs = body.chat_template_kwargs or {}
     check_portable(template_kwargs, field="chat_template_kwargs")
-    box = toolbox(body.tools, body.tool_choice, target)
+    box = toolbox(body.tools, body.tool_choice)
     thinking = thinking_of(body.reasoning_effort, body.reasoning, template_kwargs)
     messages = dialogue(body.messages or [], target)
     prompt = ChatPrompt(
@@ -151,11 +154,11 @@ def chat_request(body: ChatBody, ticket: Ticket) -> GenerateRequest:
 
 
 def completion_request(body: CompletionBody, ticket: Ticket) -> GenerateRequest:
-    """Raises likewise. As with Ollama an empty prompt loads the model and generates nothing."""
+    """As with Ollama, an empty prompt loads the model and generates nothing. Raises UnsupportedCapability and BadRequest."""
     target = ticket.target
     target.require("completion", called="generate")
     if body.suffix and not target.can("insert"):
-        raise target.unsupported("insert")
+        raise target.unsupported("insert", field="suffix")
     given = _given(body.prompt)
     if body.echo and (given.token_ids or body.logprobs is not None):
         raise InvalidField("echo: goes with a prompt that is a text, and without logprobs", field="echo")
@@ -196,7 +199,13 @@ def _request(
         constraint=constraint_of(body),
         n=_choices(body),
         top_logprobs=top_logprobs,
+        isolation=body.cache_salt or "",
     )
+
+
+def _check_modalities(modalities: list[str]) -> None:
+    if others := [modality for modality in modalities if modality != "text"]:
+        raise InvalidField(f"modalities: answers are text; {others[0][:20]!r} is not supported", field="modalities")
 
 
 def _choices(body: _GenerationBody) -> int:
@@ -222,7 +231,8 @@ def _checked_top(top: int | None, field: str) -> int | None:
 
 
 def _continues(body: ChatBody, messages: tuple[ChatMessage, ...]) -> bool:
-    """An assistant's message at the end is gone on with, as with Ollama and llama-server, unless vLLM's field says otherwise."""
+    """Whether to continue the last message. As with Ollama and llama-server, a final assistant message is continued; vLLM's
+    `continue_final_message` can turn that off."""
     if body.continue_final_message and not is_unfinished(messages):
         raise InvalidField(
             "continue_final_message: the last message must be an assistant's without tool calls", field="continue_final_message"
@@ -235,8 +245,9 @@ def _given(prompt: str | list[Any] | None) -> _Given:
         case None | []:
             return _Given()
         case str(text) | [str(text)]:
+            check_limit(TEXTS, len(text), field="prompt")
             return _Given(text)
-        case [[*ids]] | [*ids] if all(type(token) is int and 0 <= token <= _MAX_TOKEN_ID for token in ids):
-            return _Given(token_ids=tuple(ids))
+        case [[int(), *_] as ids] | ([int(), *_] as ids):
+            return _Given(token_ids=token_ids(ids, field="prompt"))
         case _:
             raise InvalidField("prompt: must be one text or the token ids of one; ask once for each of several", field="prompt")

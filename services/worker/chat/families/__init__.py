@@ -1,9 +1,10 @@
-"""One file per family of tool-call syntax, and the list from which a template's family is chosen."""
+"""The tool-call families, one file per syntax, and the choice of a template's family."""
 
 from __future__ import annotations
 
 from services.worker.chat.families.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
 from services.worker.chat.families.gemma import FUNCTION_GEMMA, GEMMA4
+from services.worker.chat.families.generic import GENERIC
 from services.worker.chat.families.harmony import HARMONY
 from services.worker.chat.families.hermes import HERMES
 from services.worker.chat.families.llama3 import LLAMA3
@@ -11,7 +12,7 @@ from services.worker.chat.families.mistral import MISTRAL, MISTRAL_ARGS
 from services.worker.chat.families.qwen_coder import QWEN_CODER
 from services.worker.chat.family import Family
 
-#: The first whose signs a template holds is its family, so the more particular stand first.
+#: A template's family is the first one whose signs it contains. Specific families come first, the one without signs last.
 FAMILIES = (
     HARMONY,
     GEMMA4,
@@ -23,9 +24,9 @@ FAMILIES = (
     QWEN_CODER,
     HERMES,
     LLAMA3,
+    GENERIC,
 )
 
 
 def family_of(template: str) -> Family:
-    """Hermes's syntax is what a model is asked for whose template knows none: the most widespread one."""
-    return next((family for family in FAMILIES if family.is_used_by(template)), HERMES)
+    return next(family for family in FAMILIES if family.is_used_by(template))

@@ -1,4 +1,4 @@
-"""DeepSeek V3 and R1, whose calls name a type and fence their arguments, and V3.1, whose calls do neither:
+"""DeepSeek V3 and R1, whose calls have a type and arguments in a code fence, and V3.1, whose calls have neither:
 
 `<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>name⏎```json⏎{...}⏎```<｜tool▁call▁end｜><｜tool▁calls▁end｜>`
 `<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}<｜tool▁call▁end｜><｜tool▁calls▁end｜>`
@@ -21,7 +21,7 @@ _FENCE, _FENCE_END = "```json\n", "\n```"
 
 
 class DeepSeekParser(StateParser):
-    """Both forms. Arguments reach to the end of the call; its markers are control tokens, which no argument can hold."""
+    """Parses both forms. Arguments end with the call; its markers are control tokens, so no argument can contain them."""
 
     def begin(self) -> bool:
         before, tag = self.until(CALLS, CALL)
@@ -37,7 +37,7 @@ class DeepSeekParser(StateParser):
         return self.go(self._in_type)
 
     def _in_type(self) -> bool:
-        """The type; in the newer form the name."""
+        """The type or, in the newer form, the name."""
         before, tag = self.until(SEPARATOR, CALL_END)
         self._head += before
         if tag == SEPARATOR:

@@ -1,4 +1,4 @@
-"""FunctionGemma and Gemma 4: `call:name{key:value,...}` between two markers, texts between quotes of their own.
+"""FunctionGemma and Gemma 4: `call:name{key:value,...}` between two markers, with a third marker as the quotation mark.
 
 `<start_function_call>call:name{city:<escape>Paris<escape>}<end_function_call>`
 `<|tool_call>call:name{city:<|"|>Paris<|"|>}<tool_call|>`
@@ -26,7 +26,7 @@ _SPACE = re.compile(r"\s*")
 
 @dataclass(frozen=True)
 class Marks:
-    """`response` begins what only the caller may say: a tool's result. A model that goes on to it has nothing more to say."""
+    """`response` starts a tool's result, which only the caller may write. If a model writes it, its answer is over."""
 
     open: str
     close: str
@@ -39,7 +39,7 @@ GEMMA4_MARKS = Marks("<|tool_call>", "<tool_call|>", '<|"|>', "<|tool_response>"
 
 
 class GemmaParser(StateParser):
-    """A call is released when it is whole."""
+    """Releases a call once it is complete."""
 
     def __init__(self, release: Release, marks: Marks) -> None:
         super().__init__(release)
@@ -77,7 +77,7 @@ class GemmaParser(StateParser):
 
 
 class _Reader:
-    """Reads `{key:value,...}`; raises ValueError where it is none."""
+    """Reads `{key:value,...}`. Raises ValueError if the text is malformed."""
 
     def __init__(self, text: str, at: int, quote: str) -> None:
         self._text = text
@@ -181,8 +181,8 @@ def _calls(rules: Rules, tools: Sequence[Tool], many: bool, *, marks: Marks) -> 
 
 
 class _Writer:
-    """A schema as a grammar of this notation: types, properties, items, `enum` and `const`. Of anything else (references,
-    alternatives, bounds) only some value is asked for."""
+    """Writes a schema as a grammar of this notation. Uses types, properties, items, `enum` and `const`. Ignores other keywords:
+    a schema that has only those, such as a reference, allows any scalar."""
 
     def __init__(self, rules: Rules, quote: str) -> None:
         self._rules = rules
@@ -219,7 +219,7 @@ class _Writer:
         return self._rules.literal(json.dumps(value))
 
     def _object(self, schema: dict[str, Any]) -> str:
-        """Properties in the schema's order; a comma stands before each but the first that is there."""
+        """Properties in the schema's order, with a comma before each but the first one present."""
         properties = schema.get("properties") or {}
         required = schema.get("required", [])
         rest_of_more = rest_of_none = ""

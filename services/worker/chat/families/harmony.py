@@ -1,7 +1,7 @@
 """gpt-oss: messages on channels (OpenAI's harmony format).
 
-`<|channel|>analysis<|message|>reasoning<|end|><|start|>assistant<|channel|>final<|message|>content`, and a call is a message to a
-function: `<|channel|>commentary to=functions.name <|constrain|>json<|message|>{...}<|call|>`.
+`<|channel|>analysis<|message|>reasoning<|end|><|start|>assistant<|channel|>final<|message|>content`
+A call is a message to a function: `<|channel|>commentary to=functions.name <|constrain|>json<|message|>{...}<|call|>`
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
 _ASSISTANT = START + "assistant"
 _FUNCTIONS = "functions."
 
-#: Where the answer proper begins, behind all reasoning.
+#: Starts the answer itself, after all reasoning.
 FINAL = f"{CHANNEL}final{MESSAGE}"
 
 _CHANNEL_NAME = re.compile(re.escape(CHANNEL) + r"\s*(\w+)")
@@ -27,7 +27,7 @@ _RECIPIENT = re.compile(r"to=([^\s<]+)")
 
 
 class HarmonyParser(StateParser):
-    """Analysis is reasoning, what is addressed to a function is a call, everything else is content."""
+    """The analysis channel is reasoning, a message to a function is a call, everything else is content."""
 
     def __init__(self, release: Release, tools: Sequence[Tool]) -> None:
         super().__init__(release)
@@ -48,7 +48,7 @@ class HarmonyParser(StateParser):
         return self.go(self._in_header)
 
     def resume(self, prompt: str) -> None:
-        """Takes up the state in which the prompt leaves the assistant's last message."""
+        """Continues from the state in which the prompt leaves the assistant's last message."""
         _, started, message = prompt.rpartition(_ASSISTANT)
         if started:
             self.text = message
@@ -70,7 +70,7 @@ class HarmonyParser(StateParser):
             self._arguments = Prose(trimmed=True)
             self._has_arguments = False
             return self.go(self._in_call)
-        # A paragraph of its own for each message.
+        # Each message is a separate paragraph.
         if recipient or (channel and channel[1] == "analysis"):
             self._reasoning.push("\n\n")
             return self.go(self._in_reasoning)
@@ -115,7 +115,7 @@ def _parser(release: Release, tools: Sequence[Tool], prompt: str) -> Parser:
 
 
 def _calls(rules: Rules, tools: Sequence[Tool], many: bool) -> str:
-    """One call: `<|call|>` ends the text."""
+    """A single call, because `<|call|>` ends the text."""
     heads = [rules.literal(f" to={_FUNCTIONS}{tool.name} {CONSTRAIN}json{MESSAGE}") for tool in tools]
     schemas = [rules.json(parameters_schema(tool)) for tool in tools]
     return rules.one_of([f"{head} {schema}" for head, schema in zip(heads, schemas, strict=True)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from services.protocol.prompts import Tool
 from services.worker.chat.family import Family, parameters_schema
@@ -16,6 +16,12 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 class HermesParser(StateParser):
+    """`offered`: see JsonCall."""
+
+    def __init__(self, release: Release, *, offered: Set[str] | None = None) -> None:
+        super().__init__(release)
+        self._offered = offered
+
     def begin(self) -> bool:
         before, tag = self.until(OPEN)
         self.release.content(before)
@@ -26,7 +32,7 @@ class HermesParser(StateParser):
             return False
         if not self.text.startswith("{"):
             return self.go(self.malformed)
-        self._call = JsonCall(self.release)
+        self._call = JsonCall(self.release, offered=self._offered)
         return self.go(self._in_object)
 
     def _in_object(self) -> bool:
@@ -42,7 +48,7 @@ class HermesParser(StateParser):
         return self.go(self.malformed)
 
     def closing(self) -> bool:
-        """Behind a call. The tag may be missing where it ends the text."""
+        """After a call. The closing tag may be missing at the end of the text."""
         if not self.skip_space() or self.could_be(CLOSE, self.text):
             return False
         self.text = self.text.removeprefix(CLOSE)
@@ -54,7 +60,7 @@ class HermesParser(StateParser):
         return tag is not None and self.go(self.begin)
 
     def _spoilt(self) -> bool:
-        """Whatever broke the object belongs to the arguments, if these had not ended."""
+        """After a broken object. If its arguments had not ended, the rest belongs to them."""
         before, tag = self.until(CLOSE)
         if before and not self._call.has_arguments:
             self.release.arguments(before)
@@ -72,7 +78,7 @@ def _calls(rules: Rules, tools: Sequence[Tool], many: bool) -> str:
 
 
 def json_call(rules: Rules, tool: Tool, *, arguments: str) -> str:
-    """The call as an object: `arguments` is the name of its second member."""
+    """A call as a JSON object. `arguments` is the name of its second member."""
     head = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "{arguments}": '
     return rules.sequence(rules.literal(head), rules.json(parameters_schema(tool)), rules.literal("}"))
 

@@ -1,6 +1,6 @@
-"""Llama 3.1 and later: the whole answer is `{"name": ..., "parameters": {...}}`, which `<|python_tag|>` may precede.
+"""Llama 3.1 and later: the whole answer is `{"name": ..., "parameters": {...}}`, possibly after `<|python_tag|>`.
 
-A JSON object is also what many an ordinary answer is, so only the names of tools that were offered make it a call.
+An ordinary answer may be a JSON object too, so an object is a call only if it names an offered tool.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class Llama3Parser(StateParser):
         return self.go(self._content)
 
     def _spoilt(self) -> bool:
-        """Nothing tells where a call that is not well formed ends."""
+        """The end of a malformed call is unknown, so the rest of the text belongs to it."""
         if not self._call.has_arguments:
             self.release.arguments(self.text)
         self.text = ""
         return False
 
     def _between(self) -> bool:
-        """Several calls stand one behind the other, at most with a semicolon between them."""
+        """Calls may follow each other, with or without a semicolon between them."""
         if not self.skip_space():
             return False
         self.text = self.text.removeprefix(";")
@@ -76,7 +76,7 @@ def _parser(release: Release, tools: Sequence[Tool], prompt: str) -> Parser:
 
 
 def _calls(rules: Rules, tools: Sequence[Tool], many: bool) -> str:
-    """One call: these models were not trained to make several at once."""
+    """A single call, because these models were not trained to make several at once."""
     return rules.one_of([json_call(rules, tool, arguments="parameters") for tool in tools])
 
 

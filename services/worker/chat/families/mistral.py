@@ -1,4 +1,4 @@
-"""Mistral: `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`, and since late 2025 `[TOOL_CALLS]name[ARGS]{...}` per call."""
+"""Mistral: `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`, since late 2025 `[TOOL_CALLS]name[ARGS]{...}` per call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CALLS, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 
 
 class MistralParser(StateParser):
-    """Both forms."""
+    """Parses both forms."""
 
     def begin(self) -> bool:
         before, tag = self.until(CALLS)

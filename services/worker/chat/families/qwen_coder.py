@@ -1,6 +1,6 @@
 """Qwen3-Coder, Qwen 3.5, Nemotron 3: `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`.
 
-A value stands as it is, without quotes or escapes; whether it is a text or JSON follows from the tool's schema.
+A value has no quotes or escapes. The tool's schema determines whether it is a string or JSON.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from services.worker.chat.parser import Parser, Release
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
 
-#: Those that begin or end a JSON string, of a text without line breaks, which no JSON string holds.
+#: Quotation marks that start or end a JSON string: those that are not escaped.
 _QUOTES = re.compile(r'(?<!\\)(?:\\\\)*"')
 
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
 class QwenCoderParser(HermesParser):
-    """Texts are released while they are written, everything else when it is whole. An object in the place of a function is read
-    as Hermes's."""
+    """Releases strings while they are written, other values once they are complete. An object instead of a function is parsed
+    as in Hermes's syntax."""
 
     def __init__(self, release: Release, tools: Sequence[Tool]) -> None:
         super().__init__(release)
@@ -138,7 +138,7 @@ def _breaks_off_in_string(value: str) -> bool:
 
 
 def _as_json(value: str) -> str:
-    """JSON as it stands, the three words that Python writes otherwise, and anything else as a text."""
+    """Valid JSON is unchanged, Python's True, False and None become JSON's, and anything else becomes a string."""
     word = _PYTHON_WORDS.get(value.strip())
     if word is not None:
         return word
@@ -164,7 +164,7 @@ def _calls(rules: Rules, tools: Sequence[Tool], many: bool) -> str:
 
 
 def _function(rules: Rules, tool: Tool) -> str:
-    """Parameters in the schema's order. Of a text's schema only `enum` and `const` are kept: the rest speaks of JSON strings."""
+    """Parameters in the schema's order. For a string only `enum` and `const` apply, because it is not written as JSON."""
     root = parameters_schema(tool)
     required = root.get("required", [])
     parameters = [

@@ -1,4 +1,5 @@
-"""What an answer must match, as a mask over the vocabulary at each place. Built on llguidance (docs/decisions/0008-llguidance.md)."""
+"""Constrains answers to a grammar: a mask over the vocabulary at each token. Built on llguidance
+(docs/decisions/0008-llguidance.md)."""
 
 from services.worker.engine.grammar.compiler import Grammar, GrammarCompiler
 from services.worker.engine.grammar.matcher import Matcher

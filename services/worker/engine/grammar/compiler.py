@@ -1,8 +1,8 @@
-"""From a constraint to its grammar, compiled for one model.
+"""Compiles constraints to grammars for one model.
 
-llguidance's compiler descends into rules and references by recursion, so a long chain of them overruns an ordinary stack, and
-with it the process. All compiling happens on one thread with a stack for the longest text that is taken. That thread alone
-touches the cache and builds the tokens' table, so neither has a lock.
+llguidance's compiler is recursive, so a long chain of rules or references overflows an ordinary stack and ends the process. All
+compiling happens on one thread, whose stack suffices for the longest constraint that is accepted. Only that thread changes the
+cache and builds the token table, so neither has a lock.
 """
 
 from __future__ import annotations
@@ -20,56 +20,58 @@ from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 
 from services.protocol.errors import BadRequest
 from services.protocol.sampling import Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
-from services.worker.engine.grammar import gbnf, json_schema, lark, lexing, pointer
+from services.worker.engine.gbnf import lark, lexing, parser
+from services.worker.engine.gbnf.left_recursion import without_tail_calls
 from services.worker.engine.grammar.embedded import embedded_schemas
-from services.worker.engine.grammar.fault import smallest_failing
 from services.worker.engine.grammar.gate import Marker
-from services.worker.engine.grammar.loops import without_tail_calls
 from services.worker.engine.grammar.matcher import Matcher, exceeds_limits
 from services.worker.engine.grammar.vocabulary import TokenTable, Vocabulary
+from services.worker.engine.schema import json_schema, pointer
+from services.worker.engine.schema.fault import smallest_failing
 
-#: Bytes of schemas as JSON, and of any other constraint, schemas within it not counted.
+#: The largest schema, in bytes of JSON, and the largest other constraint, without the schemas in it.
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_GRAMMAR_BYTES = 32 * 1024
 
-#: Measured: at most 600 bytes of stack for each byte of text. Memory that is never touched costs nothing.
+#: Measured: compiling needs at most 600 bytes of stack per byte of text. Memory that is never touched costs nothing.
 _STACK_BYTES = 256 * 1024 * 1024
 
-#: For one grammar to compile, its first mask included. Nothing can interrupt it, so what took longer is not used.
+#: The time limit for compiling one grammar, including its first mask. Nothing can interrupt it, so the limit is checked
+#: afterwards.
 _SLOWEST_COMPILE_S = 3.0
 
 _CACHED_GRAMMARS = 32
 
-#: Characters; llguidance may quote a whole expression.
+#: In characters. llguidance may quote a whole expression.
 _LONGEST_REASON = 300
 
-#: llguidance's own, but for what it builds of the terminals (its 1,000,000 are paid for many times in a grammar that doubles), the
-#: lexer's states (each 1 to 2 kB, its 250,000 are half a gigabyte for one answer), and the Earley items of one mask and of one
-#: row, of which grammars without long terminals need many (20,000 are a millisecond).
+#: llguidance's defaults, except for fewer lexer states (each takes 1 to 2 kB, so the default of 250,000 is half a gigabyte for
+#: one answer), and more Earley items per mask and per row, because grammars without long terminals need many (20,000 take a
+#: millisecond).
 _LIMITS = LLParserLimits(max_lexer_states=25_000, max_items_in_row=10_000, step_max_items=3_000_000, verbose_errors=False)
 
-#: Tokens that a grammar forces are the model's choice among all that spell the same, as llama.cpp has it.
+#: If only one text can follow, the model still chooses among the tokens that spell it, as in llama.cpp.
 _OPTIONS = '%llguidance {"no_forcing": true}'
 
-#: At each place at most one of these, so that no model can go on forever with it.
+#: At most one of these at each place, so that no model can write white space forever.
 _JSON_WHITESPACE = r"[ ]{1,2}|\n[ ]{0,40}|\n\t{0,20}"
 
 
 class Grammar:
-    """Immutable; may be used from any thread."""
+    """A compiled constraint. Immutable and thread-safe."""
 
     def __init__(self, prototype: LLMatcher, table: TokenTable) -> None:
         self._prototype = prototype
         self._table = table
 
     def matcher(self, after: bytes | None = None) -> Matcher:
-        """At the beginning of an answer. With `after` everything is allowed until the output has contained these bytes, control
-        tokens being taken as they are written."""
+        """A matcher at the start of an answer. With `after`, everything is allowed until the output has contained these bytes.
+        A control token counts as its text."""
         return Matcher(self._prototype.deep_copy(), self._table, Marker.of(self._table, after) if after else None)
 
 
 class GrammarCompiler:
-    """`compile` may be called from any thread; it waits for the compiler's own."""
+    """`compile` is thread-safe. It waits for the compiler's own thread."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -77,8 +79,13 @@ class GrammarCompiler:
         self._grammars: OrderedDict[bytes, Grammar] = OrderedDict()
         self._thread = _deep_thread()
 
+    def knows(self, constraint: Constraint) -> bool:
+        """Whether the constraint is cached, so that `compile` takes no time."""
+        return msgspec.msgpack.encode(constraint) in self._grammars
+
     def compile(self, constraint: Constraint) -> Grammar:
-        """Raises BadRequest naming the place of what cannot be compiled. The first call builds the table of the tokens."""
+        """Raises BadRequest if the constraint cannot be compiled; the message names the place if it is known. The first call
+        builds the token table."""
         return self._thread.submit(self._compile, constraint).result()
 
     def _compile(self, constraint: Constraint) -> Grammar:
@@ -111,6 +118,7 @@ class GrammarCompiler:
 
     def _schema(self, schema: dict[str, Any] | bool) -> Grammar:
         try:
+            _check_size(json.dumps(schema), MAX_SCHEMA_BYTES, "JSON schema")
             normalized = json_schema.normalized(schema)
             text = _json(normalized)
         except RecursionError as depth:
@@ -130,7 +138,7 @@ class GrammarCompiler:
 
     def _gbnf(self, text: str) -> Grammar:
         _check_size(text, MAX_GRAMMAR_BYTES, "GBNF grammar")
-        rules = without_tail_calls(gbnf.parse(text))
+        rules = without_tail_calls(parser.parse(text))
         for translated in (lexing.lexed, lexing.by_character):
             prototype = self._compiled(f"{lark.written(translated(rules), rules)}{_OPTIONS}\n")
             error = _problem(prototype)
@@ -142,7 +150,7 @@ class GrammarCompiler:
         schemas = list(embedded_schemas(text))
         _check_size(text, MAX_GRAMMAR_BYTES + sum(len(json.dumps(schema)) for schema in schemas), "Lark grammar")
         _check_size(text, MAX_SCHEMA_BYTES, "Lark grammar")
-        # The options stand last, so that an error's line is the caller's.
+        # The options come last, so that the line in an error is the caller's.
         prototype = self._compiled(f"{text}\n{_OPTIONS}\n")
         if error := _problem(prototype):
             for schema in schemas:
@@ -163,14 +171,14 @@ class GrammarCompiler:
         deadline = time.monotonic() + _SLOWEST_COMPILE_S
         prototype = LLMatcher(table.tokenizer, text, log_level=0, limits=_LIMITS)
         if not prototype.is_error() and time.monotonic() < deadline:
-            prototype.compute_bitmask()  # finds out whether anything matches, and warms the lexer for every matcher
+            prototype.compute_bitmask()  # shows whether anything matches, and warms the lexer for every matcher
         if time.monotonic() > deadline:
             raise BadRequest("the grammar is too complex: it takes too long to compile")
         return prototype
 
 
 def _deep_thread() -> ThreadPoolExecutor:
-    """One thread with a large stack. The size is a setting of the process that counts when a thread starts."""
+    """An executor with one thread that has a large stack. Python applies a process-wide stack size when a thread starts."""
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
     usual = threading.stack_size(_STACK_BYTES)
     try:
@@ -192,26 +200,27 @@ def _json(schema: Any) -> str:
 
 
 def _without_anchors(pattern: str) -> str:
-    """The whole answer matches, so anchors at its ends say nothing new."""
+    """The whole answer must match, so anchors at the ends of the pattern are redundant."""
     pattern = pattern.removeprefix("^")
     return pattern[:-1] if re.search(r"(?<!\\)(\\\\)*\$$", pattern) else pattern
 
 
 def _problem(matcher: LLMatcher) -> str:
-    """llguidance's message; empty where the grammar can be used."""
+    """llguidance's error message; empty if the grammar can be used."""
     if matcher.is_error():
         return str(matcher.get_error()) or "unknown"
     return ""
 
 
 def _place(error: str) -> str:
-    """` at line 2, column 5` of a message that names them so: `at 2(5): ...`."""
+    """` at line 2, column 5` if llguidance's message starts with `at 2(5): `; empty if it names no place."""
     found = re.match(r"(?:at )?(\d+)\((\d+)\): ", error)
     return f" at line {found[1]}, column {found[2]}" if found else ""
 
 
 def _reason(error: str) -> str:
-    """The sentence within llguidance's message, which surrounds it with its place and an excerpt, and speaks of its own options."""
+    """The reason in llguidance's message, without the place and the excerpt around it. Reasons that name llguidance's own
+    options are replaced."""
     if "NoExtension" in error:
         return "nothing matches"
     if exceeds_limits(error):

@@ -1,4 +1,4 @@
-"""JSON schemas within a Lark grammar: `%json { ... }`."""
+"""Finds the JSON schemas in a Lark grammar: `%json { ... }`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DECODER = json.JSONDecoder()
 
 
 def embedded_schemas(lark: str) -> Iterator[Any]:
-    """What is no JSON is left to llguidance to complain of."""
+    """Skips invalid JSON, which llguidance reports."""
     at = 0
     while begin := _BEGIN.search(lark, at):
         at = begin.end()

@@ -1,4 +1,4 @@
-"""Where a constraint begins: behind the bytes that end a model's reasoning, for instance."""
+"""Marker: the bytes after which a constraint applies, such as the end of a model's reasoning."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from services.worker.engine.grammar.vocabulary import WHITESPACE, TokenTable
 
 
 class Marker:
-    """The bytes behind which the output is constrained, for one vocabulary. Immutable.
+    """The bytes after which the output is constrained, for one vocabulary. Immutable.
 
-    What a token holds behind the marker would escape the grammar, so a token that completes the marker must end with it;
-    whitespace behind it does no harm. A state is the number of the marker's leading bytes that the output ends with
-    (Knuth, Morris and Pratt); the length of the marker means that it was found.
+    Text after the marker in the same token would escape the grammar, so a token that completes the marker must end with it;
+    white space after it does no harm. A state is the number of leading bytes of the marker that the output ends with (Knuth,
+    Morris and Pratt). In the state `len(marker)` the marker was found.
     """
 
     @classmethod
     @lru_cache(maxsize=8)
     def of(cls, table: TokenTable, marker: bytes) -> Marker:
-        """Building one looks at the whole vocabulary, and a model has one or two."""
+        """Cached, because building a Marker scans the whole vocabulary. A model has one or two."""
         return cls(table, marker)
 
     def __init__(self, table: TokenTable, marker: bytes) -> None:
@@ -38,7 +38,7 @@ class Marker:
         return next(length for length in range(longest, -1, -1) if text.endswith(self.marker[:length]))
 
     def _mask(self, state: int) -> NDArray[np.bool_] | None:
-        """None: every token may follow."""
+        """The tokens that may follow; None if all may."""
         overshooting = [token for token in self._completing if self._overshoots(state, token)]
         if not overshooting:
             return None

@@ -1,4 +1,4 @@
-"""Where one answer stands in its grammar. Only the engine thread touches a Matcher."""
+"""Matcher: the position of one answer in its grammar. Only the engine thread uses it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from services.worker.engine.grammar.vocabulary import TokenTable
 
 log = logging.getLogger(__name__)
 
-#: Bytes of whitespace between the marker and the answer: models write an empty line behind their reasoning.
+#: Bytes of white space allowed between the marker and the answer: models write an empty line after their reasoning.
 _GAP_BYTES = 4
 
-#: A step waits for its masks. A grammar that needs so long for one is given up, so that it holds up the others once.
+#: A batch waits for its masks. If one mask takes longer than this, its answer fails, so that it delays the others only once.
 _SLOWEST_MASK_S = 1.0
 
 
 class Matcher:
-    """`mask` and `accept` never raise: an error in one answer must not touch the others of its batch. Where the grammar turns
-    out too complex, or a token is accepted that it forbids (a replay of tokens that were committed under another grammar),
-    `failure` says so, the matcher is finished, and the request is to be failed with it.
+    """`mask` and `accept` never raise, because an error in one answer must not affect the others in its batch. If the grammar
+    is too complex, or if it forbids an accepted token (when tokens that were committed under another grammar are replayed),
+    `failure` is set, the matcher is finished, and the caller must fail the request with it.
 
-    The state follows from the accepted tokens alone, so replaying them gives the same.
+    The state depends only on the accepted tokens, so replaying them gives the same state.
     """
 
     def __init__(self, matcher: LLMatcher, table: TokenTable, marker: Marker | None) -> None:
@@ -41,12 +41,12 @@ class Matcher:
 
     @property
     def is_finished(self) -> bool:
-        """Nothing but the end can follow."""
+        """Whether only an end token can follow."""
         return self.failure is not None or (self._is_active and bool(self._matcher.is_stopped()))
 
     def mask(self) -> NDArray[np.bool_] | None:
-        """Which tokens may come next; None where all may. Never all False where the model has an end token. The array may be
-        shared and is not to be written to."""
+        """The tokens that may come next; None if all may. If the model has an end token, at least one token is allowed. The
+        array may be shared, so do not write to it."""
         if not self._is_active:
             assert self._marker is not None
             return self._marker.mask(self._found)
@@ -57,7 +57,7 @@ class Matcher:
         return mask
 
     def accept(self, token: int) -> None:
-        """The token is part of the answer now. An end token changes nothing."""
+        """Adds a token to the answer. An end token changes nothing."""
         if token in self._table.end_tokens or self.failure is not None:
             return
         if not self._is_active:
@@ -71,7 +71,7 @@ class Matcher:
         return self._marker is None or self._found == len(self._marker.marker)
 
     def _falls_into_gap(self, token: int) -> bool:
-        """Whitespace that the grammar does not take as its own beginning."""
+        """Whether the token is white space before the answer, which the grammar does not accept as part of it."""
         length = self._table.whitespace.get(token, _GAP_BYTES + 1)
         if length > self._gap or self._matcher.validate_tokens([token]):
             self._gap = 0
@@ -107,5 +107,5 @@ class Matcher:
 
 
 def exceeds_limits(error: str) -> bool:
-    """Whether llguidance gave up rather than find something wrong. It says so in its message alone."""
+    """Whether llguidance reached a limit, rather than found an error in the grammar. Only its message shows that."""
     return any(sign in error for sign in ("limit", "max is", "too complex"))

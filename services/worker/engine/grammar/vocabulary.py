@@ -1,4 +1,4 @@
-"""A model's vocabulary as llguidance wants it. Built once per model; read-only from then on."""
+"""A model's vocabulary in the form that llguidance needs. Built once per model, then read-only."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
-#: How llguidance marks tokens that are no text: a byte that UTF-8 never has. A grammar reaches them by name or number alone.
+#: llguidance's prefix for tokens that are not text: a byte that is never in UTF-8. A grammar can only use their names or ids.
 _CONTROL = b"\xff"
 
 WHITESPACE = b" \t\r\n"
 
 
 class Vocabulary(Protocol):
-    """The part of ModelRunner that names its tokens."""
+    """The part of ModelRunner that describes its tokens."""
 
     num_vocab: int
     end_tokens: frozenset[int]
@@ -28,7 +28,8 @@ class Vocabulary(Protocol):
 
 
 class TokenTable:
-    """`texts` holds each token as it is written, control tokens too. Costs seconds for 262,144 tokens (benchmarks/grammar.py)."""
+    """`texts` holds the text of each token, control tokens included. Takes seconds for 262,144 tokens
+    (benchmarks/grammar.py)."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.num_vocab = vocabulary.num_vocab
@@ -47,7 +48,7 @@ class TokenTable:
 
     @cached_property
     def only_ends(self) -> NDArray[np.bool_]:
-        """The mask of a grammar that is complete."""
+        """The mask once the grammar is complete."""
         mask = np.zeros(self.num_vocab, dtype=np.bool_)
         mask[list(self.end_tokens)] = True
         mask.flags.writeable = False
@@ -55,12 +56,12 @@ class TokenTable:
 
     @cached_property
     def whitespace(self) -> dict[int, int]:
-        """The length in bytes of each token that is nothing but whitespace."""
+        """The length in bytes of each token that consists of white space only."""
         return {token: len(text) for token, text in enumerate(self.texts) if text and not text.strip(WHITESPACE)}
 
 
 class _Tokens:
-    """What TokenizerWrapper asks of a tokenizer. No grammar here forces tokens, so nothing is ever tokenized."""
+    """The tokenizer that TokenizerWrapper needs. No grammar here forces tokens, so it never tokenizes anything."""
 
     bos_token_id = None
     special_token_ids: Sequence[int] = ()

@@ -1,5 +1,6 @@
-"""From logits to a token: the sampler chain of one request, in numpy. `sampler` holds the chain, the other modules its stages."""
+"""The sampler chain of a request, in numpy: from logits to a token. `sampler` has the chain, the other modules its stages."""
 
 from services.worker.engine.sampling.sampler import Matcher, Sampled, Sampler
+from services.worker.engine.sampling.stages import Stages
 
-__all__ = ["Matcher", "Sampled", "Sampler"]
+__all__ = ["Matcher", "Sampled", "Sampler", "Stages"]

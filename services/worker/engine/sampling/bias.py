@@ -1,4 +1,4 @@
-"""What a request adds to certain logits, whatever the text."""
+"""Logit bias: fixed values that a request adds to the logits of certain tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.worker.engine.sampling.candidates import Logits
 
 
 class LogitBias:
-    """`llama_sampler_init_logit_bias`. Ids outside the vocabulary are passed over: whoever takes requests refuses them."""
+    """`llama_sampler_init_logit_bias`. Ignores ids outside the vocabulary."""
 
     def __init__(self, biases: Iterable[tuple[int, float]]) -> None:
         valid = [(token, bias) for token, bias in biases if token >= 0]

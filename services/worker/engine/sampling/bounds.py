@@ -1,4 +1,4 @@
-"""Callers may ask for any number; the chain computes with reasonable ones."""
+"""Clips sampling parameters to bounds within which the arithmetic is safe. Callers may send any number."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import msgspec
 
 from services.protocol.sampling import SamplingParams
 
-#: Beyond these bounds a value makes no difference any more, or makes the arithmetic overflow: a penalty of 100 forbids, a base
-#: of a thousand multiplies the first penalty beyond any logit.
+#: (smallest, largest). A value beyond these has no further effect or overflows: a penalty of 100 already forbids a token, and
+#: with a DRY base of 1,000 the penalty exceeds any logit.
 _BOUNDS = {
     "temperature": (0, 1e4),
     "top_p": (0, 1),
@@ -26,13 +26,13 @@ _BOUNDS = {
     "mirostat_eta": (0, 10),
 }
 
-_COLDEST = 1e-4  # below, the likeliest token is certain
+_COLDEST = 1e-4  # below this the likeliest token is certain, so it counts as 0
 _BIAS = 1e6
 _DEFAULTS = SamplingParams()
 
 
 def within_reason(params: SamplingParams) -> SamplingParams:
-    """What is not a number becomes the default."""
+    """Returns the parameters clipped to the bounds. NaN becomes the default."""
     changes = {name: _clip(getattr(params, name), *bounds, getattr(_DEFAULTS, name)) for name, bounds in _BOUNDS.items()}
     if changes["temperature"] < _COLDEST:
         changes["temperature"] = 0.0

@@ -1,7 +1,7 @@
-"""Candidates: the tokens that may still be drawn. The stages of the chain make smaller ones of it.
+"""Candidates: the tokens that can still be drawn. Each stage of the chain narrows them down.
 
-A vocabulary has up to 262,144 entries, and a step has about a millisecond for all of its sequences, so nothing here sorts or
-copies a whole vocabulary: the maxima of blocks say where the large logits are.
+A vocabulary has up to 262,144 tokens, and a step has about a millisecond for all its sequences. So nothing here sorts a whole
+vocabulary: the maximum of each block of logits shows which blocks can contain the largest ones.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _BLOCK = 512
 
 
 class Candidates:
-    """`logits` and the token ids that they belong to; `ids` None: they are the whole vocabulary. Neither is ever changed.
+    """Immutable pairs of token ids and logits, in ascending order of ids. `ids` None: the whole vocabulary.
 
-    Always in ascending order of ids. In the order of their probabilities, as llama.cpp keeps them, a draw would depend on
-    which of two near-equals comes first, and that hangs on the last digits of a logit, which the shape of a batch changes.
+    llama.cpp orders candidates by probability. Then a draw depends on the order of two nearly equal ones, and so on the last
+    digits of a logit, which change with the shape of the batch.
     """
 
     def __init__(self, logits: Logits, ids: Ids | None = None) -> None:
@@ -36,23 +36,23 @@ class Candidates:
 
     @cached_property
     def peak(self) -> np.float32:
-        """The largest logit; NaN where there is one, minus infinity where nothing can be drawn."""
+        """The largest logit. NaN if any logit is NaN, minus infinity if nothing can be drawn."""
         return np.float32(self.logits.max(initial=-np.inf))
 
     def likeliest(self) -> int | None:
-        """The id of the largest logit, the smallest id among equals; None where nothing can be drawn."""
+        """The id of the largest logit, the smallest id on a tie; None if nothing can be drawn."""
         index = int(np.argmax(self.logits)) if len(self) else 0
         return self.id_at(index) if len(self) and self.logits[index] > -np.inf else None
 
     def at(self, indices: Ids) -> Candidates:
-        """Those at `indices`, which are ascending."""
+        """The candidates at `indices`, which must be ascending."""
         return Candidates(self.logits.take(indices), indices if self.ids is None else self.ids.take(indices))
 
     def where(self, allowed: NDArray[np.bool_]) -> Candidates:
-        """Those for which `allowed`, which has an entry for each, is true. The others may stay, with no probability."""
+        """The candidates for which the mask `allowed` is true. The others may stay, with a logit of minus infinity."""
         if len(self) <= _BLOCK or 8 * np.count_nonzero(allowed) < len(self):
             return self.at(np.flatnonzero(allowed))
-        # Choosing by a mask branches at each entry; this does not. Infinity where allowed, minus infinity elsewhere:
+        # Infinity if allowed, minus infinity if not. Faster than selecting by a mask, which branches at each entry.
         ceiling = (allowed.astype(np.float32) - np.float32(0.5)) * np.float32(np.inf)
         return Candidates(np.minimum(self.logits, ceiling, out=ceiling), self.ids)
 
@@ -63,7 +63,7 @@ class Candidates:
         return self.where(self.logits >= floor)
 
     def largest(self, count: int) -> Candidates:
-        """The `count` largest; among equals at the border the smaller ids."""
+        """The candidates with the `count` largest logits; on a tie for the last place, the smaller ids."""
         if count >= len(self):
             return self
         some = self.at(self._near_the_top(count)) if count * _BLOCK <= len(self) else self
@@ -76,8 +76,11 @@ class Candidates:
         return some.at(indices)
 
     def _near_the_top(self, count: int) -> Ids:
-        """Where some are, ascending, that include the `count` largest: `count` blocks have a maximum of at least this `floor`, so
-        as many logits have, and only in those blocks."""
+        """Ascending indices of a few candidates that include the `count` largest.
+
+        `floor` is the `count`-th largest block maximum, so at least `count` logits reach it. They are in the blocks whose
+        maximum reaches it.
+        """
         maxima = np.maximum.reduceat(self.logits, np.arange(0, len(self), _BLOCK))
         floor = np.partition(maxima, -count)[-count]
         whole = len(self) // _BLOCK
@@ -90,7 +93,7 @@ class Candidates:
         return np.concatenate([blocks[row] * _BLOCK + column, whole * _BLOCK + rest])
 
     def weights(self, temperature: float = 1.0) -> Logits:
-        """Proportional to the probabilities; the likeliest weighs 1."""
+        """Unnormalised probabilities, scaled so that the likeliest has weight 1."""
         weights = self.logits - self.peak
         if temperature != 1.0:
             weights /= temperature
@@ -99,7 +102,7 @@ class Candidates:
 
 
 def total(weights: Logits) -> float:
-    """The sum, in steps that lose no precision: block by block, then in double."""
+    """The sum of the weights: per block in single precision, then over the blocks in double."""
     return float(block_sums(weights).sum(dtype=np.float64))
 
 
@@ -113,5 +116,5 @@ def block_sums(weights: Logits) -> Logits:
 
 
 def block_start(number: int) -> int:
-    """Where the weights of a block of `block_sums` begin."""
+    """Index of the first weight of a block of `block_sums`."""
     return number * _BLOCK

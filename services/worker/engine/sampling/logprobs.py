@@ -1,4 +1,4 @@
-"""Log probabilities under the model's own distribution, before any stage of the chain."""
+"""Log probabilities under the model's distribution, before any stage of the chain."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import numpy as np
 
 from services.worker.engine.sampling.candidates import Candidates
 
-#: (token id, natural logarithm of its probability), the likeliest first, among equals the smaller id.
+#: (token id, natural log of its probability), likeliest first; on a tie, the smaller id first.
 Ranking = tuple[tuple[int, float], ...]
 
 _CHUNK = 16_384
 
 
 def logprobs(candidates: Candidates, token: int, count: int) -> tuple[float, Ranking]:
-    """Of `token`, and of the `count` likeliest; `candidates` are the whole vocabulary. Minus infinity for what has no
-    probability."""
+    """The log probability of `token`, and those of the `count` likeliest tokens. `candidates` must be the whole vocabulary.
+
+    A token with no probability has minus infinity.
+    """
     norm = _log_sum_exp(candidates)
-    if not math.isfinite(norm):  # a broken model's logits: nothing has a probability
+    if not math.isfinite(norm):  # a broken model's logits: no token has a probability
         return -math.inf, ()
     own = float(candidates.logits[token]) - norm
     if count <= 0:
@@ -29,7 +31,7 @@ def logprobs(candidates: Candidates, token: int, count: int) -> tuple[float, Ran
 
 
 def _log_sum_exp(candidates: Candidates) -> float:
-    """In double precision, by chunks that stay in the processor's cache."""
+    """The log of the sum of exp(logits), in double precision. Works in chunks that fit the CPU cache."""
     logits, peak = candidates.logits, float(candidates.peak)
     if not math.isfinite(peak):
         return peak

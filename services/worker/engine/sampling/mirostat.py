@@ -9,15 +9,15 @@ import numpy as np
 from services.protocol.sampling import SamplingParams
 from services.worker.engine.sampling.candidates import Candidates, Logits, total
 
-#: From how many of the likeliest version 1 estimates the slope of the distribution; llama.cpp's own.
+#: From how many of the likeliest tokens version 1 estimates the slope of the distribution; llama.cpp's value.
 _SLOPE_TOKENS = 100
 
 
 class Mirostat:
-    """`llama_sampler_init_mirostat` and `_v2`: cuts the distribution so that the surprise of the tokens stays near `tau` bits.
+    """`llama_sampler_init_mirostat` and `_v2`: truncates the distribution so that a token's surprise stays near `tau` bits.
 
-    The one stage with a memory: `mu`, which follows from the surprise of every token that was drawn before, and that from
-    logits which are not kept. A request that is resumed elsewhere starts with mu = 2 tau again, as at its first token.
+    `mu` depends on the surprise of every token drawn so far, and so on logits that are not kept. A request that another worker
+    resumes therefore starts with mu = 2 tau again, as at its first token.
     """
 
     def __init__(self, params: SamplingParams) -> None:
@@ -27,19 +27,19 @@ class Mirostat:
         self.mu = 2 * params.mirostat_tau
 
     def truncate(self, candidates: Candidates, num_vocab: int) -> Candidates:
-        """`candidates` have the temperature in their logits already."""
+        """The candidates to draw from. The logits must already be divided by the temperature."""
         if self._version == 1:
             return candidates.largest(self._count(candidates, num_vocab))
-        # Of at most mu bits; the likeliest always stays.
+        # Keeps tokens of at most mu bits of surprise, and always the likeliest.
         floor = math.log(total(candidates.weights())) - self.mu * math.log(2)
         return candidates.at_least(candidates.peak + np.float32(min(floor, 0.0)))
 
     def observe(self, surprise: float) -> None:
-        """A token of this surprise, among those that `truncate` left, is part of the text now."""
+        """Updates `mu` after a token is added to the text. `surprise` is its surprise, in bits, after truncation."""
         self.mu -= self._eta * (surprise - self._tau)
 
     def _count(self, candidates: Candidates, num_vocab: int) -> int:
-        """Formula 10 of the paper: how many tokens a Zipf distribution of the slope seen here needs for a surprise of mu."""
+        """Formula 10 of the paper: how many tokens give a surprise of mu, for a Zipf distribution with the estimated slope."""
         slope = _zipf_slope(candidates)
         if slope <= 0:
             return len(candidates)
@@ -50,12 +50,12 @@ class Mirostat:
 
 
 def surprise(weights: Logits, index: int) -> float:
-    """In bits."""
+    """The surprise of the token at `index`, in bits."""
     return -math.log2(weights[index] / total(weights))
 
 
 def _zipf_slope(candidates: Candidates) -> float:
-    """The least-squares slope of the log probabilities over the log ranks."""
+    """The least-squares slope of log probability over log rank, as a positive number."""
     logits = np.sort(candidates.largest(_SLOPE_TOKENS).logits)[::-1].astype(np.float64)
     logits = logits[np.isfinite(logits)]
     ranks = np.log(np.arange(1, len(logits) + 1))

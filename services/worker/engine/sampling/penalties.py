@@ -12,8 +12,8 @@ from services.worker.engine.sampling.candidates import Logits
 
 
 class Penalties:
-    """`llama_sampler_init_penalties`: over the last `repeat_last_n` tokens, repetition divides positive and multiplies negative
-    logits, frequency subtracts per occurrence, presence once."""
+    """`llama_sampler_init_penalties`, over the last `repeat_last_n` tokens. The repetition penalty divides positive logits and
+    multiplies negative ones; the frequency penalty is subtracted per occurrence, the presence penalty once."""
 
     def __init__(self, params: SamplingParams) -> None:
         self._repeat = params.repeat_penalty

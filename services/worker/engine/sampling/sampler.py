@@ -1,21 +1,20 @@
-"""The sampler chain of one request: logits in, a token out.
+"""The sampler chain of one request: takes logits, returns a token.
 
 The stages and their order are those of llama.cpp's default chain (`common_sampler_init` in common/sampling.cpp):
 
-    logit bias, end tokens forbidden, grammar    what may not be drawn
-    penalties, DRY                               what was said already
-    top-k, typical-p, top-p, min-p, XTC          what is unlikely, or too likely; mirostat stands in for these
+    logit bias, end tokens forbidden, grammar    forbid tokens
+    penalties, DRY                               against repetition
+    top-k, typical-p, top-p, min-p, XTC          remove unlikely tokens, or too likely ones; mirostat replaces these
     temperature, draw
 
-A draw depends on nothing but (seed, position, logits, text), so a request that is resumed elsewhere continues the same random
-sequence, whatever else was in the batch. Two differences from llama.cpp: temperature 0 takes the likeliest token whatever the
-stages between would do, and penalties and DRY work with mirostat too. A stage that the parameters do not need costs nothing.
+A draw depends only on (seed, position, logits, text) and on mirostat's `mu`, so a request that another worker resumes
+continues the same random sequence. Two differences from llama.cpp: temperature 0 takes the likeliest token and skips the
+truncating stages, and penalties and DRY also apply with mirostat.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,21 +22,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from services.protocol.sampling import SamplingParams, StopConditions
-from services.worker.engine.sampling.bias import LogitBias
-from services.worker.engine.sampling.bounds import within_reason
+from services.protocol.sampling import StopConditions
 from services.worker.engine.sampling.candidates import Candidates, Logits
 from services.worker.engine.sampling.draw import drawn, keyed_uniform
-from services.worker.engine.sampling.dry import Dry
 from services.worker.engine.sampling.logprobs import Ranking, logprobs
 from services.worker.engine.sampling.mirostat import Mirostat, surprise
-from services.worker.engine.sampling.penalties import Penalties
+from services.worker.engine.sampling.stages import Stages
 from services.worker.engine.sampling.truncation import min_p, top_k, top_p, typical
 from services.worker.engine.sampling.xtc import exclude_top_choices
 
 
 class Matcher(Protocol):
-    """A grammar and how much of it the text has matched. `mask` None: every token is allowed."""
+    """A grammar and its state after the text so far. `mask` returns None if every token is allowed."""
 
     def mask(self) -> NDArray[np.bool_] | None: ...
 
@@ -46,8 +42,8 @@ class Matcher(Protocol):
 
 @dataclass(frozen=True)
 class Sampled:
-    """A token. Where logprobs were asked for, the natural logarithm of its probability under the model's own distribution, and
-    (token, logprob) of the likeliest, the likeliest first. Minus infinity for what the model rules out."""
+    """A token. If the request asks for logprobs: the natural log of its probability under the model's distribution, and the
+    likeliest tokens with theirs, likeliest first. Minus infinity for a token that the model rules out."""
 
     token: int
     logprob: float | None = None
@@ -55,46 +51,45 @@ class Sampled:
 
 
 class Sampler:
-    """Only the engine thread touches it. All that changes are the grammar's state and mirostat's `mu`, and both in `accept`
-    alone; `sample` may be called any number of times.
+    """Samples the tokens of one choice. Only the engine thread uses it.
 
-    `vocabulary` gives a token's text as it is written. Choices of one request (`choice` 0, 1 ...) draw differently.
+    `sample` can be called any number of times: only `accept` changes the grammar's state and mirostat's `mu`. The choices of a
+    request (`choice` 0, 1, ...) have different seeds.
     """
 
     def __init__(
         self,
-        params: SamplingParams,
+        stages: Stages,
         stopping: StopConditions,
         *,
         end_tokens: frozenset[int],
-        vocabulary: Callable[[int], bytes],
         choice: int = 0,
         top_logprobs: int | None = None,
         grammar: Matcher | None = None,
     ) -> None:
-        self._params = params = within_reason(params)
+        self._params = params = stages.params
         self.seed = (secrets.randbits(63) if params.seed is None else params.seed) + choice
         self._min_tokens = np.inf if stopping.ignore_eos else stopping.min_tokens
         self._end_ids = np.array(sorted(end_tokens), dtype=np.intp)
-        self._bias = LogitBias(params.logit_bias) if params.logit_bias else None
-        self._history = [stage for stage in (Penalties(params), Dry(params, vocabulary)) if stage.is_on]
+        self._bias = stages.bias
+        self._history = stages.history
         self._mirostat = Mirostat(params) if params.mirostat else None
         self._top_logprobs = top_logprobs
         self._grammar = grammar
         self._surprise: tuple[int, float] | None = None
 
     def sample(self, logits: Logits, tokens: TokenIds[int], num_prompt_tokens: int) -> Sampled:
-        """`logits` has one entry per token of the vocabulary and is not changed; `tokens` is the text so far, prompt included."""
+        """`logits` has one entry per token of the vocabulary; not modified. `tokens` is the prompt and the answer so far."""
         position = len(tokens) - num_prompt_tokens
         raw = Candidates(logits)
-        with np.errstate(over="ignore"):  # logits near the end of their range
+        with np.errstate(over="ignore"):  # logits near the largest float
             token = self._choose(raw, self._allowed(raw, tokens, position), position)
             if self._top_logprobs is None:
                 return Sampled(token)
             return Sampled(token, *logprobs(raw, token, self._top_logprobs))
 
     def accept(self, token: int) -> None:
-        """The token is part of the text now: called once for each, in order, also for those of an earlier run."""
+        """Records a token that was added to the text. Call it once for each, also for those of an earlier run."""
         if self._grammar is not None:
             self._grammar.accept(token)
         if self._mirostat is not None and self._surprise is not None and self._surprise[0] == token:
@@ -102,7 +97,7 @@ class Sampler:
         self._surprise = None
 
     def _allowed(self, raw: Candidates, tokens: TokenIds[int], position: int) -> Candidates:
-        """What bias, end tokens, penalties and DRY make of the logits, and what the grammar leaves of them."""
+        """The candidates after logit bias, end tokens, penalties, DRY and the grammar."""
         candidates = raw
         too_early = position < self._min_tokens
         if self._bias or self._history or too_early:
@@ -145,7 +140,9 @@ class Sampler:
         return token
 
     def _end(self, raw: Candidates) -> int:
-        """Nothing may be drawn: the grammar is at its end, or forbids what the other stages leave. That ends the text, where
-        the model knows how to."""
+        """The token to take if nothing can be drawn: the likeliest end token, or the likeliest token if the model has none.
+
+        Nothing can be drawn if the grammar is complete or forbids all tokens that the other stages leave.
+        """
         ends = raw.at(self._end_ids) if len(self._end_ids) else raw
         return ends.id_at(int(np.argmax(ends.logits)))

@@ -1,4 +1,4 @@
-"""XTC, "exclude top choices": now and then the obvious continuations are left out."""
+"""XTC, "exclude top choices": occasionally removes the likeliest tokens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _POSSIBLE = np.finfo(np.float32).tiny
 
 
 def exclude_top_choices(candidates: Candidates, threshold: float) -> Candidates:
-    """`llama_sampler_init_xtc` where its random draw says that it is applied: of the candidates that are at least `threshold`
-    probable, all but the least probable one go. Above one half that cannot be two, and it is off."""
+    """`llama_sampler_init_xtc` after its random draw decided to apply it: removes all candidates with a probability of at least
+    `threshold` except the least probable of them. Above 0.5 at most one can reach it, so nothing happens."""
     if threshold > 0.5 or len(candidates) < 2:
         return candidates
     weights = candidates.weights()

@@ -39,6 +39,16 @@ def chain(count: int) -> dict[str, Any]:
     return {"$ref": "#/$defs/d0", "$defs": {**definitions, f"d{count}": {"type": "null"}}}
 
 
+def tagged(number: int) -> dict[str, Any]:
+    properties = {"kind": {"const": f"k{number}"}, f"p{number}": {"type": "integer"}}
+    return {"type": "object", "properties": properties, "required": ["kind"]}
+
+
+def wide(count: int) -> dict[str, Any]:
+    names = [f"p{number}" for number in range(count)]
+    return {"type": "object", "properties": {name: {"const": 1} for name in names}, "required": names}
+
+
 def gbnf_chain(body: str, last: str = '"a"') -> str:
     rules = ["root ::= r0"]
     while sum(map(len, rules)) + len(rules) < MAX_GRAMMAR_BYTES - 200:
@@ -52,6 +62,16 @@ HOSTILE: dict[str, Constraint] = {
     "deep list of schemas": JsonSchema({"enum": [json.loads("[" * 400 + "]" * 400)]}),
     "long chain of references": JsonSchema(chain(5000)),
     "many properties": JsonSchema({"properties": {f"property {number}": {"type": "string"} for number in range(4000)}}),
+    "very many properties": JsonSchema({"properties": {str(number): {} for number in range(20_000)}}),
+    "tagged union": JsonSchema({"oneOf": [tagged(number) for number in range(1_300)]}),
+    "large tagged union": JsonSchema({"oneOf": [tagged(number) for number in range(2_500)]}),
+    "union of many tags": JsonSchema({"oneOf": [{**tagged(n), "required": [f"p{n}"]} for n in range(1_000)]}),
+    "many unions of large schemas": JsonSchema(
+        {
+            "$defs": {name: wide(1_500) for name in "ab"},
+            "properties": {f"x{n}": {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]} for n in range(1_500)},
+        }
+    ),
     "many values": JsonSchema({"enum": [f"value {number}" for number in range(12_000)]}),
     "many choices": JsonSchema({"anyOf": [{"properties": {f"p{number}": {"type": "integer"}}} for number in range(3000)]}),
     "intersections": JsonSchema({"allOf": [{"anyOf": [{"minimum": n + 50 * m} for n in range(50)]} for m in range(10)]}),

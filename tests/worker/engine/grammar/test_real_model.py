@@ -14,7 +14,7 @@ from services.protocol.sampling import Constraint, Gbnf, JsonSchema, Regex
 from services.worker.engine.grammar import GrammarCompiler, Matcher
 from services.worker.engine.llama import LlamaRunner
 from services.worker.engine.scheduler import Span
-from tests.worker.engine.grammar.schemas import schema
+from tests.worker.engine.schema.schemas import schema
 
 LONGEST = 100
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from services.protocol.sampling import SamplingParams, StopConditions
-from services.worker.engine.sampling import Sampler
+from services.worker.engine.sampling import Sampler, Stages
 from services.worker.engine.sampling.candidates import Candidates
 from services.worker.engine.sampling.logprobs import logprobs
 from tests.worker.engine.sampling.rows import logits, rows
@@ -30,7 +30,7 @@ def test_they_are_of_the_model_and_not_of_what_the_request_makes_of_it() -> None
     row = logits(size=300)
     best = int(row.argmax())
     params = SamplingParams(temperature=0.2, top_k=3, logit_bias=((best, -100.0),), repeat_penalty=1.5, min_p=0.5, seed=1)
-    sampler = Sampler(params, StopConditions(), end_tokens=frozenset(), vocabulary=lambda _: b"", top_logprobs=5)
+    sampler = Sampler(Stages(params, lambda _: b""), StopConditions(), end_tokens=frozenset(), top_logprobs=5)
     sampled = sampler.sample(row, [1, 2, 3], 3)
     own, top = logprobs(Candidates(row), sampled.token, 5)
     assert (sampled.logprob, sampled.top) == (own, top)
@@ -43,7 +43,7 @@ def test_a_token_that_the_model_rules_out_has_minus_infinity() -> None:
 
 def test_without_being_asked_for_there_are_none() -> None:
     sampled = Sampler(
-        SamplingParams(), StopConditions(), end_tokens=frozenset(), vocabulary=lambda _: b"", top_logprobs=None
+        Stages(SamplingParams(), lambda _: b""), StopConditions(), end_tokens=frozenset(), top_logprobs=None
     ).sample(logits(), [], 0)
     assert sampled.logprob is None
     assert sampled.top == ()

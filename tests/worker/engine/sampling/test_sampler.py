@@ -14,7 +14,7 @@ from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
 from services.protocol.sampling import SamplingParams, StopConditions
-from services.worker.engine.sampling import Matcher, Sampler
+from services.worker.engine.sampling import Matcher, Sampler, Stages
 from tests.worker.engine.sampling.reference import Reference
 from tests.worker.engine.sampling.rows import chi_square, logits
 
@@ -33,7 +33,7 @@ def make(
     **more: Any,
 ) -> Sampler:
     ends = frozenset() if end is None else frozenset({end})
-    return Sampler(params, stopping, end_tokens=ends, vocabulary=lambda token: b"%d " % token, **more)
+    return Sampler(Stages(params, lambda token: b"%d " % token), stopping, end_tokens=ends, **more)
 
 
 def draws(sampler: Sampler, row: Row, count: int = 300, prompt: TokenIds[int] = ()) -> list[int]:
@@ -232,10 +232,9 @@ def test_where_a_grammar_leaves_nothing_else_the_text_ends(
 def test_of_several_end_tokens_the_likeliest_ends_the_text() -> None:
     row = logits(size=300)
     sampler = Sampler(
-        SamplingParams(),
+        Stages(SamplingParams(), lambda _: b""),
         StopConditions(),
         end_tokens=frozenset({3, 4, 5}),
-        vocabulary=lambda _: b"",
         grammar=Scripted(only()),
     )
     assert sampler.sample(row, [], 0).token == 3 + int(row[3:6].argmax())

@@ -1,0 +1,1 @@
+"""What every service process needs: background loops, outages, limits of the machine, secrets."""

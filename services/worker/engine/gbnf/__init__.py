@@ -1,0 +1,1 @@
+"""Translates GBNF grammars to the Lark grammars that llguidance compiles."""

@@ -1,0 +1,1 @@
+"""Normalizes JSON schemas to the form that llguidance compiles."""

@@ -1,0 +1,29 @@
+import pytest
+
+from services.cli.embedded.managed_process import Backoff, describe_exit
+
+
+def test_crashes_in_a_row_wait_longer_and_longer() -> None:
+    backoff = Backoff()
+    assert [backoff.after(lived_s=1) for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+
+
+def test_a_minute_of_health_forgets_them() -> None:
+    backoff = Backoff()
+    for _ in range(5):
+        backoff.after(lived_s=1)
+    assert [backoff.after(lived_s=61), backoff.after(lived_s=1)] == [0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (0, "ended with exit code 0"),
+        (3, "ended with exit code 3"),
+        (-9, "was ended by SIGKILL"),
+        (-64, "was ended by SIGRTMAX"),
+        (-99, "was ended by signal 99"),
+    ],
+)
+def test_how_a_process_ended(code: int, text: str) -> None:
+    assert describe_exit(code) == text

@@ -1,0 +1,40 @@
+"""What the agent's settings mean for its workers."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.node.config import Settings, worker_metrics
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "port", "advertised"),
+    [
+        ({"runtime": "processes"}, "127.0.0.1", "auto", ""),
+        ({"runtime": "processes", "metrics_host": "0.0.0.0", "metrics_advertise": "10.0.0.2"}, "0.0.0.0", "auto", "10.0.0.2"),
+        ({"runtime": "docker"}, "0.0.0.0", "9464", ""),
+        ({"runtime": "docker", "metrics_advertise": "10.0.0.2"}, "0.0.0.0", "9464", "none"),
+        ({"runtime": "docker", "metrics_advertise": "none"}, "0.0.0.0", "9464", "none"),
+        ({"runtime": "docker", "worker_network": "host"}, "127.0.0.1", "auto", ""),
+        ({"runtime": "docker", "worker_network": "host", "metrics_advertise": "10.0.0.2"}, "127.0.0.1", "auto", "10.0.0.2"),
+    ],
+    ids=[
+        "processes",
+        "processes of a further machine",
+        "containers",
+        "containers of a further machine",
+        "containers that nobody reaches",
+        "containers with the machine's ports",
+        "containers with a further machine's ports",
+    ],
+)
+def test_where_workers_serve_metrics(settings: dict[str, str], host: str, port: str, advertised: str) -> None:
+    assert worker_metrics(Settings.model_validate({"node": "n", "metrics_port": 9464, **settings})) == {
+        "CORRAL_METRICS_HOST": host,
+        "CORRAL_METRICS_PORT": port,
+        "CORRAL_METRICS_ADVERTISE": advertised,
+    }
+
+
+def test_without_metrics_workers_serve_none() -> None:
+    assert worker_metrics(Settings(node="n", metrics_port=0)) == {"CORRAL_METRICS_PORT": "0"}

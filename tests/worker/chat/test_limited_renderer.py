@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from services.protocol.errors import BadRequest, InvalidModelFile
+from services.protocol.prompts import ChatMessage, ChatPrompt
+from services.worker.chat.limited_renderer import LimitedRenderer
+from services.worker.chat.rendering import Rendering, TemplateSetup
+from tests.worker.chat.templates import CHATML, TEMPLATES, template_of
+
+HELLO = ChatPrompt((ChatMessage("user", "hello <b>"),))
+
+
+@contextmanager
+def renderer(source: str) -> Iterator[LimitedRenderer]:
+    """The source runs for the chat HELLO, not for those with which a template is tried."""
+    limited = LimitedRenderer(TemplateSetup("{% if messages[0].content == 'hello <b>' %}" + source + "{% endif %}"))
+    try:
+        yield limited
+    finally:
+        limited.close()
+
+
+@pytest.mark.parametrize("family", ["hermes", "harmony"])
+def test_renders_what_a_renderer_in_this_process_does(family: str) -> None:
+    limited = LimitedRenderer(TemplateSetup(TEMPLATES[family]))
+    own = template_of(TEMPLATES[family])
+    assert limited.render(Rendering(HELLO, "")) == own.render(HELLO)
+    limited.close()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'a' * 10 ** 9 }}",
+        "{{ '%*d' % (1500000000, 1) }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '{:>1000000000}'.format(1) }}",
+        "{{ '{:>{}}'.format(1, 1000000000) }}",
+        "{% set n = namespace(x='aaaa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}",
+        "{{ range(99999) | join('b' * 9999) }}",
+        "{{ ('a' * 9999) | replace('a', 'b' * 99999) }}",
+        "{{ ('a' * 20000000) }}",
+    ],
+)
+def test_a_template_cannot_take_much_memory(source: str) -> None:
+    with renderer(source) as limited:
+        with pytest.raises(BadRequest, match="memory|characters"):
+            limited.render(Rendering(HELLO, ""))
+        with pytest.raises(BadRequest, match="memory|characters"):
+            limited.render(Rendering(HELLO, ""))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for a in range(99999) if range(99999) | list | sort | first %}{% endfor %}",
+        "{% set n = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}"
+        "{% endfor %}{{ n.x == n.y }}",
+        "{{ (messages | length + 9) ** (10 ** 9) }}",
+    ],
+)
+def test_a_template_ends(source: str) -> None:
+    with renderer(source) as limited, pytest.raises(BadRequest, match="too long|memory"):
+        limited.render(Rendering(HELLO, ""))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for %}",
+        "{% for a in [] %}" * 25 + "{% endfor %}" * 25,
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{{ " + "[" * 3000 + "]" * 3000 + " }}",
+        "{{ lipsum() }}{{ 'a' | wordwrap }}",
+        "{{ 'a' | urlize }}",
+        "{{ 'a' | pprint }}",
+        "{{ 'a' | xmlattr }}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    ],
+)
+def test_what_is_no_chat_template_is_an_invalid_file(source: str) -> None:
+    with pytest.raises(InvalidModelFile, match="chat template"):
+        LimitedRenderer(TemplateSetup(source))
+
+
+@pytest.mark.parametrize("source", ["{{ lipsum() }}", "{{ 'a'.expandtabs(9) }}", "{{ 'a'.translate({}) }}"])
+def test_other_names_do_not_exist(source: str) -> None:
+    with renderer(source) as limited, pytest.raises(BadRequest, match="undefined|unsafe"):
+        limited.render(Rendering(HELLO, ""))
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (r"{{ '\ud83d' }}", "�"),
+        (r"{{ '\ud83d\ude00' | length }}", "2"),
+    ],
+)
+def test_a_prompt_is_well_formed(source: str, text: str) -> None:
+    with renderer(source) as limited:
+        assert limited.render(Rendering(HELLO, "")).text == text
+
+
+def test_a_refusal_is_well_formed_and_short() -> None:
+    with renderer(r"{{ raise_exception('\ud83d' * 99999) }}") as limited:
+        with pytest.raises(BadRequest, match="refuses these messages: �") as refused:
+            limited.render(Rendering(HELLO, ""))
+        assert len(refused.value.message) < 1100
+
+
+def test_one_chat_that_costs_too_much_does_not_keep_others_from_being_rendered() -> None:
+    limited = LimitedRenderer(TemplateSetup(CHATML.replace("{{ m.content }}", "{{ m.content * (m.content | int or 1) }}")))
+    with pytest.raises(BadRequest, match="int|memory|multiply|str"):
+        limited.render(Rendering(ChatPrompt((ChatMessage("user", "9" * 10),)), ""))
+    assert "hello" in limited.render(Rendering(HELLO, "")).text
+    limited.close()

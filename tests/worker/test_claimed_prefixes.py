@@ -1,0 +1,36 @@
+"""What the queue is told of a worker's cache."""
+
+from __future__ import annotations
+
+from services.protocol.messages import GenerateRequest
+from services.protocol.prefixes import prefixes
+from services.worker.claimed_prefixes import ClaimedPrefixes
+from tests.protocol.samples import a_request
+
+SYSTEM = "Be brief. " * 100
+
+
+def digests(*requests: GenerateRequest) -> set[bytes]:
+    return {prefix.digest for request in requests for prefix in prefixes(request)}
+
+
+def test_a_prefix_is_dropped_with_the_last_request_that_began_with_it() -> None:
+    one, two = a_request("one", text=SYSTEM + "1" * 600), a_request("two", text=SYSTEM + "2" * 600)
+    holdings = ClaimedPrefixes()
+    holdings.claimed(one)
+    holdings.claimed(two)
+    assert holdings.dropped({"one", "two"}) == set()
+    assert holdings.dropped({"two"}) == digests(one) - digests(two)
+    assert holdings.dropped(set()) == digests(one, two)
+
+
+def test_what_the_queue_was_told_is_not_repeated() -> None:
+    request = a_request("one", text=SYSTEM)
+    holdings = ClaimedPrefixes()
+    holdings.claimed(request)
+    dropped = holdings.dropped(set())
+    assert dropped == holdings.dropped(set()) == digests(request)  # the queue could not be reached
+    holdings.forget(dropped)
+    assert holdings.dropped(set()) == set()
+    holdings.claimed(request)
+    assert holdings.dropped({"one"}) == set()

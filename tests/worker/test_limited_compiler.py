@@ -1,0 +1,62 @@
+"""Constraints that cost too much cost a process of their own, and nobody else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from services.protocol.errors import BadRequest
+from services.protocol.sampling import Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
+from services.worker.engine.fake import FakeRunner
+from services.worker.limited_compiler import LimitedCompiler
+
+COSTLY = JsonSchema({"properties": {str(number): True for number in range(6_900)}})
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[LimitedCompiler]:
+    compiler = LimitedCompiler(FakeRunner())
+    yield compiler
+    compiler.close()
+
+
+@pytest.mark.parametrize(
+    ("constraint", "first"),
+    [
+        (JsonObject(), "{"),
+        (JsonSchema({"type": "integer", "minimum": 10, "maximum": 19}), "1"),
+        (Regex("ab+"), "a"),
+        (Gbnf('root ::= "x" [0-9]'), "x"),
+        (Lark('start: "y" <[256]>'), "y"),
+    ],
+)
+def test_what_is_cheap_is_compiled_for_the_model(compiler: LimitedCompiler, constraint: Constraint, first: str) -> None:
+    mask = compiler.compile(constraint).matcher().mask()
+    assert mask is not None
+    assert chr(int(mask.nonzero()[0][0])) == first
+    assert compiler.compile(constraint) is compiler.compile(constraint)
+
+
+def test_a_refusal_says_where_and_why(compiler: LimitedCompiler) -> None:
+    with pytest.raises(BadRequest, match="#/properties/a/type: Invalid type"):
+        compiler.compile(JsonSchema({"properties": {"a": {"type": "strin"}}}))
+    with pytest.raises(BadRequest, match='line 1, column 8: unknown name: "b"'):
+        compiler.compile(Lark('start: "a" b\n'))
+
+
+def test_others_do_not_wait_for_what_is_too_costly(compiler: LimitedCompiler) -> None:
+    compiler.compile(JsonObject())
+    with ThreadPoolExecutor(2) as threads:
+        costly = threads.submit(compiler.compile, COSTLY)
+        number = 0
+        while not costly.done():
+            compiler.compile(Regex(f"answer {number}"))
+            number += 1
+            time.sleep(0.01)
+        with pytest.raises(BadRequest, match="too complex"):
+            costly.result()
+    assert number > 1
+    compiler.compile(Regex("after it"))

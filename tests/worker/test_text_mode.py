@@ -1,0 +1,24 @@
+"""What a mode for text owns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from services.protocol.errors import InvalidModelFile
+from services.worker.config import Settings
+from services.worker.engine.fake import FakeRunner
+from services.worker.text_mode import TextMode
+from tests.doubles.gateway import VERSION
+
+
+def test_a_template_that_is_none_leaves_no_process_of_the_other() -> None:
+    runner = FakeRunner()
+    runner.tool_template = "{{ unfinished"
+    settings = Settings(redis_url="redis://x", node="here", replica="r1", version=VERSION, model_path=Path(), slots=1)
+    before = psutil.Process().children()
+    with pytest.raises(InvalidModelFile, match="chat template"):
+        TextMode(runner, settings)
+    assert psutil.Process().children() == before
