@@ -16,9 +16,9 @@ LIMITS = Limits(cpu_s=2.0, wall_s=20.0, memory_bytes=1 << 30)
 class LimitedCompiler:
     """Compiles each new constraint in a limited process first, then for the model. `compile` is thread-safe."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, limits: Limits = LIMITS) -> None:
         self._compiler = GrammarCompiler(vocabulary)
-        self._pool = LimitedProcessPool("services.worker.grammar_child", None, limits=LIMITS, nice=5)
+        self._pool = LimitedProcessPool("services.worker.grammar_child", None, limits=limits, nice=5)
 
     def compile(self, constraint: Constraint) -> Grammar:
         """Raises BadRequest if the constraint cannot be compiled, or takes too much time or memory to compile."""
