@@ -24,6 +24,7 @@ async def full_memory(redis: Redis) -> AsyncIterator[None]:
     used = (await redis.info("memory"))["used_memory"]
     await redis.config_set("maxmemory", used // 2)
     try:
+        await redis.delete(*await redis.keys("*:room") or ["none"])  # the queue's last figure of the free memory
         yield
     finally:
         await redis.config_set("maxmemory", 0)

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from typing import Any, Literal, cast
 
@@ -18,10 +19,11 @@ from redis.asyncio import Redis
 
 from services.protocol.connection import MAX_BLOCK_S, MEMORY_FULL, redis_answers, wait_for_answer, write_anyway
 from services.protocol.errors import CallerLimited, ProtocolMismatch, QueueFull, QueueMemoryFull
+from services.protocol.lua_module import LuaModule
 from services.protocol.messages import Cancel, Claim, Committed, Control, Crash, Request, Wake
 from services.protocol.prefixes import Prefix, pack
 from services.protocol.reports import WorkerReport, WorkerState
-from services.protocol.script import Script
+from services.protocol.scripts import Scripts
 from services.protocol.waiting import Priority, QueuePosition, Terms, VersionQueue, place, retry_after_s
 from services.protocol.wire import Decoder, encode
 
@@ -105,23 +107,28 @@ def _argument(value: object) -> object:
 
 
 #: The files of queue_script, in the order in which they use each other.
-SCRIPT_FILES = ("keys", "demand", "workers", "waiting", "requests", "claims", "gateways", "dispatch")
+SCRIPT_FILES = ("keys", "demand", "workers", "waiting", "requests", "claims", "gateways")
+
+
+@cache
+def queue_scripts() -> dict[str, str]:
+    """The script of each command of the queue."""
+    folder = resources.files("services.protocol") / "queue_script"
+    return LuaModule((folder / f"{name}.lua").read_text() for name in SCRIPT_FILES).scripts()
 
 
 class QueueScript:
-    """The script that makes every change to the queue."""
+    """The commands that make every change to the queue."""
 
     def __init__(self, redis: Redis, namespace: str) -> None:
-        folder = resources.files("services.protocol") / "queue_script"
-        source = "\n".join((folder / f"{name}.lua").read_text() for name in SCRIPT_FILES)
-        self._script = Script(redis, source)
+        self._scripts = Scripts(redis, queue_scripts())
         self._namespace = namespace
 
     async def call(self, command: str, **arguments: object) -> Any:
         """An argument that is None is not sent. Raises Unavailable."""
         sent = msgspec.msgpack.encode({name: _argument(value) for name, value in arguments.items() if value is not None})
         async with redis_answers():
-            return await self._script([self._namespace], [command, sent])
+            return await self._scripts.call(command, [self._namespace], [sent])
 
 
 @dataclass(frozen=True)

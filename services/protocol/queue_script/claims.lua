@@ -127,7 +127,8 @@ function commands.claim(a)
       break
     end
     local request = read(request_key(id), "payload", "caller", "resumption", "deadline", "at", "prefixes")
-    if not request.payload then -- the record has expired, and with it the name of its caller
+    if not request.payload then
+      -- The record has expired, and with it the name of its caller.
       redis.call("ZREM", queue_of(a.version, band), id)
       redis.call("ZREM", K .. ":arrived:" .. a.version, id)
     elseif request.deadline and now >= tonumber(request.deadline) then

@@ -1,10 +1,9 @@
-#!lua flags=allow-oom
 --[[
-The queue of requests. Every change to it is one call of this script, so each is atomic. The script is made of the files in this
-folder, in the order of `services.protocol.queue.SCRIPT_FILES`.
+The queue of requests. Every change to it is one call of a command, so each is atomic. Each command becomes a script of its own, with the
+definitions that it uses from the files in this folder (`services.protocol.lua_module`).
 
-A call has the prefix of all keys in KEYS[1] (K below; one Redis, not a Redis Cluster), the name of a command in ARGV[1], and its arguments
-in ARGV[2], a MessagePack map. A missing argument is nil.
+A call has the prefix of all keys in KEYS[1] (K below; one Redis, not a Redis Cluster), and its arguments in ARGV[1], a MessagePack map. A
+missing argument is nil.
 
 Keys. A band is 0 (interactive), 1 (normal) or 2 (batch):
 
@@ -38,12 +37,13 @@ Keys. A band is 0 (interactive), 1 (normal) or 2 (batch):
   K:demand:<version>     hash         used_at (ms), name (the model's name in the newest request that gave one), keep_alive_ms (negative:
                                       forever; missing: the platform's default), context_tokens (the longest context that a request
                                       asked for; missing: none did)
+  K:room                 string       bytes of memory that requests may still take; expires after ROOM_MS
   K:signal               channel      "demand": the registry may have to load something; "registry": its rows changed
 
 Times are Redis's own, in milliseconds. Everything that a crash could leave behind expires, except K:demand, which `forget` clears, and
 K:workers, which `lost` clears.
 
-`allow-oom`: when `maxmemory` is used up, requests in flight still reach their end, and leases hold. `enqueue` refuses new requests
+Every script has the flag `allow-oom`: when `maxmemory` is used up, requests in flight still reach their end, and leases hold. `enqueue` refuses new requests
 before that.
 ]]
 

@@ -1,4 +1,4 @@
-"""A Lua script, and the calls that many tasks make to it at once.
+"""Lua scripts, and the calls that many tasks make to them at once.
 
 The driver takes a connection from its pool for each command and waits for the answer before it gives it back. Here a call that
 comes while others are under way waits for them and then goes out with all that came meanwhile: one write, one read, one connection.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,24 +23,25 @@ Argument = str | bytes | int | float
 
 @dataclass(frozen=True)
 class _Call:
+    script: str
     arguments: tuple[Argument, ...]
     answer: asyncio.Future[Any]
 
 
-class Script:
-    """Calls are carried out in the order in which they are made. One that is cancelled before it went out is not made; later,
+class Scripts:
+    """`sources` are Lua, by name. Calls are carried out in the order in which they are made. One that is cancelled before it went out is not made; later,
     Redis may carry it out. Where a connection breaks, the driver's own retries repeat what was on it."""
 
-    def __init__(self, redis: Redis, source: str) -> None:
+    def __init__(self, redis: Redis, sources: Mapping[str, str]) -> None:
         self._redis = redis
-        self._source = source
-        self._sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()  # as Redis names it
+        self._sources = sources
+        self._digests = {name: _digest(source) for name, source in sources.items()}
         self._waiting: list[_Call] = []
         self._carrying: asyncio.Task[None] | None = None
 
-    async def __call__(self, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+    async def call(self, script: str, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """Raises RedisError and OSError."""
-        call = _Call((len(keys), *keys, *args), asyncio.get_running_loop().create_future())
+        call = _Call(script, (len(keys), *keys, *args), asyncio.get_running_loop().create_future())
         self._waiting.append(call)
         if self._carrying is None:
             self._carrying = asyncio.create_task(self._carry())
@@ -76,7 +77,8 @@ class Script:
         answers = await self._evaluate(calls)
         unknown = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if unknown:
-            await self._redis.script_load(self._source)
+            for script in {calls[place].script for place in unknown}:
+                await self._redis.script_load(self._sources[script])
             again = await self._evaluate([calls[place] for place in unknown])
             for place, answer in zip(unknown, again, strict=True):
                 answers[place] = answer
@@ -85,7 +87,7 @@ class Script:
     async def _evaluate(self, calls: list[_Call]) -> list[Any]:
         pool = self._redis.connection_pool
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
-        commands = connection.pack_commands([("EVALSHA", self._sha, *call.arguments) for call in calls])
+        commands = connection.pack_commands([("EVALSHA", self._digests[call.script], *call.arguments) for call in calls])
 
         async def exchange() -> list[Any]:
             await connection.send_packed_command(commands)
@@ -96,6 +98,11 @@ class Script:
             return answers
         finally:
             await pool.release(connection)
+
+
+def _digest(source: str) -> str:
+    """As Redis names a script."""
+    return hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 async def _answer(connection: AbstractConnection) -> Any:
