@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test check format bench chaos rehearse secrets images cluster airgap sbom backup restore upgrade test-compose test-airgap test-operations clean sync
+.PHONY: help up test coverage check format bench chaos rehearse secrets images cluster airgap sbom backup restore upgrade test-compose test-airgap test-operations clean sync
 
 BIN := .venv/bin
 
@@ -11,6 +11,13 @@ up: sync ## Set everything up and start the platform in the foreground
 
 test: check ## Set everything up and run the whole test suite; PROCESSES=2 runs files side by side
 	@$(BIN)/pytest $(if $(PROCESSES),-n $(PROCESSES))
+
+coverage: sync ## Run the whole suite and show which share of the statements of each package it runs
+	@rm -f .coverage .coverage.*
+	@$(BIN)/coverage run -m pytest
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage json --quiet
+	@$(BIN)/python -m tests.coverage_table
 
 check: sync ## Formatting, lint, types, and who may import whom
 	@$(BIN)/ruff format --check --quiet
