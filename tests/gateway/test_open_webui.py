@@ -1,5 +1,6 @@
-"""What Open WebUI 0.12 asks with its defaults, for a model whose template has no tools: each request that tests/clients/open_webui.py
-recorded of the real one, in the same order and with the same fields. It brings 28 tools to every chat."""
+"""Open WebUI 0.12's requests with its defaults, for a model whose template has no tools: the requests that
+tests/clients/open_webui.py recorded, in the same order and with the same fields. Open WebUI adds 28 tools to every chat.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ TOOLS = [
     for index in range(28)
 ]
 CHAT = {"model": MODEL, "messages": HELLO, "stream": True, "tools": TOOLS}
-#: Titles, tags and follow-up questions.
+#: Requests for titles, tags and follow-up questions.
 TASKS = (
     {"model": MODEL, "messages": HELLO, "options": {"num_predict": 1000}, "stream": False},
     {"model": MODEL, "messages": HELLO, "stream": False},
