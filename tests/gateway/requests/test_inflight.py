@@ -386,7 +386,7 @@ async def test_closing_removes_every_request_from_redis(redis_url: str, redis: R
 
 
 async def test_an_invalid_event_fails_only_its_request(inflight: Inflight, worker: Worker) -> None:
-    """Other answers continue, and the worker is told to cancel the request."""
+    """Other answers continue, and the worker gets a Cancel."""
     other, broken = await admit(inflight), await admit(inflight)
     answers = {answer.request.id: answer for answer in [await worker.take() for _ in range(2)]}
     bad = answers[broken.request.id]
@@ -562,7 +562,7 @@ def test_late_events_are_stale_and_missing_events_are_gaps() -> None:
     pending = PendingRequest(request_for("g"))
     started = Started("r", 2, 0, 3, 0)
     assert pending.accept(started) is Verdict.NEXT
-    assert pending.accept(started) is Verdict.STALE, "told twice by a worker whose first entry was not acknowledged"
+    assert pending.accept(started) is Verdict.STALE, "sent twice, because the first entry was not acknowledged"
     assert pending.accept(Frame("r", 1, 1, (1,), "old")) is Verdict.STALE
     assert pending.accept(Frame("r", 2, 2, (1,), "gap")) is Verdict.GAP
     assert pending.accept(Started("r", 3, 0, 3, 0)) is Verdict.NEXT
