@@ -1,4 +1,4 @@
-"""Streaming requests without a pause, of clients that never ask twice: whatever goes wrong on the way is a failure."""
+"""Streaming requests without pauses from clients that never retry, so every error counts as a failure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 import httpx
 import openai
 
-#: A request that takes longer has failed.
+#: A request that takes longer counts as failed.
 PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`wait_s` until the first piece, `gap_s` the longest time between two. `error` is empty where all tokens came."""
+    """`wait_s` is the time to the first piece, `gap_s` the longest time between two pieces. `error` is empty if all tokens
+    arrived.
+    """
 
     began_at: float
     wait_s: float
@@ -27,8 +29,9 @@ class Outcome:
 
 
 class Load:
-    """Runs while it is entered, and until its last answers have come. Each of `tokens` is a client with answers of that length;
-    every other one opens a connection for each request."""
+    """A context manager that generates load; on exit it waits for the last answers. Each entry of `tokens` is a client that
+    requests answers of that length; every second client opens a new connection per request.
+    """
 
     def __init__(self, port: int, key: str, model: str, *, tokens: tuple[int, ...]) -> None:
         self.outcomes: list[Outcome] = []

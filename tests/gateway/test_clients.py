@@ -124,8 +124,8 @@ async def test_openai_tool_calls(openai_client: openai.AsyncOpenAI, worker: Work
     assert whole.usage.completion_tokens_details is not None
     assert whole.usage.completion_tokens_details.reasoning_tokens == 1
 
-    said = choice.message.model_dump(exclude_none=True)
-    dialogue = [*HI, said, {"role": "tool", "tool_call_id": "call_1", "content": "Sunny"}]
+    message = choice.message.model_dump(exclude_none=True)
+    dialogue = [*HI, message, {"role": "tool", "tool_call_id": "call_1", "content": "Sunny"}]
     async with answering(worker, a_thought) as asked:
         await openai_client.chat.completions.create(model=MODEL, messages=cast(Any, dialogue))
     assert isinstance(asked[0].prompt, ChatPrompt)

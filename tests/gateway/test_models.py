@@ -144,13 +144,13 @@ async def test_ps_lists_the_name_that_was_requested(http: httpx.AsyncClient, rou
         await eventually(named)
 
     await listed("a-copy:latest")
-    said = [
+    cases = [
         ("z-copy", "z-copy:latest"),
         ("smollm2:135m", "smollm2:135m"),
         ("a-copy", "a-copy:latest"),
         ("Z-Copy:latest", "z-copy:latest"),
     ]
-    for asked, name in said:
+    for asked, name in cases:
         message = {"role": "user", "content": "Hi"}
         answer = await http.post("/api/chat", json={"model": asked, "stream": False, "messages": [message]})
         assert answer.status_code == 200

@@ -1,4 +1,4 @@
-"""One line when an outage begins, one when it ends, however many loops wait it out."""
+"""An outage is logged once when it begins and once when it ends, however many loops wait."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waits
 
 
-async def test_two_loops_share_an_outage(caplog: pytest.LogCaptureFixture, slept: list[float]) -> None:
+async def test_loops_share_an_outage(caplog: pytest.LogCaptureFixture, slept: list[float]) -> None:
     caplog.set_level(logging.INFO)
     outage, gone = Outage(log), Unavailable("Redis does not answer")
     for loop in ("claims", "reports", "claims"):
@@ -40,7 +40,7 @@ async def test_two_loops_share_an_outage(caplog: pytest.LogCaptureFixture, slept
     assert caplog.messages[1].startswith("outage over: seconds=")
 
 
-async def test_each_wait_is_longer_up_to_a_limit_and_none_is_exact(slept: list[float]) -> None:
+async def test_waits_grow_up_to_a_limit_with_jitter(slept: list[float]) -> None:
     outage, gone = Outage(log), Unavailable("Redis does not answer")
     for _ in range(12):
         await outage.wait("claims", gone)

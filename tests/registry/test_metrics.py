@@ -189,5 +189,5 @@ async def test_http_sd_lists_the_metrics_addresses(watched: Watched, redis: Redi
     assert [target["labels"]["service"] for target in only] == ["node", "gateway"]
     wrong = await watched.http.get("/registry/v1/http_sd", params={"service": "toaster"})
     assert wrong.status_code == 400
-    nobody = await watched.http.get("/registry/v1/http_sd", headers={"authorization": ""})
-    assert nobody.status_code == 401
+    anonymous = await watched.http.get("/registry/v1/http_sd", headers={"authorization": ""})
+    assert anonymous.status_code == 401

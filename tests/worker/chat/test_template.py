@@ -168,8 +168,8 @@ def test_reasoning_is_passed_under_the_templates_name() -> None:
     assert "<think>\nhm\n</think>\n\n42" in template(HERMES).render(ChatPrompt((thought,)))
     called = ChatMessage("assistant", "", reasoning="hm", tool_calls=ROUND[1].tool_calls)
     assert "analysis<|message|>hm<|end|>" in template(TEMPLATES["harmony"]).render(ChatPrompt((called,)))
-    said = ChatMessage("assistant", "I look.", reasoning="hm", tool_calls=ROUND[1].tool_calls)
-    assert "hm" not in template(TEMPLATES["harmony"]).render(ChatPrompt((said,)))
+    spoken = ChatMessage("assistant", "I look.", reasoning="hm", tool_calls=ROUND[1].tool_calls)
+    assert "hm" not in template(TEMPLATES["harmony"]).render(ChatPrompt((spoken,)))
 
 
 def test_thinking_effort_and_template_kwargs() -> None:
