@@ -41,8 +41,7 @@ GEMMA3_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a681
 
 class SharedFixtures(LoadScopeScheduling):
     """Gives all tests of a file to one process, because they share fixtures, and all of tests/end_to_end, because they share
-    one `corral up`.
-    """
+    one `corral up`."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]

@@ -165,8 +165,7 @@ def write_bert(
     f16: bool = False,
 ) -> Path:
     """Writes a GGUF of llama.cpp's architecture `bert`; matrices in f16 if `f16`. With `pooling` None the file names no
-    pooling.
-    """
+    pooling."""
     writer = gguf.GGUFWriter(path, "bert")
     writer.add_name("encoder")
     writer.add_context_length(shape.positions)

@@ -29,8 +29,7 @@ def write_gguf(
     added: dict[str, NDArray[np.float64]] | None = None,
 ) -> Path:
     """A model whose vocabulary is the 256 bytes and three control tokens. `seed` changes the weights; `added` is added to the
-    named tensors.
-    """
+    named tensors."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(context_length)

@@ -24,8 +24,7 @@ TESTS = Path(__file__).parent
 )
 def test_a_process_with_bounded_types_exits_without_an_error(module: str) -> None:
     """A process that dies while it exits counts as crashed. Freed memory is overwritten, so that a type that is freed twice is
-    found.
-    """
+    found."""
     done = subprocess.run(
         [sys.executable, "-c", f"import {module}"],
         env=os.environ | {"PYTHONMALLOC": "debug"},

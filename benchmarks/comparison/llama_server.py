@@ -31,7 +31,7 @@ def main() -> None:
     server = xllamacpp.Server(params)
     print(f"listening on {server.listening_address}", flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    os._exit(0)  # its destructor waits for whatever is still being answered
+    os._exit(0)  # its destructor waits for answers in progress
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ def event(fields: dict[str, Any]) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-def text(text: str) -> bytes:
-    return event({"choices": [{"text": text}]})
+def text(content: str) -> bytes:
+    return event({"choices": [{"text": content}]})
 
 
 @asynccontextmanager

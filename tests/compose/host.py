@@ -26,8 +26,7 @@ _COUNTERS = re.compile(r"\[\d+:\d+\]")
 @dataclass(frozen=True)
 class Host:
     """`switches` are kernel settings, `firewalls` the output of iptables-save, `links` network interfaces, `files` digests by
-    path.
-    """
+    path."""
 
     switches: dict[str, str]
     firewalls: dict[str, str]
@@ -49,8 +48,7 @@ class Host:
 
     def restore(self) -> None:
         """Restores the firewall, kernel settings and network interfaces. Of the files, only an engine's socket and folder are
-        removed, because the engine changes no others.
-        """
+        removed, because the engine changes no others."""
         for link in sorted(set(Host.look().links) - set(self.links)):
             subprocess.run(["ip", "link", "delete", link], check=False)  # the other end of a veth may be deleted already
         for name in set(REMOVABLE) - set(self.files):

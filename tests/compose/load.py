@@ -19,8 +19,7 @@ PATIENCE_S = 600.0
 @dataclass(frozen=True)
 class Outcome:
     """`wait_s` is the time to the first piece, `gap_s` the longest time between two pieces. `error` is empty if all tokens
-    arrived.
-    """
+    arrived."""
 
     began_at: float
     wait_s: float
@@ -30,8 +29,7 @@ class Outcome:
 
 class Load:
     """A context manager that generates load; on exit it waits for the last answers. Each entry of `tokens` is a client that
-    requests answers of that length; every second client opens a new connection per request.
-    """
+    requests answers of that length; every second client opens a new connection per request."""
 
     def __init__(self, port: int, key: str, model: str, *, tokens: tuple[int, ...]) -> None:
         self.outcomes: list[Outcome] = []

@@ -188,8 +188,7 @@ def _output(*command: str) -> str:
 
 def script(path: Path, *arguments: str) -> str:
     """The output of the script. Raises Unavailable and PreparationFailed. The script is killed if this process is ended
-    meanwhile.
-    """
+    meanwhile."""
     with subprocess.Popen(
         [path, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:

@@ -88,8 +88,7 @@ def is_shut(cluster: Cluster) -> None:
 
 def has_few_rights(cluster: Cluster) -> None:
     """Every container runs without root and capabilities, with limits and a read-only file system; only the agent has the
-    engine's socket.
-    """
+    engine's socket."""
     for service in cluster.compose("ps", "--format", "{{.Service}}").split():
         container = cluster.container(service)
         host = container["HostConfig"]

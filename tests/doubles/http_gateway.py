@@ -14,8 +14,7 @@ from typing import Any
 @dataclass
 class Answer:
     """`lines` are sent one by one as NDJSON; with `hang` the connection then stays open until the client disconnects.
-    `encoding` is the Content-Encoding header.
-    """
+    `encoding` is the Content-Encoding header."""
 
     status: int = 200
     body: Any = None

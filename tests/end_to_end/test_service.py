@@ -112,8 +112,7 @@ def test_a_killed_registry_and_postgresql_restart_and_are_reported(platform: Pla
 
 def test_an_answer_survives_its_worker(platform: Platform, http: httpx.Client) -> None:
     """Kills the only replica; its answer continues when the next one has loaded. It is the same answer because it is greedy,
-    alone, and no worker has a cached prefix, which would be rounded differently.
-    """
+    alone, and no worker has a cached prefix, which would be rounded differently."""
     body = {**ENDLESS, "options": {"num_predict": 60, "temperature": 0}}
     kill_workers(platform)
     undisturbed = "".join(json.loads(row)["response"] for row in http.post("/api/generate", json=body).iter_lines())

@@ -1,6 +1,5 @@
 """The node agent or the registry is paused for a while under streams: the streams continue, no replica is killed or duplicated,
-and models can be loaded afterwards.
-"""
+and models can be loaded afterwards."""
 
 from __future__ import annotations
 

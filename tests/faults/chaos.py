@@ -45,8 +45,7 @@ Results = dict[str, dict[str, Any]]
 
 class Tally:
     """Counts over all answers. `faults` holds the errors; `lost` counts requests of killed workers, `gaps_s` has the longest
-    wait of each answer that was running during a kill, `calm_s` that of the others.
-    """
+    wait of each answer that was running during a kill, `calm_s` that of the others."""
 
     def __init__(self) -> None:
         self.answers: Counter[str] = Counter()

@@ -1,6 +1,5 @@
 """A cluster to break: a separate Valkey, a gateway process, the parts of a node agent, and worker processes without weights
-whose connections to Redis can be cut.
-"""
+whose connections to Redis can be cut."""
 
 from __future__ import annotations
 

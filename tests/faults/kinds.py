@@ -117,8 +117,7 @@ def at_most(tokens: int, body: dict[str, Any]) -> dict[str, Any]:
 
 class Asked:
     """A running request. `pace_s` delays the client after each piece; `tokens` limits the answer. `longest_wait_s` is the
-    longest time between two pieces after the first one.
-    """
+    longest time between two pieces after the first one."""
 
     def __init__(self, http: httpx.AsyncClient, kind: str, *, pace_s: float = 0, tokens: int | None = None) -> None:
         self.kind = kind

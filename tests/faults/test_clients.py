@@ -58,8 +58,7 @@ async def _is_claimed(cluster: Cluster) -> bool:
 
 async def test_work_of_a_killed_gateway_is_aborted(cluster: Cluster, http: httpx.AsyncClient, undisturbed: Results) -> None:
     """Its connections end, its running requests end at the workers after the gateway's lease, and its waiting requests are
-    removed.
-    """
+    removed."""
     cluster.top_up()
     workers = await cluster.serving(3)
     total = sum(worker.slots for worker in workers) + 5

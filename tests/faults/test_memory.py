@@ -1,6 +1,5 @@
 """Redis's memory is full during every kind of request: running answers continue, and new requests are refused until there is
-memory again.
-"""
+memory again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Processes that are paused for a while, as on a machine that swaps or is suspended, must notice afterwards that their lease
-has expired. Several are paused at the same time, for different times.
-"""
+has expired. Several are paused at the same time, for different times."""
 
 from __future__ import annotations
 

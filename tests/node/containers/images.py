@@ -1,6 +1,5 @@
 """An image for worker containers, imported without a registry or a build: this Python, the libraries that it loads, the
-packages that the worker imports, and our code, in one layer.
-"""
+packages that the worker imports, and our code, in one layer."""
 
 from __future__ import annotations
 

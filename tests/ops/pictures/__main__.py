@@ -141,8 +141,8 @@ def draw(content: dict[str, Any], picture: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="for the pictures")
-    parser.add_argument("--seconds", type=float, default=400, help="of load (400)")
+    parser.add_argument("folder", type=Path, help="folder for the pictures")
+    parser.add_argument("--seconds", type=float, default=400, help="duration of the load (400)")
     arguments = parser.parse_args()
     build_page()
     with tempfile.TemporaryDirectory(prefix="corral-pictures-") as name:

@@ -39,8 +39,7 @@ class ControlRunner(FakeRunner):
 
 def babble(runner: FakeRunner, matcher: Matcher | None, wishes: Sequence[str], *, seed: int, most: int = 4000) -> list[int]:
     """The output of a random model under a grammar: random tokens, often one of the `wishes`, and the end as soon as it is
-    allowed.
-    """
+    allowed."""
     draw = random.Random(seed)
     tokens: list[int] = []
     wish: list[int] = []

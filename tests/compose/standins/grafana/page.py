@@ -1,6 +1,5 @@
 """A stand-in for Grafana in a test cluster: answers its health check and refuses to start without the files that the real one
-needs.
-"""
+needs."""
 
 import http.server
 import os

@@ -173,8 +173,7 @@ class TestAgainstLlamaCpp:
 
 def _grammars() -> st.SearchStrategy[str]:
     """Grammars whose rules call later rules anywhere, and any rule after a bracket. llama.cpp does not support left recursion
-    and may not terminate if it is hidden; more recursion would make it keep a stack for each of many readings.
-    """
+    and may not terminate if it is hidden; more recursion would make it keep a stack for each of many readings."""
     atoms = st.sampled_from(['"a"', '"ab"', '"aé"', '"bca"', "[ab]", "[^a]", "[é]", '"è"', r'"\n"', "[ \\n]", ".", '""'])
 
     def expression(later: list[str]) -> st.SearchStrategy[str]:
@@ -197,8 +196,7 @@ def _grammars() -> st.SearchStrategy[str]:
 
 def _probes(runner: LlamaRunner, *, seed: str, of: str = "") -> list[int]:
     """Tokens to compare: some hundred random ones, or all that consist of the characters in `of`. Tokens that begin with NUL
-    are left out, because it ends a string in llama.cpp.
-    """
+    are left out, because it ends a string in llama.cpp."""
     texts = {token: text for token in range(runner.num_vocab) if (text := runner.token_bytes(token)) and text[0]}
     if of:
         return [token for token, text in texts.items() if set(text.decode(errors="replace")) <= set(of)]

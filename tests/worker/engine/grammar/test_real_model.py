@@ -32,8 +32,7 @@ class Answer:
 
 def answers(runner: LlamaRunner, prompt: str, matchers: list[Matcher], *, seed: int) -> list[bytes | None]:
     """The answers at temperature 1, one per matcher, batched over all slots; None for an answer that has not ended after
-    LONGEST tokens.
-    """
+    LONGEST tokens."""
     tokens = runner.tokenize(prompt, special=True)
     found = [Answer(matcher, np.random.default_rng([seed, n]), list(tokens)) for n, matcher in enumerate(matchers)]
     waiting = found[::-1]

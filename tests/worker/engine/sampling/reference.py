@@ -15,8 +15,7 @@ ENTRY = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 class Reference:
     """Owns one `llama_sampler`. `ids` and `logits` are its remaining candidates in its order, and `selected` is the id that it
-    drew.
-    """
+    drew."""
 
     def __init__(self, sampler: Any) -> None:
         self._sampler = sampler

@@ -30,8 +30,7 @@ def probabilities(row: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def chi_square(drawn: list[int], expected: dict[int, float]) -> bool:
     """True if the draws fit the `expected` probabilities: Pearson's statistic is within four standard deviations. Tokens
-    expected fewer than five times are counted together.
-    """
+    expected fewer than five times are counted together."""
     assert set(drawn) <= set(expected)
     observed = np.bincount(drawn, minlength=max(expected) + 1)
     pairs = [(observed[token], probability * len(drawn)) for token, probability in expected.items()]
