@@ -1,4 +1,4 @@
-"""llama.cpp's own server, from the wheel xllamacpp, as a process: its defaults but for what the arguments say.
+"""Runs llama.cpp's own server, from the wheel xllamacpp, with its defaults except for the arguments.
 
 python llama_server.py --model FILE --port PORT --slots N --context-tokens N --threads N
 """

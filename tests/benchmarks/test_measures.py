@@ -26,7 +26,7 @@ def test_times_between_tokens_are_within_answers() -> None:
     assert (measures.ttft_p50_s, measures.ttft_p99_s) == (5.0, pytest.approx(8.92))
 
 
-def test_answers_of_one_token_have_no_time_between_tokens() -> None:
+def test_a_single_token_gives_a_time_between_tokens_of_zero() -> None:
     assert measure([answer(0.0, 1.0)]).itl_max_s == 0.0
 
 

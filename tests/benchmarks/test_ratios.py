@@ -7,7 +7,7 @@ import pytest
 from comparison.ratios import MET, MISSED, UNSURE, Goal, Ratio, ratio
 
 
-def test_a_ratio_is_taken_within_each_round() -> None:
+def test_ratios_are_computed_within_each_round() -> None:
     """In the second round the machine was half as fast for both servers."""
     assert ratio({0: 100.0, 1: 50.0, 2: 90.0}, {0: 50.0, 1: 25.0, 2: 60.0}) == Ratio(2.0, 1.5, 2.0)
 

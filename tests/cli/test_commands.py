@@ -84,7 +84,9 @@ LISTINGS: list[tuple[list[str], str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "route", "body", "expected"), LISTINGS)
-def test_listings(corral: Corral, gateway: Gateway, arguments: list[str], route: str, body: Any, expected: str) -> None:
+def test_listings_are_tables(
+    corral: Corral, gateway: Gateway, arguments: list[str], route: str, body: Any, expected: str
+) -> None:
     gateway.answer(route, Answer(body=body))
     done = corral(*arguments)
     assert (done.code, done.err) == (0, "")
@@ -100,7 +102,7 @@ def test_listings(corral: Corral, gateway: Gateway, arguments: list[str], route:
         (["show", "m"], "POST /api/show", SHOWN),
     ],
 )
-def test_listings_as_json(corral: Corral, gateway: Gateway, arguments: list[str], route: str, body: Any) -> None:
+def test_listings_with_json(corral: Corral, gateway: Gateway, arguments: list[str], route: str, body: Any) -> None:
     gateway.answer(route, Answer(body=body))
     done = corral(*arguments, "--json")
     assert (done.code, json.loads(done.out)) == (0, body)
@@ -247,7 +249,7 @@ def test_the_key_is_sent(corral: Corral, gateway: Gateway) -> None:
         (Answer(502), "the server answered 502"),
     ],
 )
-def test_refusals_are_one_line(corral: Corral, gateway: Gateway, answer: Answer, message: str) -> None:
+def test_errors_of_the_server_are_one_line(corral: Corral, gateway: Gateway, answer: Answer, message: str) -> None:
     gateway.answer("GET /api/tags", answer)
     done = corral("list")
     assert (done.code, done.out, done.err) == (1, "", f"Error: {message}\n")

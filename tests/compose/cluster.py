@@ -77,7 +77,7 @@ class Cluster:
         return self.run("docker", "compose", "--progress", "quiet", *command, timeout_s=timeout_s)
 
     def corral(self, *command: str) -> str:
-        """Runs the command line in a container, as a user does who has only Docker."""
+        """Runs the command line in a container, as on a machine that has only Docker."""
         return self.compose("run", "--rm", "--no-TTY", "cli", *command)
 
     def container(self, service: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Disturbance:
         self._leader = next((one for one in asked if one.kind == LEADER), asked[0])
 
     async def reached(self, tokens: int) -> None:
-        """Returns when the leader's client has at least this many tokens."""
+        """Returns as soon as the leader's client has at least this many tokens."""
         if tokens:
             await eventually(lambda: len(self._leader.answer.texts[0]) >= tokens or self._leader.task.done())
 

@@ -290,5 +290,5 @@ def test_addresses_of_one_network_are_one_peer(address: str, network: str) -> No
 
 
 @given(st.ip_addresses(v=6))
-def test_any_address_has_a_network(address: object) -> None:
+def test_the_network_of_a_network_is_itself(address: object) -> None:
     assert network_of(network_of(str(address))) == network_of(str(address))

@@ -199,7 +199,9 @@ async def test_a_long_input_is_truncated_or_refused(http: httpx.AsyncClient) -> 
         ("/api/rerank", {"model": "ranker", "query": "a", "documents": []}, 400, "documents: at least one is required"),
     ],
 )
-async def test_refusals(http: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, message: str) -> None:
+async def test_invalid_requests_are_refused(
+    http: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, message: str
+) -> None:
     assert await refused(http, path, **body) == (status, message)
 
 

@@ -49,7 +49,7 @@ TASKS = (
 OPENAI_TASK = {"model": MODEL, "messages": HELLO, "stream": False, "max_completion_tokens": 1000}
 
 
-async def test_the_models_of_both_connections(http: httpx.AsyncClient) -> None:
+async def test_both_connections_list_the_model(http: httpx.AsyncClient) -> None:
     version = (await http.get("/api/version")).json()["version"]
     assert all(part.isdigit() for part in version.split("."))
     assert MODEL in [model["model"] for model in (await http.get("/api/tags")).json()["models"]]

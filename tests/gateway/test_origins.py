@@ -56,12 +56,12 @@ def test_a_wildcard_allows_every_origin() -> None:
         "x.internal",
     ],
 )
-def test_local_hosts(host: str) -> None:
+def test_which_hosts_are_local(host: str) -> None:
     assert local_host(host)
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:11434", "localhost.evil.example", "8.8.8.8", "notlocal"])
-def test_foreign_hosts(host: str) -> None:
+def test_which_hosts_are_not_local(host: str) -> None:
     assert not local_host(host)
 
 

@@ -25,7 +25,7 @@ def container(root: Path, **files: str) -> Path:
     return root
 
 
-def test_this_machine() -> None:
+def test_this_machine_has_plausible_values() -> None:
     memory = hardware.memory()
     assert 0 < memory.available <= memory.total <= psutil.virtual_memory().total
     assert 1 <= hardware.cpus() <= (os.cpu_count() or 1)

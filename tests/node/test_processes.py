@@ -63,7 +63,7 @@ def up(folder: Path) -> None:
     eventually_sync(lambda: "up" in log(folder), what="the worker")
 
 
-def test_start_and_stop(make_runtime: MakeRuntime, tmp_path: Path) -> None:
+def test_a_worker_is_started_and_stopped(make_runtime: MakeRuntime, tmp_path: Path) -> None:
     runtime = make_runtime()
     runtime.start(spec())
     up(tmp_path)
@@ -239,7 +239,7 @@ def test_a_worker_that_died_with_its_agent_is_reported_as_ended(make_runtime: Ma
     assert runtime.reports() == ()
 
 
-def test_a_reused_pid_is_left_alone(make_runtime: MakeRuntime, tmp_path: Path) -> None:
+def test_a_process_with_a_reused_pid_is_not_adopted(make_runtime: MakeRuntime, tmp_path: Path) -> None:
     (tmp_path / "r1.json").write_text(json.dumps({"replica": "r1", "pid": os.getpid(), "created_at": 1.0}))
     runtime = make_runtime()
     assert only(runtime).exit_code == UNKNOWN_EXIT

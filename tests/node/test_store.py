@@ -116,7 +116,7 @@ def test_the_same_model_is_stored_once(store: Store) -> None:
     assert len(files(store)) == 1 + len(blobs) + 1
 
 
-def test_names_match_in_any_case(store: Store) -> None:
+def test_names_are_case_insensitive(store: Store) -> None:
     put(store, ModelName.parse("Tiny:Q4"), b"config", b"old")
     old = manifest_digest(store, ModelName.parse("tiny:q4"))
     put(store, ModelName.parse("tiny:q4"), b"config", b"new")
@@ -250,7 +250,7 @@ def test_the_manifest_of_a_file_is_reproducible(tiny_gguf: Path) -> None:
     ("count", "text"),
     [(134_515_008, "134.52M"), (3_200_000_000, "3.2B"), (7_000_000_000, "7B"), (1_000_000, "1M"), (12_345, "12K"), (7, "7")],
 )
-def test_parameter_counts_read_as_ollamas(count: int, text: str) -> None:
+def test_parameter_counts_have_ollamas_format(count: int, text: str) -> None:
     assert manifests.human_number(count) == text
 
 

@@ -33,7 +33,7 @@ def test_every_alert_has_a_unit_test() -> None:
     assert fired == set(ALERTS)
 
 
-def test_every_alert_is_tested_to_end() -> None:
+def test_every_alert_has_a_unit_test_of_its_end() -> None:
     """When its machine is removed, its model is deleted or its process is replaced."""
     text = (ROOT / "ops" / "prometheus" / "tests" / "corral.yml").read_text()
     [gone] = [group for group in text.split("  - name: ") if group.startswith("what is gone for good")]

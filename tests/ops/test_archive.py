@@ -174,7 +174,7 @@ def test_a_truncated_archive_is_refused(checkout: Path) -> None:
     assert (checkout / "site" / "calls").read_text() == "", "nothing was started"
 
 
-def test_other_files_are_refused(checkout: Path) -> None:
+def test_a_file_that_is_not_a_backup_is_refused(checkout: Path) -> None:
     assert refusal(checkout, str(checkout / "nowhere.tar")).startswith("there is no archive")
     stranger = checkout / "stranger.tar"
     with tarfile.open(stranger, "w") as archive:

@@ -50,7 +50,7 @@ def test_a_firewall_is_restored_with_its_rules() -> None:
     assert complete("", FORWARD_DROP) == OPEN
 
 
-def test_this_machine_does_not_differ_from_itself(tmp_path: Path) -> None:
+def test_this_machine_has_no_differences_to_itself(tmp_path: Path) -> None:
     file = tmp_path / "host.json"
     Host.look().save(file)
     assert not Host.load(file).differences(Host.look())

@@ -105,7 +105,7 @@ async def test_a_reader_waits_for_the_next_event(events: JobEvents) -> None:
     assert event == JobSucceeded("j1", "node-1")
 
 
-async def test_an_event_of_another_release_does_not_stop_the_reader(redis: Redis, events: JobEvents) -> None:
+async def test_an_undecodable_event_is_skipped(redis: Redis, events: JobEvents) -> None:
     await redis.xadd("corral:job-events", {"e": b"\x63of another release"})
     assert await events.read(b"0-0", timeout_s=0.01) == []
     await events.publish(JobSucceeded("j1", "node-1"))

@@ -114,7 +114,7 @@ def test_different_names_have_different_keys(one: ModelName, other: ModelName) -
 @example("a/..")
 @example("..:..")
 @example("a:b/c")
-def test_every_name_stays_in_its_folder(text: str) -> None:
+def test_no_name_leaves_the_store(text: str) -> None:
     try:
         name = ModelName.parse(text)
     except BadRequest:

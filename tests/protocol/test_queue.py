@@ -53,7 +53,7 @@ class TestAdmission:
         assert (await queue.enqueue(a_request(), cost=10, limit=5)).position == 1
         assert (await queue.enqueue(a_request(), cost=10, limit=5)).position == 2
 
-    async def test_a_full_queue_refuses_and_keeps_nothing_of_the_request(self, queue: Queue, redis: Redis) -> None:
+    async def test_a_full_queue_refuses_and_stores_nothing(self, queue: Queue, redis: Redis) -> None:
         await queue.enqueue(a_request("first"), cost=10, limit=1)
         before = set(await redis.keys("*"))
         with pytest.raises(QueueFull, match="too many requests wait"):
@@ -112,7 +112,7 @@ class TestClaim:
         await put(queue, "w", "v")
         assert await take(queue, capacity=3) == ["x", "w", "v"]
 
-    async def test_a_worker_without_a_lease_gets_nothing(self, queue: Queue) -> None:
+    async def test_a_worker_without_a_lease_gets_no_requests(self, queue: Queue) -> None:
         """If it died with a claim, the claim would never count as lost."""
         await put(queue, "1")
         assert await take(queue) == []

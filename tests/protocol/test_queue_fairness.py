@@ -76,7 +76,7 @@ async def test_callers_get_equal_shares_whatever_their_number_of_requests(queue:
     assert jain([load.served[caller] for caller in load.outstanding]) > 0.95
 
 
-async def test_shares_follow_the_weights(queue: Queue) -> None:
+async def test_shares_are_proportional_to_the_weights(queue: Queue) -> None:
     load = Load(queue, {"light": 20, "heavy": 20})
     load.weights = {"light": 1, "heavy": 3}
     await load.start()

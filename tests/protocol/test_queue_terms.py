@@ -279,7 +279,7 @@ class TestDepths:
         assert depths[VERSION].callers == {"alice": 2, "bob": 1}
         assert depths[OTHER_VERSION].callers == {"bob": 1}
 
-    async def test_of_one_caller(self, queue: Queue) -> None:
+    async def test_for_one_caller(self, queue: Queue) -> None:
         await put(queue, "1", "2")
         [depth] = await queue.depths(caller="alice")
         assert depth.callers == {"alice": 2}

@@ -75,7 +75,7 @@ async def test_a_blocked_reader_gets_a_reply_at_once(writer: ReplyWriter, reader
     assert await asyncio.wait_for(blocked, 1) == [a_reply()]
 
 
-async def test_nothing_to_read_is_an_empty_list(reader: ReplyReader) -> None:
+async def test_a_read_without_new_replies_is_an_empty_list(reader: ReplyReader) -> None:
     assert await reader.read(timeout_s=0.01) == []
     assert await asyncio.wait_for(reader.read(timeout_s=0), 1) == []
 

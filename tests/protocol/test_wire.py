@@ -108,7 +108,7 @@ def test_all_kinds_of_messages_are_found() -> None:
 @kinds
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_every_message_survives_the_wire(kind: type[msgspec.Struct], data: st.DataObject) -> None:
+def test_every_message_is_decoded_unchanged(kind: type[msgspec.Struct], data: st.DataObject) -> None:
     message = data.draw(values(kind))
     assert Decoder(kind)(encode(message)) == message
 

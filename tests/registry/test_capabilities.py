@@ -32,7 +32,9 @@ LLAMA = {"general.architecture": "llama"}
         (LLAMA, "{{ messages }}", "last", ("embedding",)),
     ],
 )
-def test_capabilities(metadata: dict[str, Any], template: str, deployed: Pooling, able: tuple[str, ...]) -> None:
+def test_capabilities_of_a_file_and_its_deployment(
+    metadata: dict[str, Any], template: str, deployed: Pooling, able: tuple[str, ...]
+) -> None:
     assert capabilities(Version(metadata_=metadata, template=template), deployed) == able
 
 

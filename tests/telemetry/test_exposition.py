@@ -39,7 +39,7 @@ async def test_auto_chooses_a_free_port() -> None:
             assert (sample.name, sample.labels, sample.value) == ("corral_requests_total", {"model": "m"}, 3)
 
 
-def test_port_0_serves_nothing() -> None:
+def test_port_0_serves_no_metrics() -> None:
     with exposed(port=0) as address:
         assert address == ""
 

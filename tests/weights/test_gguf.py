@@ -48,7 +48,7 @@ def tiny_gguf(tmp_path: Path) -> Path:
     return write_gguf(tmp_path / "tiny.gguf")
 
 
-def test_agrees_with_the_gguf_package(tiny_gguf: Path) -> None:
+def test_the_result_agrees_with_the_gguf_package(tiny_gguf: Path) -> None:
     theirs, ours = GGUFReader(tiny_gguf), gguf.read(tiny_gguf)
     assert ours.tensor_count == len(theirs.tensors)
     assert ours.parameter_count == sum(int(tensor.n_elements) for tensor in theirs.tensors)

@@ -79,7 +79,7 @@ async def test_a_generating_model_does_not_embed(gateway: ScriptedGateway, start
     assert isinstance(await gateway.answer(await gateway.ask()), Finished)
 
 
-async def test_a_reranker_ranks(gateway: ScriptedGateway, start_worker: StartWorker, tmp_path: Path) -> None:
+async def test_a_reranker_scores_documents(gateway: ScriptedGateway, start_worker: StartWorker, tmp_path: Path) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     vocabulary = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
     shape = Shape(layers=2, width=32, heads=2, positions=64)

@@ -45,7 +45,7 @@ async def test_steps_tokens_and_finish_reasons(gateway: ScriptedGateway, start_w
     assert found.sum("corral_worker_memory_bytes") > 10_000_000
 
 
-async def test_slots_and_cells(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+async def test_busy_slots_and_used_cells(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     report = await serving(gateway, start_worker, slots=2, context_tokens=64, fake_step_s=0.02)
     request = await gateway.ask(max_tokens=None)
     await gateway.until(lambda: len(gateway.frames(request)) > 3)

@@ -373,7 +373,7 @@ async def test_an_invalid_template_is_reported(
     assert await process.wait() == 3
 
 
-async def test_smollm2_chats(gateway: ScriptedGateway, start_worker: StartWorker, smollm2_path: Path) -> None:
+async def test_smollm2_answers_a_chat(gateway: ScriptedGateway, start_worker: StartWorker, smollm2_path: Path) -> None:
     await start_worker(runner="llama", model_path=smollm2_path, context_tokens=512)
     question = ChatPrompt((ChatMessage("user", "What is the capital of France? Answer in one word."),))
     request = await gateway.ask(question, max_tokens=16)

@@ -70,7 +70,7 @@ async def test_postgresql_gets_a_new_password_if_the_old_one_is_lost(home: Home,
 
 
 @pytest.mark.parametrize("major", ["17", "19"])
-async def test_data_of_another_major_version_is_left_alone(home: Home, major: str) -> None:
+async def test_data_of_another_major_version_is_refused(home: Home, major: str) -> None:
     data = home.path / "postgres"
     data.mkdir()
     (data / "PG_VERSION").write_text(f"{major}\n")

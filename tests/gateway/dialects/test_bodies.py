@@ -190,7 +190,7 @@ OPTION_NAMES = st.sampled_from(
 
 
 @given(st.dictionaries(OPTION_NAMES, JSON, max_size=4))
-def test_any_options_fit_the_wire_or_are_refused(options: dict[str, object]) -> None:
+def test_any_options_can_be_encoded_or_are_refused(options: dict[str, object]) -> None:
     try:
         chosen = run_options(options)
     except InvalidField:

@@ -63,7 +63,7 @@ UNREAD = {"images", "image_url"}
         *(EmbeddingsBody, EmbedBody, LegacyEmbedBody, NamedBody, PullBody),
     ],
 )
-def test_every_text_and_list_of_a_body_is_bounded(body: type[msgspec.Struct]) -> None:
+def test_every_text_and_list_of_a_body_has_a_limit(body: type[msgspec.Struct]) -> None:
     assert not {*unbounded(inspect.type_info(body), "")} - CHECKED_LATER - UNREAD
 
 
@@ -238,7 +238,7 @@ def test_one_item_over_the_limit_is_refused_and_the_error_names_the_field(
         assert caught.value.message.startswith(field)
 
 
-def test_a_long_keep_alive_is_refused_before_it_is_read() -> None:
+def test_a_long_keep_alive_is_refused_before_it_is_parsed() -> None:
     with pytest.raises(InvalidField, match="^keep_alive: at most 64 characters$"):
         keep_alive_ms("1h" * 1_000_000)
 

@@ -66,7 +66,7 @@ def test_request_options_override_the_models_parameters() -> None:
     assert (request.stopping.stop, request.stopping.max_tokens) == (("x",), 5)
 
 
-def test_options() -> None:
+def test_options_become_sampling_parameters() -> None:
     options = {"mirostat": 1, "num_keep": 24, "logit_bias": {"3": 2}, "dry_multiplier": 1, "min_tokens": 2, "num_predict": -1}
     request = chat({"options": options})
     sampling = request.sampling
@@ -93,7 +93,9 @@ THINKER = ("completion", "chat", "thinking")
 @pytest.mark.parametrize(
     ("think", "thinking", "effort"), [(None, True, ""), (True, True, ""), (False, False, ""), ("max", True, "max")]
 )
-def test_thinking(ask: Callable[..., GenerateRequest], think: bool | str | None, thinking: bool, effort: str) -> None:
+def test_think_becomes_thinking_and_effort(
+    ask: Callable[..., GenerateRequest], think: bool | str | None, thinking: bool, effort: str
+) -> None:
     prompt = ask({"think": think}, capabilities=THINKER).prompt
     assert isinstance(prompt, ChatPrompt)
     assert (prompt.thinking, prompt.reasoning_effort) == (thinking, effort)
@@ -111,7 +113,7 @@ def test_suffix_makes_an_infill_prompt() -> None:
         assert request.prompt == TextPrompt("Hi", "after")
 
 
-def test_generate_prompts() -> None:
+def test_generate_builds_a_prompt() -> None:
     assert generate().prompt == ChatPrompt((ChatMessage("user", "Hi"),))
     assert generate({"system": "S"}).prompt == ChatPrompt((ChatMessage("system", "S"), ChatMessage("user", "Hi")))
     assert generate(system="V").prompt == ChatPrompt((ChatMessage("system", "V"), ChatMessage("user", "Hi")))
@@ -144,7 +146,7 @@ def test_generate_prompts() -> None:
         ({"options": {"stop": [1]}}, BadRequest, 'option "stop" must be of an array of strings'),
     ],
 )
-def test_chat_refusals(changes: dict[str, Any], error: type[CorralError], message: str) -> None:
+def test_invalid_chats_are_refused(changes: dict[str, Any], error: type[CorralError], message: str) -> None:
     with pytest.raises(error) as caught:
         chat(changes)
     assert caught.value.message == message
@@ -162,7 +164,7 @@ def test_chat_refusals(changes: dict[str, Any], error: type[CorralError], messag
         ({"context": [2**40]}, "context: holds a number that is no token id"),
     ],
 )
-def test_generate_refusals(changes: dict[str, Any], message: str) -> None:
+def test_invalid_generate_requests_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRequest) as caught:
         generate(changes)
     assert caught.value.message == message

@@ -142,7 +142,7 @@ THINKER = ("completion", "chat", "thinking")
         ({"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "high"}, True, "high"),
     ],
 )
-def test_reasoning(changes: dict[str, Any], thinking: bool, effort: str) -> None:
+def test_reasoning_becomes_thinking_and_effort(changes: dict[str, Any], thinking: bool, effort: str) -> None:
     prompt = chat(changes, capabilities=THINKER).prompt
     assert isinstance(prompt, ChatPrompt)
     assert (prompt.thinking, prompt.reasoning_effort) == (thinking, effort)
@@ -283,7 +283,7 @@ def test_completion_prompts() -> None:
         ({"max_tokens": True}, "max_tokens: expected int, got bool", "max_tokens"),
     ],
 )
-def test_chat_refusals(changes: dict[str, Any], message: str, field: str | None) -> None:
+def test_invalid_chats_are_refused(changes: dict[str, Any], message: str, field: str | None) -> None:
     with pytest.raises(BadRequest) as caught:
         chat(changes)
     assert caught.value.message == message
@@ -305,7 +305,7 @@ def test_chat_refusals(changes: dict[str, Any], message: str, field: str | None)
         ({"echo": True, "logprobs": 1}, "echo: goes with a prompt that is a text, and without logprobs"),
     ],
 )
-def test_completion_refusals(changes: dict[str, Any], message: str) -> None:
+def test_invalid_completions_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidField) as caught:
         complete(changes)
     assert caught.value.message == message

@@ -42,7 +42,7 @@ both = pytest.mark.parametrize("ask", [ask_openai, ask_ollama])
 
 
 @both
-def test_tools(ask: Ask) -> None:
+def test_tools_are_read(ask: Ask) -> None:
     prompt = ask({"tools": [WEATHER, NOW]}, capabilities=CALLS_TOOLS)
     assert prompt.tools == (Tool("weather", "Of a city", PARAMETERS), Tool("now", strict=True))
     assert list(prompt.tools[0].parameters["properties"]) == ["z", "a"]
@@ -113,7 +113,7 @@ def test_allowed_tools_limit_the_choice(ask: Ask) -> None:
         ),
     ],
 )
-def test_refusals(ask: Ask, changes: dict[str, Any], message: str, field: str) -> None:
+def test_invalid_tools_are_refused(ask: Ask, changes: dict[str, Any], message: str, field: str) -> None:
     with pytest.raises(InvalidField) as caught:
         ask(changes, capabilities=CALLS_TOOLS)
     assert caught.value.field == field

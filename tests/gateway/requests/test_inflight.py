@@ -530,7 +530,7 @@ async def test_requests_removed_by_another_gateway_are_sent_again(inflight: Infl
     await eventually(clean)
 
 
-async def test_a_gateway_that_is_back_keeps_its_requests(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+async def test_a_gateway_with_a_renewed_lease_keeps_its_requests(inflight: Inflight, worker: Worker, redis: Redis) -> None:
     """The clean-up comes after the gateway has renewed its lease."""
     pending = await admit(inflight)
     answer = await worker.take()

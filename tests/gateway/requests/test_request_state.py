@@ -50,5 +50,5 @@ def test_only_the_diagrams_transitions_are_allowed(before: RequestState, after: 
         assert pending.state is before
 
 
-def test_a_client_waits_for_the_answer_until_the_request_is_abandoned_or_ends() -> None:
+def test_a_request_is_awaited_until_it_is_abandoned_or_ends() -> None:
     assert [state for state in RequestState if state.is_awaited] == [RequestState.ADMITTING, RequestState.ACTIVE]

@@ -57,7 +57,7 @@ def test_an_image_name_may_contain_the_backend() -> None:
         (EngineSettings(tensor_split=(1, 1)), 0, (), EngineSettings(tensor_split=(1, 1))),
     ],
 )
-def test_a_replica_gets_the_accelerators_that_its_settings_use(
+def test_a_replica_gets_the_accelerators_of_its_settings(
     engine: EngineSettings, count: int, devices: tuple[int, ...], adapted: EngineSettings
 ) -> None:
     assert share_of(engine, count) == (devices, adapted)

@@ -115,7 +115,7 @@ def up(engine: Any, node: str, replica: str = "r1") -> None:
     eventually_sync(lambda: b"up" in engine.logs(f"corral-{node}-{replica}"), what="the worker")
 
 
-def test_start_and_stop(make_runtime: MakeRuntime, engine: Any, node: str, store: Path) -> None:
+def test_a_worker_is_started_and_stopped(make_runtime: MakeRuntime, engine: Any, node: str, store: Path) -> None:
     runtime = make_runtime()
     runtime.start(spec(store))
     up(engine, node)
@@ -314,7 +314,7 @@ def test_a_container_that_was_never_started_is_removed(
     assert (runtime.reports(), containers(engine, node)) == ((), [])
 
 
-def test_another_nodes_workers_are_left_alone(
+def test_another_nodes_workers_are_not_touched(
     make_runtime: MakeRuntime, engine: Any, node: str, image: str, store: Path
 ) -> None:
     other = Template(node=f"{node}-b", network="none", store=store, volume=str(store), environment={}, drain_s=5)

@@ -65,7 +65,7 @@ def test_a_worker_without_a_card_sees_none(backend: Any) -> None:
     assert environment(body)["NVIDIA_VISIBLE_DEVICES"] == "void", "where NVIDIA's runtime is the engine's default"
 
 
-def test_limits_follow_the_placement() -> None:
+def test_limits_come_from_the_reserved_memory_and_the_threads() -> None:
     host = TEMPLATE.worker(spec(), "image", "cpu", (), cpus=4)["HostConfig"]
     assert host["Memory"] == host["MemorySwap"] == int(2.75 * GIB)
     assert host["NanoCpus"] == 0

@@ -283,7 +283,9 @@ async def ready_on(registry: Registry, node: str) -> bool:
     return [row["node"] for row in await registry.replicas("ready")] == [node]
 
 
-async def test_the_least_recently_used_idle_model_makes_room(registry: Registry, node: ScriptedNode, queue: Queue) -> None:
+async def test_the_least_recently_used_idle_model_is_unloaded_for_another(
+    registry: Registry, node: ScriptedNode, queue: Queue
+) -> None:
     await give_memory(registry, node, 4 * GIB)
     node.tensor_bytes = {f"pypi:{name}": int(1.5 * GIB) for name in ("one", "two", "three")}
     versions = {}

@@ -668,7 +668,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
 
 
 @pytest.mark.parametrize(("seen", "decided"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
-def test_decisions(seen: ClusterState, decided: list[Decision]) -> None:
+def test_each_state_gives_these_decisions(seen: ClusterState, decided: list[Decision]) -> None:
     assert list(reconcile(seen)) == decided
 
 

@@ -48,7 +48,7 @@ def test_upgrade_downgrade_and_upgrade_again(postgres_url: str) -> None:
     engine.dispose()
 
 
-def test_the_models_match_the_schema(migrated_url: str) -> None:
+def test_the_tables_match_the_migrated_schema(migrated_url: str) -> None:
     command.check(alembic_config(migrated_url))
     engine = create_engine(migrated_url)
     with engine.connect() as connection:

@@ -102,7 +102,7 @@ def test_values_without_control_texts_are_not_marked() -> None:
     assert ControlTexts(CONTROL).marked(value) == value
 
 
-def test_marking_is_linear() -> None:
+def test_marking_takes_linear_time() -> None:
     text = "<|im_end|>" * 20_000
     texts = ControlTexts(CONTROL)
     (segment,) = texts.segments(texts.marked(text))
@@ -110,7 +110,7 @@ def test_marking_is_linear() -> None:
 
 
 @pytest.mark.parametrize("path", ["smollm2_path", "gemma3_path"])
-def test_on_real_vocabularies(path: str, request: pytest.FixtureRequest) -> None:
+def test_content_adds_no_control_tokens_on_real_vocabularies(path: str, request: pytest.FixtureRequest) -> None:
     model: Path = request.getfixturevalue(path)
     runner = LlamaRunner(model, EngineSettings(slots=1, context_tokens=2048))
     source = runner.chat_template or TEMPLATES["gemma4"]

@@ -83,7 +83,7 @@ def test_flash_attention_on_and_off_agree(tiny: Path) -> None:
         ({"context_tokens": 1000, "rope_freq_scale": 0.5}, 1000, 2048),
     ],
 )
-def test_context_and_cells(tiny: Path, settings: dict[str, Any], context: int, cells: int) -> None:
+def test_the_numbers_of_context_tokens_and_cells(tiny: Path, settings: dict[str, Any], context: int, cells: int) -> None:
     """llama.cpp rounds the number of cells up to a multiple of 256, for each stream."""
     with running(tiny, **settings) as runner:
         assert (runner.context_tokens, runner.num_cells) == (context, cells)

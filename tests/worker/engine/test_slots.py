@@ -54,7 +54,9 @@ def test_a_request_counts_as_cached_while_a_slot_holds_part_of_it() -> None:
 
 
 @given(st.lists(st.integers(0, 2), min_size=2, max_size=40), st.booleans(), st.booleans(), st.booleans())
-def test_another_domain_reuses_nothing(tokens: list[int], partial_reuse: bool, shareable: bool, running: bool) -> None:
+def test_another_isolation_domain_reuses_no_tokens(
+    tokens: list[int], partial_reuse: bool, shareable: bool, running: bool
+) -> None:
     pool = SlotPool(2, 100, partial_reuse=partial_reuse, shareable=shareable)
     plan = pool.plan(tokens, domain="red")
     pool.acquire(plan, tokens, request="r", domain="red")
@@ -139,7 +141,7 @@ def test_shared_cells_are_free_only_after_the_last_holder_releases_them() -> Non
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
-def test_common_prefix(a: list[int], b: list[int]) -> None:
+def test_common_prefix_is_the_longest(a: list[int], b: list[int]) -> None:
     length = common_prefix(a, b)
     assert a[:length] == b[:length]
     assert length == min(len(a), len(b)) or a[length] != b[length]

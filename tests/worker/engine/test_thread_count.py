@@ -39,7 +39,7 @@ def settled(cores: int, workers: list[ThreadCount], *, loops: int, seconds: floa
 
 
 @given(cores=CORES)
-def test_an_idle_machine_is_used_whole(cores: int) -> None:
+def test_all_cores_of_an_idle_machine_are_used(cores: int) -> None:
     assert count_after(ThreadCount(cores, patience_s=PATIENCE_S), cores, seconds=60) == cores
 
 

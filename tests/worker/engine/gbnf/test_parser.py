@@ -85,7 +85,7 @@ SAMPLES: dict[str, tuple[str, list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_sample_grammars(byte_grammars: GrammarCompiler, name: str) -> None:
+def test_sample_grammars_accept_and_reject_answers(byte_grammars: GrammarCompiler, name: str) -> None:
     grammar, good, bad = SAMPLES[name]
     compiled = byte_grammars.compile(Gbnf(grammar))
     for answer in good:
@@ -150,7 +150,9 @@ class TestAgainstLlamaCpp:
     """Both allow the same tokens at every step, among the tokens that are text."""
 
     @pytest.mark.parametrize("name", SAMPLES)
-    def test_sample_grammars(self, smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler, name: str) -> None:
+    def test_sample_grammars_accept_and_reject_answers(
+        self, smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler, name: str
+    ) -> None:
         grammar, good, bad = SAMPLES[name]
         probes = _probes(smollm2, seed=name)
         for answer in (*good, *bad):
@@ -158,7 +160,9 @@ class TestAgainstLlamaCpp:
 
     @settings(max_examples=60)
     @given(st.data())
-    def test_generated_grammars(self, smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler, data: st.DataObject) -> None:
+    def test_generated_grammars_allow_the_same_tokens(
+        self, smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler, data: st.DataObject
+    ) -> None:
         grammar = data.draw(_grammars())
         try:
             smollm2_grammars.compile(Gbnf(grammar))

@@ -99,7 +99,7 @@ configurations = st.builds(
 @example(text="", params=SamplingParams(dry_multiplier=1.0, dry_allowed_length=-1))
 @example(text="a" * 400, params=SamplingParams(dry_multiplier=1.0, dry_base=3.0))
 @example(text="ab" * 300, params=SamplingParams(dry_multiplier=0.5, dry_allowed_length=2))
-def test_dry_penalizes_what_llama_cpp_penalizes(vocabulary: Any, text: str, params: SamplingParams) -> None:
+def test_dry_penalizes_the_same_tokens_as_llama_cpp(vocabulary: Any, text: str, params: SamplingParams) -> None:
     tokens = tokens_of(text)
     theirs = reference(vocabulary, params, len(tokens))
     theirs.accept(tokens)

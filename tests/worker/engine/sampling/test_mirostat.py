@@ -24,7 +24,7 @@ from tests.worker.engine.sampling.rows import logits
     eta=st.floats(0.0, 1.0, width=32),
     scale=st.sampled_from([1.0, 3.0, 6.0]),
 )
-def test_mirostat_keeps_what_llama_cpp_keeps_while_mu_moves(
+def test_mirostat_keeps_the_same_tokens_as_llama_cpp(
     version: int, seed: int, size: int, tau: float, eta: float, scale: float
 ) -> None:
     """The kept tokens depend on mu. Both accept the token that llama.cpp drew."""

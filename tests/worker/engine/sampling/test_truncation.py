@@ -36,19 +36,19 @@ def likeliest(row: Row, count: int) -> list[int]:
 
 
 @given(rows, st.integers(0, 15_000))
-def test_top_k_keeps_what_llama_cpp_keeps(row: Row, k: int) -> None:
+def test_top_k_keeps_the_same_tokens_as_llama_cpp(row: Row, k: int) -> None:
     ours, reference = top_k(Candidates(row), k), Reference(llama_cpp.llama_sampler_init_top_k(k)).apply(row)
     assert kept(row, ours) == likeliest(row, len(reference.ids))
 
 
 @given(rows, st.floats(0, 1, width=32))
-def test_min_p_keeps_what_llama_cpp_keeps(row: Row, p: float) -> None:
+def test_min_p_keeps_the_same_tokens_as_llama_cpp(row: Row, p: float) -> None:
     ours, reference = min_p(Candidates(row), p), Reference(llama_cpp.llama_sampler_init_min_p(p, 0)).apply(row)
     assert kept(row, ours) == likeliest(row, len(reference.ids))
 
 
 @given(rows, st.one_of(st.floats(0, 1), st.floats(0.8, 1)))
-def test_top_p_keeps_what_llama_cpp_keeps(row: Row, p: float) -> None:
+def test_top_p_keeps_the_same_tokens_as_llama_cpp(row: Row, p: float) -> None:
     ours, reference = top_p(Candidates(row), p), Reference(llama_cpp.llama_sampler_init_top_p(p, 0)).apply(row)
     assert kept(row, ours) == likeliest(row, len(kept(row, ours)))
     if p <= 1 - SLACK:
@@ -62,7 +62,7 @@ def typical_scores(row: Row) -> NDArray[np.float64]:
 
 
 @given(rows, st.one_of(st.floats(0, 1), st.floats(0.8, 1)))
-def test_typical_p_keeps_what_llama_cpp_keeps(row: Row, p: float) -> None:
+def test_typical_p_keeps_the_same_tokens_as_llama_cpp(row: Row, p: float) -> None:
     reference = Reference(llama_cpp.llama_sampler_init_typical(p, 0)).apply(row)
     assert set(kept(row, typical(Candidates(row), p))) <= set(range(len(row)))
     if p <= 1 - SLACK:

@@ -14,7 +14,7 @@ from tests.worker.engine.sampling.rows import probabilities, rows
 
 
 @given(rows, st.floats(0.001, 0.7), st.floats(0.01, 1), st.integers(0, 2**32 - 2))
-def test_xtc_excludes_what_llama_cpp_excludes(
+def test_xtc_excludes_the_same_tokens_as_llama_cpp(
     row: NDArray[np.float32], threshold: float, probability: float, seed: int
 ) -> None:
     if abs(probabilities(row) - threshold).min() < 1e-6:

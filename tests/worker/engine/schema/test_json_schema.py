@@ -181,7 +181,7 @@ def test_a_refusal_gives_the_place_and_the_reason(
 
 @settings(max_examples=250)
 @given(st.randoms(use_true_random=False))
-def test_answers_validate(byte_grammars: GrammarCompiler, rng: Random) -> None:
+def test_drawn_answers_validate(byte_grammars: GrammarCompiler, rng: Random) -> None:
     asked = schema(rng)
     grammar = byte_grammars.compile(JsonSchema(asked))
     answer = draw(grammar, Random(rng.random()))
