@@ -54,7 +54,7 @@ Figures = dict[str, float]
 
 
 @dataclass
-class Asked:
+class UserRequest:
     system: int
     at_s: float
     started_s: float = 0.0
@@ -68,7 +68,7 @@ class Users:
     """A gateway that sends requests and reads replies. With `knowing`, it gives the queue the prefixes of its prompts."""
 
     def __init__(self, redis: Redis, *, knowing: bool) -> None:
-        self.asked: dict[str, Asked] = {}
+        self.asked: dict[str, UserRequest] = {}
         self._queue = Queue(redis)
         self._reader = ReplyReader(redis, GATEWAY)
         self._gateways = Gateways(redis)
@@ -90,7 +90,7 @@ class Users:
             sampling=SamplingParams(temperature=0),
             stopping=StopConditions(ANSWER_TOKENS),
         )
-        asked = self.asked[request.id] = Asked(system, time.perf_counter())
+        asked = self.asked[request.id] = UserRequest(system, time.perf_counter())
         begins = prefixes(request) if self._knowing else ()
         await self._queue.enqueue(request, cost=SYSTEM_TOKENS, limit=100_000, begins=begins)
         await asked.done.wait()
@@ -129,7 +129,7 @@ async def run(url: str, *, rate: float, seconds: float, knowing: bool) -> Figure
         return figures(list(users.asked.values()))
 
 
-def figures(asked: list[Asked]) -> Figures:
+def figures(asked: list[UserRequest]) -> Figures:
     """Times in milliseconds. `busiest` is the share of all requests that went to the replica with the most."""
     ideal = SYSTEM_TOKENS * (len(asked) - len({one.system for one in asked}))
     waits = [(one.started_s - one.at_s) * 1000 for one in asked]

@@ -197,11 +197,11 @@ def recorder(corral: str, file: Path) -> Iterator[str]:
         server.server_close()
 
 
-def eventually(look: Callable[[], Any], within_s: float, what: str) -> Any:
+def eventually(condition: Callable[[], Any], within_s: float, what: str) -> Any:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:
-            if found := look():
+            if found := condition():
                 return found
         except (httpx.HTTPError, KeyError):
             pass

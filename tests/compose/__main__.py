@@ -91,25 +91,25 @@ def prepare(folder: Path) -> None:
         files.append("tests/compose/wheels.yaml")
     cluster = Cluster(folder, port=0, grafana_port=0, files=files).with_variables(CORRAL_TEST_WHEELS=str(folder))
     cluster.run("ops/secrets.sh")
-    began = time.monotonic()
+    started = time.monotonic()
     try:
         cluster.compose("build", "registry", "worker-image", timeout_s=3600)
     except Failed as failure:
         print(f"the images are built once more, since a download may have broken off:\n{failure}", flush=True)
         cluster.compose("build", "registry", "worker-image", timeout_s=3600)
-    print(f"images built in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"images built in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def attempt(check: Callable[[Cluster], None], cluster: Cluster) -> bool:
     title = (check.__doc__ or check.__name__).splitlines()[0].rstrip(".")
-    began = time.monotonic()
+    started = time.monotonic()
     try:
         check(cluster)
     except (Exception, SystemExit):
         print(f"FAILED  {title}\n{traceback.format_exc()}", flush=True)
         print(cluster.compose("ps", "--all"), cluster.compose("logs", "--tail", "30"), sep="\n", flush=True)
         return False
-    print(f"ok  {time.monotonic() - began:5.1f} s  {title}", flush=True)
+    print(f"ok  {time.monotonic() - started:5.1f} s  {title}", flush=True)
     return True
 
 

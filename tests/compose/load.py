@@ -21,7 +21,7 @@ class Outcome:
     """`wait_s` is the time to the first piece, `gap_s` the longest time between two pieces. `error` is empty if all tokens
     arrived."""
 
-    began_at: float
+    started_at: float
     wait_s: float
     gap_s: float
     error: str
@@ -70,7 +70,7 @@ class Load:
 
     def _stream(self, client: openai.OpenAI, tokens: int) -> Outcome:
         question: list[Any] = [{"role": "user", "content": "Count to a million."}]
-        began = last = time.monotonic()
+        started = last = time.monotonic()
         wait_s = gap_s = 0.0
         came, finish = 0, None
         error = ""
@@ -79,7 +79,7 @@ class Load:
             for chunk in client.chat.completions.create(**options, stream_options={"include_usage": True}):
                 now = time.monotonic()
                 if not wait_s:
-                    wait_s = now - began
+                    wait_s = now - started
                 else:
                     gap_s = max(gap_s, now - last)
                 last = now
@@ -90,4 +90,4 @@ class Load:
             error = f"{type(failure).__name__}: {failure}" + (f" ({type(cause).__name__}: {cause})" if cause else "")
         if not error and (finish != "length" or came != tokens):
             error = f"{came} of {tokens} tokens, finished by {finish}"
-        return Outcome(began, wait_s or time.monotonic() - began, gap_s, error)
+        return Outcome(started, wait_s or time.monotonic() - started, gap_s, error)

@@ -106,8 +106,7 @@ def keeps_what_serves(cluster: Cluster) -> None:
 
 
 def survives_the_loss_of_everything(cluster: Cluster) -> None:
-    """`ops/backup.sh --models`, then everything is removed, then `ops/restore.sh`: the key, the model and the deployment are
-    back."""
+    """`ops/backup.sh --models`, loss of everything, `ops/restore.sh`: the key, the model and the deployment are back."""
     archive = cluster.folder / "backup.tar"
     cluster.run("ops/backup.sh", "--models", str(archive))
     assert "is there already" in cluster.run("ops/backup.sh", str(archive), fails=True)

@@ -71,7 +71,7 @@ def comes_up(cluster: Cluster) -> None:
     assert httpx.get(f"http://127.0.0.1:{cluster.port}/readyz").json() == {"status": "ok"}
 
 
-def is_shut(cluster: Cluster) -> None:
+def is_protected(cluster: Cluster) -> None:
     """A key is required, only the gateway's door and Grafana are published, and no secret is in an environment."""
     assert httpx.get(f"http://127.0.0.1:{cluster.port}/v1/models").status_code == 401
     published = {}
@@ -87,8 +87,7 @@ def is_shut(cluster: Cluster) -> None:
 
 
 def has_few_rights(cluster: Cluster) -> None:
-    """Every container runs without root and capabilities, with limits and a read-only file system; only the agent has the
-    engine's socket."""
+    """Containers run without root and capabilities, read-only and limited; only the agent has the engine's socket."""
     for service in cluster.compose("ps", "--format", "{{.Service}}").split():
         container = cluster.container(service)
         host = container["HostConfig"]
@@ -209,7 +208,7 @@ def goes_down(cluster: Cluster) -> None:
 
 CHECKS: tuple[Callable[[Cluster], None], ...] = (
     comes_up,
-    is_shut,
+    is_protected,
     has_few_rights,
     pulls,
     chats,

@@ -47,25 +47,25 @@ class Answer:
 
     async def started(self, *, cached_tokens: int = 1) -> None:
         prompt_ids = PROMPT_IDS if self.request.return_prompt_ids else ()
-        await self._say(Started(self.request.id, self.epoch, self._next(), len(PROMPT_IDS), cached_tokens, prompt_ids))
+        await self._publish(Started(self.request.id, self.epoch, self._next(), len(PROMPT_IDS), cached_tokens, prompt_ids))
 
     async def frame(self, text: str = "", *token_ids: int, **more: Any) -> None:
         """`more` are further fields of Frame."""
         ids = token_ids or (100 + self._tokens,)
         self._tokens += len(ids)
-        await self._say(Frame(self.request.id, self.epoch, self._next(), ids, text, **more))
+        await self._publish(Frame(self.request.id, self.epoch, self._next(), ids, text, **more))
 
     async def finished(self, *reasons: FinishReason, cached_tokens: int = 1) -> None:
         """`reasons` of each choice; by default one choice that stopped."""
         usage = Usage(len(PROMPT_IDS), cached_tokens, self._tokens)
         ended = reasons or (FinishReason.STOP,)
-        await self._say(Finished(self.request.id, self.epoch, self._next(), ended, usage, TIMINGS))
+        await self._publish(Finished(self.request.id, self.epoch, self._next(), ended, usage, TIMINGS))
 
     async def failed(self, code: str, message: str, *, field: str = "") -> None:
-        await self._say(Failed(self.request.id, self.epoch, self._next(), code, message, field))
+        await self._publish(Failed(self.request.id, self.epoch, self._next(), code, message, field))
 
     async def handed_over(self) -> None:
-        await self._say(HandedOver(self.request.id, self.epoch, self._next()))
+        await self._publish(HandedOver(self.request.id, self.epoch, self._next()))
 
     async def whole(self, *texts: str, reason: FinishReason = FinishReason.STOP) -> None:
         await self.started()
@@ -77,7 +77,7 @@ class Answer:
         self.seq += 1
         return self.seq - 1
 
-    async def _say(self, event: Event) -> None:
+    async def _publish(self, event: Event) -> None:
         await self._worker.publish(self.request.gateway, event)
 
 

@@ -28,7 +28,7 @@ import httpx
 
 from benchmarks.comparison.models import MODELS
 from tests.faults.cluster import SLOTS, Cluster, running
-from tests.faults.kinds import KINDS, Asked
+from tests.faults.kinds import KINDS, RunningRequest
 
 #: With real weights: the slots of a worker (one thread each), the tokens of an answer, and the time between two kills. With
 #: larger values a worker might not recompute its requests before it is killed too.
@@ -65,7 +65,7 @@ async def client(
     async with patient(cluster) as http:
         while time.monotonic() < until:
             kind, kills = next(kinds), tally.kills
-            asked = Asked(http, kind, tokens=tokens)
+            asked = RunningRequest(http, kind, tokens=tokens)
             try:
                 answer = await asked.task
             except httpx.HTTPError as error:
@@ -114,7 +114,7 @@ def patient(cluster: Cluster) -> httpx.AsyncClient:
 
 async def undisturbed(cluster: Cluster) -> Results:
     async with patient(cluster) as http:
-        asked = [Asked(http, kind) for kind in KINDS]
+        asked = [RunningRequest(http, kind) for kind in KINDS]
         return {one.kind: (await one.task).result() for one in asked}
 
 

@@ -13,7 +13,7 @@ import pytest_asyncio
 from services.protocol.reports import WorkerReport
 from tests.conditions import eventually
 from tests.faults.cluster import VERSION, Cluster, frozen, running
-from tests.faults.kinds import KINDS, Asked
+from tests.faults.kinds import KINDS, RunningRequest
 
 #: The request whose progress determines when the fault happens, and its tokens.
 LEADER = "plain"
@@ -33,7 +33,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 @pytest_asyncio.fixture(scope="module")
 async def undisturbed(cluster: Cluster) -> Results:
     async with client_of(cluster) as http:
-        asked = [Asked(http, kind) for kind in KINDS]
+        asked = [RunningRequest(http, kind) for kind in KINDS]
         results = {one.kind: (await one.task).result() for one in asked}
     for kind, one in results.items():
         assert one["error"] is None, (kind, one)
@@ -54,7 +54,7 @@ def client_of(cluster: Cluster) -> httpx.AsyncClient:
 class Disturbance:
     """Every kind of request at once, all of them on one worker: the `victim`."""
 
-    def __init__(self, asked: list[Asked], victim: WorkerReport, pid: int) -> None:
+    def __init__(self, asked: list[RunningRequest], victim: WorkerReport, pid: int) -> None:
         self.asked = asked
         self.victim = victim
         self.pid = pid
@@ -77,7 +77,7 @@ async def ask_everything(cluster: Cluster, http: httpx.AsyncClient, **more: Any)
     others = [cluster.pid(replica) for replica in cluster.runtime.running() - {victim.replica}]
     with frozen(*others):
         with frozen(pid):
-            asked = [Asked(http, kind, **more) for kind in KINDS]
+            asked = [RunningRequest(http, kind, **more) for kind in KINDS]
             await eventually(lambda: waiting(cluster, len(KINDS)), timeout_s=20)
         # Do not wait for the claims: a short request may have ended before the last one is claimed.
         await eventually(lambda: waiting(cluster, 0), timeout_s=20)

@@ -115,7 +115,7 @@ def at_most(tokens: int, body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "max_tokens": min(tokens, body["max_tokens"])}
 
 
-class Asked:
+class RunningRequest:
     """A running request. `pace_s` delays the client after each piece; `tokens` limits the answer. `longest_wait_s` is the
     longest time between two pieces after the first one."""
 

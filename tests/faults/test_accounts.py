@@ -12,7 +12,7 @@ from services.protocol.reports import WorkerReport
 from tests.conditions import eventually
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import Results, ask_everything, client_of
-from tests.faults.kinds import KINDS, Asked
+from tests.faults.kinds import KINDS, RunningRequest
 from tests.scraping import scrape
 
 ROUNDS = 5
@@ -44,7 +44,7 @@ async def test_a_worker_leaks_no_descriptor(cluster: Cluster) -> None:
     process, descriptors = psutil.Process(cluster.pid(worker.replica)), []
     for _ in range(ROUNDS):
         async with client_of(cluster) as http:
-            asked = [Asked(http, kind) for _ in range(3) for kind in KINDS]
+            asked = [RunningRequest(http, kind) for _ in range(3) for kind in KINDS]
             await eventually(lambda: any(one.answer.texts for one in asked))  # noqa: B023 it is over before the next round
             for one in leave(asked):
                 await one.task
@@ -58,7 +58,7 @@ def is_steady(descriptors: list[int]) -> bool:
     return max(descriptors[2:]) - max(descriptors[:2]) < ROUNDS - 2
 
 
-def leave(asked: list[Asked]) -> list[Asked]:
+def leave(asked: list[RunningRequest]) -> list[RunningRequest]:
     """Cancels some of the requests; returns the others."""
     for one in asked[::LEAVING]:
         one.task.cancel()

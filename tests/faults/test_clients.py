@@ -12,7 +12,7 @@ import httpx
 from tests.conditions import eventually
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import Results, ask_everything, waiting
-from tests.faults.kinds import KINDS, Asked
+from tests.faults.kinds import KINDS, RunningRequest
 
 ENDLESS = {"model": "fake", "prompt": "On and on", "raw": True, "options": {"temperature": 0, "num_predict": 900}}
 LONG = {**ENDLESS, "prompt": "x" * 900}
@@ -76,7 +76,7 @@ async def test_work_of_a_killed_gateway_is_aborted(cluster: Cluster, http: httpx
     await eventually(is_idle)
     assert time.monotonic() - killed_at < 3.3, "the limit, and a report"
     await cluster.start_gateway()
-    again = [Asked(http, kind) for kind in KINDS]
+    again = [RunningRequest(http, kind) for kind in KINDS]
     assert {one.kind: (await one.task).result() for one in again} == undisturbed
     await http.aclose()
     await eventually(cluster.is_clean)

@@ -14,7 +14,7 @@ import pytest_asyncio
 from tests.conditions import eventually
 from tests.faults.cluster import Cluster, frozen, running
 from tests.faults.conftest import Results
-from tests.faults.kinds import KINDS, Asked
+from tests.faults.kinds import KINDS, RunningRequest
 from tests.gateway.process import gateway
 
 #: Below, at and above the leases of gateways (2 s) and workers (3 s), and as long as a gateway waits for Redis.
@@ -36,12 +36,12 @@ async def stall(pid: int, seconds: float) -> None:
         await asyncio.sleep(seconds)  # the fault itself
 
 
-async def started(asked: list[Asked]) -> None:
+async def started(asked: list[RunningRequest]) -> None:
     """Waits until each client has at least a part of its answer."""
     await eventually(lambda: all(one.answer.texts or one.answer.reasoning or one.task.done() for one in asked), timeout_s=30)
 
 
-async def results_of(asked: list[Asked]) -> Results:
+async def results_of(asked: list[RunningRequest]) -> Results:
     return {one.kind: (await asyncio.wait_for(one.task, 60)).result() for one in asked}
 
 
@@ -58,7 +58,7 @@ async def test_answers_are_the_same_after_a_pause_of_gateways(cluster: Cluster, 
         for seconds in STALLS_S:
             process, url = await stack.enter_async_context(gateway(cluster.redis_url))
             http = await stack.enter_async_context(clients_of(url))
-            stalls.append((seconds, process.pid, [Asked(http, kind) for kind in KINDS]))
+            stalls.append((seconds, process.pid, [RunningRequest(http, kind) for kind in KINDS]))
         await started([one for *_, asked in stalls for one in asked if one.kind == "plain"])
         await asyncio.gather(*(stall(pid, seconds) for seconds, pid, _ in stalls))
         for seconds, _, asked in stalls:
@@ -70,7 +70,7 @@ async def test_answers_are_the_same_after_a_pause_of_workers(cluster: Cluster, u
     """Other workers take over their requests. Afterwards the paused workers drop these, and claim again with a new lease."""
     victims = (await cluster.serving(len(STALLS_S) + 1))[: len(STALLS_S)]
     async with clients_of(cluster.url) as http:
-        rounds = [[Asked(http, kind) for kind in KINDS] for _ in range(4)]
+        rounds = [[RunningRequest(http, kind) for kind in KINDS] for _ in range(4)]
         await started([one for asked in rounds for one in asked if one.kind == "plain"])
         pids = [cluster.pid(victim.replica) for victim in victims]
         await asyncio.gather(*(stall(pid, seconds) for pid, seconds in zip(pids, STALLS_S, strict=True)))
@@ -86,7 +86,7 @@ async def test_answers_are_the_same_after_a_pause_of_workers(cluster: Cluster, u
 async def test_answers_are_the_same_after_a_pause_of_redis(cluster: Cluster, undisturbed: Results, seconds: int) -> None:
     """Every lease has expired when Redis continues."""
     async with clients_of(cluster.url) as http:
-        asked = [Asked(http, kind) for kind in KINDS]
+        asked = [RunningRequest(http, kind) for kind in KINDS]
         await started([one for one in asked if one.kind == "plain"])
         with cluster.redis_frozen():
             await asyncio.sleep(seconds)  # the fault itself

@@ -238,10 +238,10 @@ async def test_an_unread_answer_is_given_up(settings: Settings, routes: Routes, 
             else:
                 await answer.finished()
 
-            async def has_a_place_again() -> bool:
+            async def is_accepted_again() -> bool:
                 return status_of(await answer_to(url, GET + b"Connection: close\r\n\r\n")) == 200
 
-            await eventually(has_a_place_again)
+            await eventually(is_accepted_again)
 
 
 async def test_http_1_0_gets_no_chunks(shared_url: str) -> None:

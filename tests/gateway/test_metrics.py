@@ -202,10 +202,10 @@ async def test_a_request_that_waits_too_long_counts_as_expired(watched: Watched)
 
 
 async def test_the_lag_of_the_event_loop_is_measured(watched: Watched) -> None:
-    async def looked() -> bool:
+    async def measured_lag() -> bool:
         return (await watched.scrape()).sum("corral_gateway_loop_lag_seconds_count") > 2
 
-    await eventually(looked)
+    await eventually(measured_lag)
 
 
 async def test_the_registry_can_find_the_metrics_address(watched: Watched, redis: Redis) -> None:

@@ -259,7 +259,7 @@ NAMES = st.sampled_from(["x", "y", "z"]).map(ModelName.parse)
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Against the simplest model there is: a name has blobs."""
+    """Compares the store with a simple model: each name has a set of blobs."""
 
     root: Path
 
@@ -306,12 +306,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = Store(self.root)
 
     @invariant()
-    def holds_what_the_models_need_and_no_more(self) -> None:
+    def holds_exactly_the_blobs_of_its_models(self) -> None:
         assert digests(self.store) == set().union(*self.models.values(), *self.kept.values())
         for blob in self.store.blobs():
             assert sha256(self.store.blob(blob.digest).read_bytes()) == blob.digest.removeprefix("sha256:")
 
 
-def test_any_sequence_of_changes(tmp_path: Path) -> None:
+def test_any_sequence_of_changes_keeps_exactly_the_needed_blobs(tmp_path: Path) -> None:
     StoreMachine.root = tmp_path
     run_state_machine_as_test(StoreMachine, settings=settings(max_examples=20, stateful_step_count=10, deadline=None))

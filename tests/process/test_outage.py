@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 @pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def recorded_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -24,7 +24,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waits
 
 
-async def test_loops_share_an_outage(caplog: pytest.LogCaptureFixture, slept: list[float]) -> None:
+async def test_loops_share_an_outage(caplog: pytest.LogCaptureFixture, recorded_waits: list[float]) -> None:
     caplog.set_level(logging.INFO)
     outage, gone = Outage(log), Unavailable("Redis does not answer")
     for loop in ("claims", "reports", "claims"):
@@ -40,12 +40,12 @@ async def test_loops_share_an_outage(caplog: pytest.LogCaptureFixture, slept: li
     assert caplog.messages[1].startswith("outage over: seconds=")
 
 
-async def test_waits_grow_up_to_a_limit_with_jitter(slept: list[float]) -> None:
+async def test_waits_grow_up_to_a_limit_with_jitter(recorded_waits: list[float]) -> None:
     outage, gone = Outage(log), Unavailable("Redis does not answer")
     for _ in range(12):
         await outage.wait("claims", gone)
     limits = [min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**number) for number in range(12)]
-    assert all(limit / 2 <= wait <= limit for wait, limit in zip(slept, limits, strict=True))
+    assert all(limit / 2 <= wait <= limit for wait, limit in zip(recorded_waits, limits, strict=True))
     outage.over("claims")
     await outage.wait("claims", gone)
-    assert slept[-1] <= FIRST_WAIT_S
+    assert recorded_waits[-1] <= FIRST_WAIT_S

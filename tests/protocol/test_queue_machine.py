@@ -118,7 +118,7 @@ class QueueMachine(RuleBasedStateMachine):
             [self.arrive] * 3
             + [self.claim] * 5
             + [self.change_a_worker] * 4
-            + [self.look_for_lost] * 2
+            + [self.find_lost] * 2
             + [self.refuse, self.forget]
         )
         if self.claimed():
@@ -220,7 +220,7 @@ class QueueMachine(RuleBasedStateMachine):
         elif worker in self.leased:
             self.fall_silent(worker)
         if data.draw(st.booleans()):
-            self.look_for_lost(data)
+            self.find_lost(data)
 
     def report(self, worker: str) -> None:
         self.do(self.queue.report(a_report(worker, version=WORKERS[worker]), lease_ms=LEASE_MS))
@@ -235,7 +235,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert time.monotonic() < deadline
         self.leased.discard(worker)
 
-    def look_for_lost(self, data: st.DataObject) -> None:
+    def find_lost(self, data: st.DataObject) -> None:
         gateway = data.draw(st.sampled_from(GATEWAYS))
         lost = self.do(self.queue.lost(gateway))
         assert len(lost) == len(set(lost))
@@ -259,7 +259,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_request_is_in_one_place_and_every_other_key_expires(self) -> None:
-        places, keys, lasting = self.look()
+        places, keys, lasting = self.read_redis()
         assert places == {entry.id: entry.worker for entry in self.alive.values()}
         assert {key for key in keys if key.startswith("t:waiting:")} == {
             f"t:waiting:{entry.version}:{entry.priority.band}:{entry.caller}"
@@ -272,7 +272,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert depth.callers == Counter(entry.caller for entry in waiting)
         assert lasting <= {"t:workers", "t:demand", *(f"t:demand:{version}" for version in VERSIONS)}
 
-    def look(self) -> tuple[dict[str, str | None], list[str], set[str]]:
+    def read_redis(self) -> tuple[dict[str, str | None], list[str], set[str]]:
         """Where Redis has each request (None if it waits), all keys, and the keys without an expiry."""
         keys = sorted(key.decode() for key in self.observer.keys("*"))
         with self.observer.pipeline() as pipe:

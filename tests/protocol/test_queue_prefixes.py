@@ -32,7 +32,7 @@ async def serve(queue: Queue, worker: str, request: str, text: str = PIRATE) -> 
     assert await queue.settle(request, 1, cost=10)
 
 
-async def awake(queue: Queue, worker: str) -> bool:
+async def is_woken(queue: Queue, worker: str) -> bool:
     return isinstance(await queue.next_control(worker, timeout_s=0.001), Wake)
 
 
@@ -69,8 +69,8 @@ async def test_the_idle_worker_that_holds_the_prefix_is_woken(queue: Queue) -> N
     for text, holder, another in ((PIRATE, "w1", "w2"), (PARROT, "w2", "w1")) * 3:
         assert await take(queue, "w1") == await take(queue, "w2") == []  # both are idle
         await put(queue, f"for {holder}", text)
-        assert await awake(queue, holder)
-        assert not await awake(queue, another)
+        assert await is_woken(queue, holder)
+        assert not await is_woken(queue, another)
         assert await take(queue, holder) == [f"for {holder}"]
         await queue.settle(f"for {holder}", 1, cost=10)
 

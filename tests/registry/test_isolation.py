@@ -105,10 +105,10 @@ async def test_a_version_with_bad_metadata_fails_alone_and_can_be_deleted(
     pinned = await registry.http.put("/registry/v1/deployments/hostile", json={"replicas": 1})
     assert pinned.status_code == 200
 
-    async def says_why() -> bool:
+    async def shows_the_reason() -> bool:
         return any(reason.startswith("its file has a ") for reason in (await registry.get("status"))["waiting"])
 
-    await eventually(says_why)
+    await eventually(shows_the_reason)
     assert (await registry.http.get("/readyz")).status_code == 200
     await registry.get("models/show", name="hostile")
     assert (await registry.http.request("DELETE", "/registry/v1/models", json={"model": "hostile"})).status_code == 200

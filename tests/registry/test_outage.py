@@ -124,10 +124,10 @@ async def test_a_pull_is_refused_while_the_disk_of_the_queue_is_full(
             health = await registry.http.get("/readyz")
             assert (health.status_code, health.json()["missing"]) == (503, ["the queue's disk is full"])
 
-        async def goes_on() -> bool:
+        async def is_ready_again() -> bool:
             return (await registry.http.get("/readyz")).status_code == 200
 
-        await eventually(goes_on, timeout_s=20)
+        await eventually(is_ready_again, timeout_s=20)
 
 
 def test_it_refuses_to_start_with_one_sentence(postgres_url: str, migrated_url: str) -> None:

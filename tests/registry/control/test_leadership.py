@@ -25,7 +25,7 @@ async def test_only_one_leads(migrated_url: str) -> None:
 async def test_a_stalled_leader_is_replaced_and_notices(migrated_url: str) -> None:
     stalled, standby = Database(migrated_url), Database(migrated_url)
 
-    async def stall_and_go_on() -> None:
+    async def stall_while_leading() -> None:
         async with leadership(stalled, silence_ms=100) as leader:
             assert leader is not None
             await eventually(leads)
@@ -36,6 +36,6 @@ async def test_a_stalled_leader_is_replaced_and_notices(migrated_url: str) -> No
             return isinstance(leader, Leadership)
 
     with pytest.raises(Unavailable):
-        await stall_and_go_on()
+        await stall_while_leading()
     await stalled.close()
     await standby.close()

@@ -17,7 +17,7 @@ ROUND = (
 )
 
 
-class Shown:
+class RenderedTemplate:
     """A template and the text that it renders."""
 
     def __init__(self, source: str) -> None:
@@ -28,8 +28,8 @@ class Shown:
         return self._template.render(prompt).text
 
 
-def template(source: str) -> Shown:
-    return Shown(source)
+def template(source: str) -> RenderedTemplate:
+    return RenderedTemplate(source)
 
 
 def test_messages_special_tokens_and_the_generation_prompt() -> None:
