@@ -11,8 +11,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-#: Tools in the system message, calls as JSON in tags, reasoning kept only after the last question, and an empty reasoning block
-#: if thinking is off.
+#: Tools in the system message, calls as JSON in tags, reasoning in <think> tags, and an empty reasoning block if thinking is off.
 HERMES = """\
 {%- if tools %}<|im_start|>system
 {{ messages[0].content if messages[0].role == 'system' }}<tools>
