@@ -1,14 +1,14 @@
-"""Whether requests that begin alike meet the replica that holds their beginning, and what they wait for it.
+"""Whether requests with the same start of a prompt reach the replica that holds it, and how long they wait for it.
 
     python benchmarks/affinity.py [--json FILE] [--seconds N] [--rates 4,8,16]
 
-Four real workers whose model is scripted: a step takes 20 ms and 0.15 ms for each token in it, so a system prompt of 4,000 tokens takes
-0.6 s to compute and an answer of 48 about a second. 200 users share 20 system prompts; each asks at random times, a Poisson process, the
-same in both runs of a rate. Once the queue knows how the prompts begin, and once it does not: then whoever has a free slot takes the
-oldest request, which no queue for each replica can do better than. Everything starts anew for each run. Takes five minutes.
+Four real workers run a scripted model: a step takes 20 ms plus 0.15 ms per token, so a system prompt of 4,000 tokens takes 0.6 s and an
+answer of 48 tokens about a second. 200 users share 20 system prompts and ask at random times, a Poisson process that is the same in both
+runs of a rate. In one run the queue knows the prefixes of the prompts. In the other it does not: then any free slot takes the oldest
+request, and no queue per replica can do better than that. Each run starts with empty caches. Takes five minutes.
 
-*Hits* are the tokens of system prompts that came from a cache, as a part of what an endless cache that all replicas share would have
-given: all but the first time of each. *Wait* is until a worker has begun with the request, *first* until its first token.
+*Hits* are the cached tokens of system prompts, as a share of what an endless cache shared by all replicas would give (all but the first
+use of each). *Wait* is the time until a worker starts the request, *first* the time until its first token.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ Figures = dict[str, float]
 
 
 @dataclass
-class Asked:
+class UserRequest:
     system: int
     at_s: float
-    begun_s: float = 0.0
+    started_s: float = 0.0
     first_s: float = 0.0
     cached_tokens: int = 0
     worker: str = ""
@@ -65,10 +65,10 @@ class Asked:
 
 
 class Users:
-    """A gateway that asks and listens. `knowing`: it tells the queue how its prompts begin."""
+    """A gateway that sends requests and reads replies. With `knowing`, it gives the queue the prefixes of its prompts."""
 
     def __init__(self, redis: Redis, *, knowing: bool) -> None:
-        self.asked: dict[str, Asked] = {}
+        self.asked: dict[str, UserRequest] = {}
         self._queue = Queue(redis)
         self._reader = ReplyReader(redis, GATEWAY)
         self._gateways = Gateways(redis)
@@ -90,7 +90,7 @@ class Users:
             sampling=SamplingParams(temperature=0),
             stopping=StopConditions(ANSWER_TOKENS),
         )
-        asked = self.asked[request.id] = Asked(system, time.perf_counter())
+        asked = self.asked[request.id] = UserRequest(system, time.perf_counter())
         begins = prefixes(request) if self._knowing else ()
         await self._queue.enqueue(request, cost=SYSTEM_TOKENS, limit=100_000, begins=begins)
         await asked.done.wait()
@@ -105,7 +105,7 @@ class Users:
     async def _note(self, event: Event, worker: str) -> None:
         asked, now_s = self.asked[event.request], time.perf_counter()
         if isinstance(event, Started):
-            asked.begun_s, asked.cached_tokens, asked.worker = now_s, event.cached_tokens, worker
+            asked.started_s, asked.cached_tokens, asked.worker = now_s, event.cached_tokens, worker
         elif isinstance(event, Frame):
             asked.first_s = asked.first_s or now_s
         else:
@@ -129,10 +129,10 @@ async def run(url: str, *, rate: float, seconds: float, knowing: bool) -> Figure
         return figures(list(users.asked.values()))
 
 
-def figures(asked: list[Asked]) -> Figures:
-    """Times in milliseconds. `busiest`: the part of all requests that went to the replica with the most."""
+def figures(asked: list[UserRequest]) -> Figures:
+    """Times in milliseconds. `busiest` is the share of all requests that went to the replica with the most."""
     ideal = SYSTEM_TOKENS * (len(asked) - len({one.system for one in asked}))
-    waits = [(one.begun_s - one.at_s) * 1000 for one in asked]
+    waits = [(one.started_s - one.at_s) * 1000 for one in asked]
     firsts = [(one.first_s - one.at_s) * 1000 for one in asked]
     return {
         "requests": float(len(asked)),
@@ -169,7 +169,7 @@ def table(results: dict[float, tuple[Figures, Figures]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each run")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="duration of each run")
     parser.add_argument("--rates", default=",".join(map(str, RATES)), help="requests per second")
     options = parser.parse_args()
     results = {}

@@ -1,9 +1,9 @@
-"""How much memory a request body takes once it is parsed, for bodies that are chosen to take much.
+"""How much memory a parsed request body takes, for bodies chosen to take much.
 
     python benchmarks/bodies.py [--megabytes N]
 
-For each body: bytes that stay allocated while the request is answered, and the most while it is parsed, by byte of the body. A body
-that is refused keeps nothing. Takes a few seconds.
+For each body, per byte of it: the bytes that stay allocated while the request is answered, and the peak while it is parsed. A refused
+body keeps nothing. Takes a few seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Decode = Callable[[bytes], object]
 
 CHAT = '{"model":"m","messages":[{"role":"user","content":"x"}],'
 
-#: What is decoded, what stands before the repeated part, the part, and what comes after it.
+#: The decoder, the text before the repeated part, the part, and the text after it.
 BODIES: dict[str, tuple[Decode, str, str, str]] = {
     "one text": (openai.decode_chat, '{"model":"m","messages":[{"role":"user","content":"', "x", '"}]}'),
     "escaped text": (openai.decode_chat, '{"model":"m","messages":[{"role":"user","content":"', r"\u00e9", r'\ud83d\ude00"}]}'),

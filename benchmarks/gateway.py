@@ -1,11 +1,11 @@
-"""What the gateway adds to a request, and how many tokens it relays.
+"""The latency that the gateway adds to a request, and how many tokens it relays.
 
     python benchmarks/gateway.py [--json FILE] [--seconds N]
 
-Starts a Valkey and a gateway process of its own. A scripted worker answers at once: one request after the other, against the same
-round trip through queue and reply stream without a gateway (`floor`); then 500 requests a second at random times; then 64 streams
-at a time, one frame for each of them in every step, as fast as the gateway takes them. The clients are bare sockets in another
-process, since an HTTP library would cost more than what is measured. Takes about a minute.
+Starts a Valkey and a gateway process. A scripted worker answers at once. First, requests are sent one after the other, and compared with
+the same round trip through the queue and a reply stream without a gateway (`floor`). Then 500 requests per second arrive at random
+times. Then 64 streams run at a time, with one frame per stream in each step, as fast as the gateway reads them. The clients are bare
+sockets in another process, because an HTTP library would cost more than the gateway. Takes about a minute.
 """
 
 from __future__ import annotations
@@ -55,15 +55,16 @@ STREAMS = 64
 PATHS = ("/api/chat", "/v1/chat/completions")
 TOKENS = 500
 START_S = 60
-#: Steps in the reply stream at which the worker waits: more than a reader leaves untrimmed, too few to be lost.
+#: How far the worker runs ahead of the reader, in steps in the reply stream: more than a reader leaves untrimmed, but too few
+#: to be lost.
 STEPS_AHEAD = 3 * TRIM_ENTRIES
 
 Table = dict[str, dict[str, float]]
 
 
 class ScriptedWorker:
-    """`tokens` frames for every request, one of each request in a step. The first step begins the answers, the last one ends them, as
-    a worker's do."""
+    """Sends `tokens` frames for every request, one per request in each step. The first step starts the answers and the last one
+    ends them, as a real worker does."""
 
     def __init__(self, redis: Redis, tokens: int) -> None:
         self._redis = redis
@@ -111,9 +112,9 @@ def body_of(path: str, *, stream: bool) -> bytes:
 async def one_by_one(call: Callable[[], Awaitable[object]]) -> dict[str, float]:
     samples = []
     for _ in range(REQUESTS):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         await call()
-        samples.append((time.perf_counter() - begun) * 1000)
+        samples.append((time.perf_counter() - started) * 1000)
     return latencies(samples)
 
 
@@ -168,9 +169,9 @@ async def latency(port: int, path: str, cpu: Cpu, *, seconds: float) -> dict[str
 async def throughput(port: int, path: str, cpu: Cpu) -> dict[str, float]:
     client, request = Client(port), body_of(path, stream=True)
     cpu.since_last_s()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     await asyncio.gather(*(client.ask(request) for _ in range(STREAMS)))
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     client.close()
     tokens = STREAMS * TOKENS
     return {"relayed_tokens_s": tokens / seconds, "cpu_us_token": cpu.since_last_s() * 1e6 / tokens}
@@ -208,7 +209,7 @@ async def measure(url: str, *, seconds: float) -> Table:
 
 
 async def measure_litellm(*, seconds: float) -> Table:
-    """What it serves at most is far below the rate at which the gateway is measured, so that is left out."""
+    """Its throughput is far below the rate at which the gateway is measured, so the throughput is left out."""
     path = "/v1/chat/completions"
     figures: dict[str, float] = {}
     with litellm.proxy(1) as (port, pid):
@@ -228,7 +229,7 @@ async def measure_litellm(*, seconds: float) -> Table:
 
 
 async def answering(port: int, path: str) -> None:
-    """Until the first answer."""
+    """Waits until it answers."""
     client = Client(port)
     async with asyncio.timeout(START_S):
         while True:
@@ -249,10 +250,10 @@ def show(table: Table) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--seconds", type=float, default=10, help=f"of {RATE} requests each, for each path (10)")
+    parser.add_argument("--seconds", type=float, default=10, help=f"duration of {RATE} requests per second, for each path (10)")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument(
-        "--litellm", action="store_true", help="also LiteLLM's proxy, which is fetched with pip: some minutes more"
+        "--litellm", action="store_true", help="also measure LiteLLM's proxy, installed with pip; takes some minutes more"
     )
     arguments = parser.parse_args()
     if arguments.worker:

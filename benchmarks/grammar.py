@@ -1,9 +1,9 @@
-"""What structured output costs: our masks (llguidance) beside those of llama.cpp's grammar sampler, place by place of one answer.
+"""The cost of structured output: our masks (llguidance) compared with llama.cpp's grammar sampler, at each token of one answer.
 
     python benchmarks/grammar.py [--json FILE]
 
-The answer is a JSON document of some fifty tokens; both stand at the same place of it and say which of the whole vocabulary may
-follow. It is gone through once before the times are taken. Takes about half a minute.
+The answer is a JSON document of about fifty tokens. At each position, both compute which tokens of the vocabulary may follow. One pass
+warms up before the times are taken. Takes about half a minute.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ COMPILED: dict[str, Constraint] = {
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     work()
-    return (time.perf_counter() - begun) * 1e3
+    return (time.perf_counter() - started) * 1e3
 
 
 def load(model: Model) -> LlamaRunner:
@@ -81,7 +81,7 @@ def llama_grammar(runner: LlamaRunner, grammar: str) -> Iterator[Any]:
 
 
 class Candidates:
-    """The whole vocabulary, as llama.cpp's sampler is handed it. Filling it anew is not counted."""
+    """The whole vocabulary as llama.cpp's sampler gets it. Filling it again is not counted."""
 
     def __init__(self, count: int) -> None:
         self._data = (llama_cpp.llama_token_data * count)()
@@ -97,7 +97,7 @@ class Candidates:
 
 
 def masks(runner: LlamaRunner, grammars: GrammarCompiler) -> dict[str, list[float]]:
-    """Milliseconds for each place of the answer, by what was asked."""
+    """Milliseconds at each position of the answer, by kind of mask."""
     schema = grammars.compile(JsonSchema(SCHEMA)).matcher()
     gbnf = grammars.compile(Gbnf(JSON_GBNF)).matcher()
     candidates = Candidates(runner.num_vocab)

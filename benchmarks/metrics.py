@@ -1,12 +1,11 @@
-"""What metrics cost: the same load with and without them.
+"""The cost of metrics: the same load with and without them.
 
     python benchmarks/metrics.py [--json FILE] [--rounds N]
 
-Starts everything twice: once so that it counts and is scraped every five seconds, once so that nothing is counted. A round is two short
-windows of load one after the other, one through each; the one that goes first changes from round to round. Three loads, each
-for all rounds: 16 clients that each wait for their answer; 64 streams with one token in each frame, as fast as the gateway relays
-them (as benchmarks/gateway.py does it); 16 clients of a real worker whose scripted model takes 2 ms for a step.
-A round takes 15 seconds.
+Starts everything twice: once with metrics that are scraped every five seconds, and once without. A round is two short windows of load,
+one on each, in alternating order. There are three loads, each run for all rounds: 16 clients that wait for each answer; 64 streams with
+one token per frame, as fast as the gateway relays them (as in benchmarks/gateway.py); and 16 clients of a real worker whose scripted
+model takes 2 ms per step. A round takes 15 seconds.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ WINDOW_S = 2.0
 STEP_S = 0.002
 TOKENS = 64
 SCRAPE_S = 5.0
-#: Of each figure, whether more is better.
+#: For each figure, whether more is better.
 MORE_IS_BETTER = {
     "requests/s": True,
     "gateway's ms of processor per request": False,
@@ -63,18 +62,18 @@ Figures = dict[str, float]
 
 
 class Uncounted:
-    """Stands in for an Observation: is told the same and does nothing."""
+    """Replaces an Observation: has the same methods, which do nothing."""
 
     traceparent = ""
 
     def nothing(self, *_: object, **__: object) -> None:
-        """All of the same."""
+        """Implements all methods."""
 
     admitted = refused = handed_on = answered = failed = cancelled = nothing
 
 
 def run_without(module: str) -> None:
-    """A service in this process, in which nothing is counted."""
+    """Runs a service in this process without counting anything."""
     uncounted = Uncounted()
     assert {name for name in vars(Observation) if not name.startswith("_")} <= set(dir(uncounted))
     for owner, name in ((WorkerObserver, "claimed"), (WorkerObserver, "ended"), (WorkerMetrics, "stepped")):
@@ -86,7 +85,7 @@ def run_without(module: str) -> None:
 
 @contextlib.contextmanager
 def service(module: str, settings: dict[str, str], *, counts: bool) -> Iterator[tuple[int, int]]:
-    """Its process id and the port of its metrics, 0 where there is none."""
+    """Yields its process id and the port of its metrics, or 0 without metrics."""
     command = [sys.executable, "-m", module] if counts else [sys.executable, __file__, "--without", module]
     port = free_port() if counts else 0
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +98,7 @@ def service(module: str, settings: dict[str, str], *, counts: bool) -> Iterator[
 
 @contextlib.asynccontextmanager
 async def scraped(*ports: int) -> AsyncIterator[None]:
-    """As a Prometheus would."""
+    """Scrapes like Prometheus."""
 
     async def scrape() -> None:
         while True:
@@ -116,7 +115,7 @@ async def scraped(*ports: int) -> AsyncIterator[None]:
 
 @dataclass(frozen=True)
 class Side:
-    """A platform of its own, in a database of its own. `cpu` is the process that is looked at."""
+    """A separate platform with a separate database. `cpu` measures the process of interest."""
 
     port: int
     cpu: Cpu
@@ -124,7 +123,7 @@ class Side:
 
 @contextlib.asynccontextmanager
 async def gateway_side(url: str, tokens: int, *, counts: bool) -> AsyncIterator[Side]:
-    """A gateway before scripted answers of so many tokens."""
+    """A gateway with scripted answers of this many tokens."""
     port = free_port()
     async with routed(url) as redis:
         with service("services.gateway", _gateway_settings(url, port), counts=counts) as (pid, metrics):
@@ -135,7 +134,7 @@ async def gateway_side(url: str, tokens: int, *, counts: bool) -> AsyncIterator[
 
 @contextlib.asynccontextmanager
 async def worker_side(url: str, *, counts: bool) -> AsyncIterator[Side]:
-    """A gateway before a worker with a scripted model."""
+    """A gateway with a worker that runs a scripted model."""
     port = free_port()
     settings = {
         "CORRAL_REDIS_URL": url,
@@ -188,7 +187,7 @@ async def generate(side: Side) -> Figures:
 
 
 async def _asked(side: Side, request: bytes) -> tuple[int, float]:
-    """Answers of one window, and seconds of the processor."""
+    """The answers of one window, and the processor seconds."""
     client = Client(side.port)
     side.cpu.since_last_s()
     answered = len(await keep_busy(lambda: client.ask(request), clients=CLIENTS, seconds=WINDOW_S))
@@ -207,7 +206,7 @@ def _gateway_settings(url: str, port: int) -> dict[str, str]:
 
 
 async def measure(counted: str, uncounted: str, *, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Of each figure: with metrics and without, in each round."""
+    """For each figure, the values with and without metrics in each round."""
     loads: list[tuple[Callable[..., AbstractAsyncContextManager[Side]], Callable[[Side], Awaitable[Figures]]]] = [
         (lambda url, counts: gateway_side(url, 1, counts=counts), requests),
         (lambda url, counts: gateway_side(url, RELAYED_TOKENS, counts=counts), relay),
@@ -229,7 +228,7 @@ async def measure(counted: str, uncounted: str, *, rounds: int) -> dict[str, lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--rounds", type=int, default=20, help="of each load (20)")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of each load (20)")
     parser.add_argument("--without", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.without:
@@ -250,7 +249,7 @@ def main() -> None:
 
 
 def _cost(name: str, counted: float, uncounted: float) -> float:
-    """By how much it is worse with metrics, as a part of what it is without."""
+    """How much worse the figure is with metrics, as a share of the value without."""
     difference = (counted - uncounted) / uncounted
     return -difference if MORE_IS_BETTER[name] else difference
 

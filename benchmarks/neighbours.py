@@ -1,11 +1,12 @@
-"""How fast models answer that share the machine: with each other, and with busy loops.
+"""The speed of models that share the machine with each other or with busy loops.
 
     python benchmarks/neighbours.py [--rounds N] [--seconds N] [--clients N] [--before CHECKOUT]
 
-Corral, a whole `corral up` with two models, and two llama-servers with their defaults, a model each. All stay in memory; in each round
-each of them is measured in every situation, first one, then the other, in alternating order. A situation lasts for a second that does not
-count and --seconds that do; then the clients leave. What was measured while anything else took more than a tenth of the machine is
-measured again, up to three times. With --before a Corral of another checkout is measured too. Ratios are taken within a round. Needs the dependency group `bench` (`make bench` installs it).
+Compares Corral (a whole `corral up` with two models) with two llama-servers with their defaults, one per model. All stay in memory. In
+each round, each of them is measured in every situation, in alternating order. A situation lasts for a second that does not count and for
+--seconds that do; then the clients disconnect. A measurement during which other programs used more than a tenth of the machine is
+repeated, up to three times. With --before, the Corral of another checkout is measured too. Each ratio is taken within a round. Needs the
+dependency group `bench` (`make bench` installs it).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SMALL, LARGE = MODELS.values()
 
 @dataclass(frozen=True)
 class Situation:
-    """`models` are all busy; beside them are `loops` that keep a core busy each."""
+    """All `models` are busy, and `loops` processes each keep a core busy."""
 
     name: str
     models: tuple[str, ...]
@@ -58,9 +59,9 @@ ONE_LOOP = Situation("beside one loop", (SMALL.name,), loops=1)
 TWO_LOOPS = Situation("beside two loops", (SMALL.name,), loops=2)
 SITUATIONS = (ALONE, OTHER_ALONE, BOTH, ONE_LOOP, TWO_LOOPS)
 
-#: A server is a client for each model.
+#: A server is a client per model.
 Servers = dict[str, dict[str, Client]]
-#: Tokens per second by server, situation and model; one of each round.
+#: Tokens per second by server, situation and model, one per round.
 Speeds = dict[tuple[str, Situation, str], list[float]]
 
 
@@ -68,11 +69,11 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Models that share the machine.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--clients", type=int, default=4, help="of each model")
+    parser.add_argument("--clients", type=int, default=4, help="clients of each model")
     parser.add_argument(
         "--situation", action="append", choices=[situation.name for situation in SITUATIONS], help="instead of all"
     )
-    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="another Corral, with its environment")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="checkout of another Corral, with its environment")
     return parser.parse_args()
 
 
@@ -102,14 +103,14 @@ async def speed(client: Client, clients: int, seed: str, seconds: float) -> floa
     """Tokens per second of all clients together."""
     requests = [await client.start(prose(f"{seed}.{n}", PROMPT_TOKENS), CONTEXT_TOKENS // 2) for n in range(clients)]
     await asyncio.sleep(SETTLE_S)
-    begun = asyncio.get_running_loop().time()
+    started = asyncio.get_running_loop().time()
     await asyncio.sleep(seconds)
     ended = asyncio.get_running_loop().time()
     tokens = 0
     for request in requests:
-        with contextlib.suppress(Refused):  # one that has no token yet
-            tokens += sum(begun <= at <= ended for at in request.leave().token_times)
-    return tokens / (ended - begun)
+        with contextlib.suppress(Refused):  # a request without a token yet
+            tokens += sum(started <= at <= ended for at in request.leave().token_times)
+    return tokens / (ended - started)
 
 
 async def measured(models: dict[str, Client], situation: Situation, clients: int, seed: str, seconds: float) -> list[float]:
@@ -124,15 +125,15 @@ def loops(number: int, folder: Path) -> Iterator[None]:
         yield
 
 
-class Strangers:
-    """What programs that are not of this benchmark take of the machine, since its making."""
+class OtherPrograms:
+    """The share of the machine that other programs use, since the creation."""
 
     def __init__(self) -> None:
         self._clock_s, self._busy_s = time.monotonic(), self._read()
 
     @property
     def share(self) -> float:
-        """Of all cores."""
+        """The share of all cores."""
         return max(0.0, self._read() - self._busy_s) / (time.monotonic() - self._clock_s) / (os.cpu_count() or 1)
 
     def _read(self) -> float:
@@ -142,12 +143,12 @@ class Strangers:
 def measured_quietly(
     models: dict[str, Client], situation: Situation, args: argparse.Namespace, seed: str, folder: Path
 ) -> list[float]:
-    """The last of at most MOST_TRIES."""
+    """The last of at most MOST_TRIES measurements."""
     for attempt in range(MOST_TRIES):
         with loops(situation.loops, folder):
-            strangers = Strangers()
+            others = OtherPrograms()
             rates = uvloop.run(measured(models, situation, args.clients, f"{seed}.{attempt}", args.seconds))
-            share = strangers.share
+            share = others.share
         print(f"  {_numbers(rates)} tokens/s; other programs took {share:.0%} of the machine", flush=True)
         if share <= QUIET_SHARE:
             break
@@ -175,7 +176,7 @@ def measure(args: argparse.Namespace) -> Speeds:
 
 
 async def _warm_up(clients: Sequence[Client]) -> None:
-    """The models are in memory."""
+    """Loads the models."""
     for client in clients:
         await client.complete("One is a number.", 8)
 
@@ -217,7 +218,7 @@ def _row(situation: Situation, names: Sequence[str], speeds: Speeds) -> str:
 
 
 def _ratio(speeds: Speeds, one: tuple[str, Situation], other: tuple[str, Situation]) -> str:
-    """Of the first model of both situations if they have one each; of the sums otherwise."""
+    """The ratio for the first model if both situations have one model each; otherwise for the sums."""
     ours, theirs = _sums(speeds, *one), _sums(speeds, *other)
     return _median([mine / yours if yours else float("inf") for mine, yours in zip(ours, theirs, strict=True)])
 
@@ -227,7 +228,7 @@ def _sums(speeds: Speeds, server: str, situation: Situation) -> list[float]:
 
 
 def _shares(speeds: Speeds, server: str) -> list[float]:
-    """Of each round: what each of the two models has of its speed alone, in sum."""
+    """For each round, the sum over both models of the speed together relative to the speed alone."""
 
     def parts(model: str, alone: Situation) -> Iterator[float]:
         together = speeds[server, BOTH, model]

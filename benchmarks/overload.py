@@ -1,10 +1,10 @@
-"""What becomes of requests when ten times as many come as can be served.
+"""What happens to requests if ten times as many arrive as can be served.
 
     python benchmarks/overload.py [--json FILE] [--seconds N]
 
-Starts a Valkey, a gateway and a worker of its own; the worker is real, its model scripted, with a fixed time for each step. First its
-capacity is measured, then, at random times: a load of 80 % for comparison, ten times the capacity for `--seconds` (60), and at once
-80 % again. Every request is a streamed chat that wants to be begun within 0.4 s. Takes two minutes.
+Starts a Valkey, a gateway and a real worker with a scripted model, whose steps take a fixed time. First its capacity is measured. Then
+requests arrive at random times: 80 % of the capacity for comparison, ten times the capacity for `--seconds` (60), and immediately 80 %
+again. Every request is a streamed chat that must start within 0.4 s. Takes two minutes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Figures = dict[str, float]
 
 
 class Memory:
-    """Resident bytes of the gateway and of Valkey, twice a second."""
+    """The resident bytes of the gateway and of Valkey, twice a second."""
 
     def __init__(self, pid: int, redis: Redis) -> None:
         self.samples: list[tuple[int, int]] = []
@@ -61,7 +61,7 @@ class Memory:
             await asyncio.sleep(0.5)
 
     def figures(self) -> Figures:
-        """MiB: at the beginning, at most, and at the end."""
+        """In MiB: at the start, at most, and at the end."""
         figures = {}
         for name, samples in zip(("gateway", "valkey"), zip(*self.samples, strict=True), strict=True):
             figures |= {
@@ -72,7 +72,7 @@ class Memory:
 
 
 def requests(**headers: str) -> Iterator[bytes]:
-    """Chats with answers of random length: of one length, those that begin together would end together."""
+    """Chats with answers of random length: with equal lengths, answers that start together would end together."""
     story = [{"role": "user", "content": "Tell me a story about a horse."}]
     chance = random.Random(4)
     while True:
@@ -81,7 +81,7 @@ def requests(**headers: str) -> Iterator[bytes]:
 
 
 def summary(outcomes: Sequence[Outcome], seconds: float) -> Figures:
-    """Rates per second, times in milliseconds; `first` until the first token. `late` refusals came after the request had waited,
+    """Rates per second, times in milliseconds; `first` is the time to the first token. `late` counts refusals after a wait,
     with a 504."""
     accepted = [outcome for outcome in outcomes if outcome.status == 200]
     refused = [outcome for outcome in outcomes if outcome.status in REFUSED]
@@ -103,8 +103,8 @@ def summary(outcomes: Sequence[Outcome], seconds: float) -> Figures:
 
 
 def recovered_after_s(after: Sequence[Outcome], before: Sequence[Outcome], normal_ms: float) -> int:
-    """The end of the last second in which more was refused or took longer than normal than in the same second of `before`, whose requests
-    arrived likewise: at 80 % of the capacity some are, in the densest moments."""
+    """The end of the last second in which more requests were refused or took longer than normal than in the same second of
+    `before`, which had the same arrivals: even at 80 % of the capacity this happens to some, in the densest moments."""
     worse = abnormal_by_second(after, normal_ms) - abnormal_by_second(before, normal_ms)
     return max(worse, default=-1) + 1
 
@@ -161,9 +161,9 @@ def goals(table: dict[str, Figures]) -> list[tuple[str, bool]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
-    parser.add_argument("--seconds", type=float, default=60, help="of overload (60)")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of the overload (60)")
     options = parser.parse_args()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     with ExitStack() as parts:
         url = url_of(parts.enter_context(valkey()))
         port, pid = parts.enter_context(gateway(url))
@@ -175,7 +175,7 @@ def main() -> None:
             print(f"    {figure:20} {value:12,.2f}")
     for text, met in goals(table):
         print(f"{'met   ' if met else 'MISSED'} {text}")
-    print(f"{time.perf_counter() - begun:.0f} s")
+    print(f"{time.perf_counter() - started:.0f} s")
     if options.json:
         options.json.write_text(json.dumps(table, indent=2) + "\n")
 

@@ -1,12 +1,12 @@
-"""What a request costs in the queue, with ten and with 100,000 requests waiting: enqueue, claim, settle, cancel.
+"""The cost of a request in the queue, with ten and with 100,000 waiting requests: enqueue, claim, settle, cancel.
 
     python benchmarks/queueing.py [--json FILE]
 
-Starts a Valkey of its own. `call` is the time that a caller waits for one call, round trip included (a PING shows how much of it
-that is); `server` is the time that the one thread of Valkey is busy with it, which bounds the calls that all gateways and
-workers together can make in a second. The depth stays as it is while it is measured. Takes about half a minute.
+Starts a Valkey. `call` is the time that a caller waits for one call, including the round trip (a PING shows how much that is). `server`
+is the time that Valkey's only thread is busy with the call, which limits the calls per second of all gateways and workers together. The
+depth stays the same during a measurement. Takes about half a minute.
 
-(Not called queue.py: a script's folder comes first on its import path, where the standard library's `queue` would be hidden.)
+(The name queue.py would hide the standard library's `queue`, because a script's folder is first on its import path.)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FILLERS = 32
 COST = 500.0
 PROMPT = ChatPrompt((ChatMessage("user", "Tell me a story about a horse. " * 30),))
 
-#: Microseconds for each call, by operation: `call_us` is the median, `call_p99_us` the 99th percentile, `server_us` the mean.
+#: Microseconds per call, by operation: `call_us` is the median, `call_p99_us` the 99th percentile, `server_us` the mean.
 Table = dict[str, dict[str, float]]
 
 
@@ -61,7 +61,7 @@ async def fill(queue: Queue, depth: int) -> None:
 
 
 class Clock:
-    """Times calls from outside, and by Valkey's own count of the time in scripts."""
+    """Measures the time of calls at the caller, and in scripts by Valkey's own statistics."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -71,9 +71,9 @@ class Clock:
     async def run(self, operation: str, calls: list[Callable[[], Awaitable[object]]]) -> None:
         before = await self._busy_us()
         for call in calls:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             await call()
-            self._calls_us[operation].append((time.perf_counter() - begun) * 1e6)
+            self._calls_us[operation].append((time.perf_counter() - started) * 1e6)
         self._server_us[operation].append((await self._busy_us() - before) / len(calls))
 
     async def _busy_us(self) -> float:

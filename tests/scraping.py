@@ -1,4 +1,4 @@
-"""What a Prometheus would see: samples of /metrics, and what docs/metrics.md says of them."""
+"""Samples of /metrics as Prometheus would scrape them, and the metrics documented in docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Documented(NamedTuple):
 
 
 def documented() -> dict[str, Documented]:
-    """By name."""
+    """The documented metrics by name."""
     rows = _ROW.findall(PAGE.read_text())
     return {
         name: Documented(kind, frozenset(re.findall(r"`(\w+)`", labels)), meaning.strip())
@@ -33,7 +33,7 @@ def documented() -> dict[str, Documented]:
 
 
 class Scrape:
-    """The samples that one address, or several, gave at a moment."""
+    """The samples of one or several addresses at one moment."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         self.samples = list(samples)
@@ -42,18 +42,18 @@ class Scrape:
         return [sample for sample in self.samples if sample.name == name and labels.items() <= sample.labels.items()]
 
     def sum(self, name: str, **labels: str) -> float:
-        """0 where there is none."""
+        """The sum, or 0 if there are no samples."""
         return sum(sample.value for sample in self.all(name, **labels))
 
     def rows(self, name: str, label: str) -> dict[str, float]:
-        """What was counted, by the value of one label."""
+        """The nonzero sums by the value of one label."""
         found: defaultdict[str, float] = defaultdict(float)
         for sample in self.all(name):
             found[sample.labels[label]] += sample.value
         return {value: count for value, count in found.items() if count}
 
     def require_documented(self) -> None:
-        """Every sample has the labels that the page says, and those of a histogram's buckets."""
+        """Asserts that every sample has exactly the documented labels, and `le` for buckets."""
         known = documented()
         for sample in self.samples:
             if not sample.name.startswith("corral_"):

@@ -1,4 +1,4 @@
-"""Documentation that cannot rot. `python -m tests.test_docs` rewrites what is generated."""
+"""The documentation matches the code. `python -m tests.test_docs` writes the generated page."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def settings_classes() -> list[tuple[str, type[BaseSettings]]]:
 
 
 def own_fields(settings: type[BaseSettings]) -> dict[str, FieldInfo]:
-    """Without those that several classes share, which have tables of their own."""
+    """The fields of a class, without those of shared classes, which have separate tables."""
     from services.process.engine_variables import EngineVariables
     from services.telemetry.variables import TelemetryVariables
 
@@ -96,17 +96,17 @@ def render_configuration() -> str:
     return "\n".join(parts) + "\n"
 
 
-def test_every_setting_is_described() -> None:
+def test_every_setting_has_a_description() -> None:
     for title, settings in settings_classes():
         for name, field in settings.model_fields.items():
             assert field.description, f"{title}: {name}"
 
 
-def test_configuration_page_matches_the_settings_classes() -> None:
+def test_the_configuration_page_matches_the_settings_classes() -> None:
     assert CONFIGURATION.read_text() == render_configuration(), "run python -m tests.test_docs"
 
 
-def test_every_route_is_on_the_page_of_the_api() -> None:
+def test_every_route_is_documented() -> None:
     from services.gateway.app import create_app as gateway
     from services.gateway.config import Settings as GatewaySettings
     from services.registry.app import create_app as registry
@@ -126,7 +126,7 @@ def test_every_route_is_on_the_page_of_the_api() -> None:
 
 
 @pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_to_existing_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target

@@ -22,8 +22,9 @@ TESTS = Path(__file__).parent
         "services.gateway.dialects.openai",
     ],
 )
-def test_a_process_with_bounded_types_ends_in_order(module: str) -> None:
-    """A process that dies at its end counts as crashed. Freed memory is overwritten, so that a type that is freed twice is found."""
+def test_a_process_with_bounded_types_exits_without_an_error(module: str) -> None:
+    """A process that dies while it exits counts as crashed. Freed memory is overwritten, so that a type that is freed twice is
+    found."""
     done = subprocess.run(
         [sys.executable, "-c", f"import {module}"],
         env=os.environ | {"PYTHONMALLOC": "debug"},
@@ -36,7 +37,7 @@ def test_a_process_with_bounded_types_ends_in_order(module: str) -> None:
 
 
 def test_no_test_imports_from_a_test_file() -> None:
-    """What several tests share is in a module of its own: stand-ins in tests/doubles/, helpers beside the tests."""
+    """Shared code belongs in other modules: stand-ins in tests/doubles/, helpers next to the tests."""
     importing = re.compile(r"^\s*(?:from|import) .*\btest_\w+", re.MULTILINE)
     found = [
         f"{path.relative_to(TESTS)}: {line.group().strip()}"

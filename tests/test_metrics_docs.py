@@ -1,4 +1,4 @@
-"""docs/metrics.md and the code name the same metrics, of the same types, with the same words."""
+"""docs/metrics.md and the code have the same metrics, with the same types and descriptions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.scraping import Documented, documented
 
 
 def registered(registry: CollectorRegistry) -> dict[str, Documented]:
-    """Without labels: a family that nothing was counted in does not say them."""
+    """Without labels: a family without samples does not have them."""
     found = {}
     for family in registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -22,7 +22,7 @@ def registered(registry: CollectorRegistry) -> dict[str, Documented]:
     return found
 
 
-def test_page_and_code_agree(tmp_path) -> None:
+def test_the_page_matches_the_code(tmp_path) -> None:
     node = NodeMetrics()
     store = Store(tmp_path / "store")
     node.show(store, ProcessRuntime(tmp_path / "workers", environment={}, drain_s=1), lambda: ())
@@ -34,7 +34,7 @@ def test_page_and_code_agree(tmp_path) -> None:
     assert page == code
 
 
-def test_each_metric_has_one_exporter() -> None:
+def test_each_metric_is_exported_by_one_service() -> None:
     names = [
         name
         for metrics in (GatewayMetrics(), WorkerMetrics(slots=1), RegistryMetrics(), NodeMetrics())

@@ -1,4 +1,4 @@
-"""A Valkey at its limits: a memory that is full, a disk that is full."""
+"""A Valkey with full memory or a full disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import free_port
 
 @asynccontextmanager
 async def full_memory(redis: Redis) -> AsyncIterator[None]:
-    """Redis has more than it may have."""
+    """Redis uses more memory than its limit."""
     used = (await redis.info("memory"))["used_memory"]
     await redis.config_set("maxmemory", used // 2)
     try:
@@ -32,14 +32,14 @@ async def full_memory(redis: Redis) -> AsyncIterator[None]:
 
 @dataclass
 class DiskValkey:
-    """With an append-only file."""
+    """A Valkey with an append-only file."""
 
     url: str
     pid: int
 
     @asynccontextmanager
     async def full_disk(self) -> AsyncIterator[None]:
-        """Its file may not grow, and it has noticed. Afterwards it writes again."""
+        """The append-only file cannot grow, and Valkey has noticed. Afterwards it can be written again."""
         _, hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (1, hard))
         try:
@@ -55,7 +55,7 @@ async def disk_valkey(folder: Path) -> AsyncIterator[DiskValkey]:
     port = free_port()
     settings = {"port": port, "bind": "127.0.0.1", "dir": folder, "appendonly": "yes", "save": "''"}
     arguments = " ".join(f"--{name} {value}" for name, value in settings.items())
-    # Otherwise the limit's signal ends the process, where a full disk only fails the write.
+    # Without the trap the limit's signal would end the process, but a full disk only fails the write.
     process = await asyncio.create_subprocess_shell(
         f"trap '' XFSZ; exec {program()} {arguments}", stdout=asyncio.subprocess.DEVNULL
     )

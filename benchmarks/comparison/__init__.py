@@ -1,1 +1,1 @@
-"""What benchmarks/engine.py is made of: servers to start, a load generator, workloads, and the arithmetic of ratios."""
+"""The parts of benchmarks/engine.py: servers to start, a load generator, workloads, and the arithmetic of ratios."""

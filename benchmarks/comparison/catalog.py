@@ -1,4 +1,4 @@
-"""The workloads by name, and what is wanted of each: ratios of Corral to llama-server in one run."""
+"""The workloads by name, and their goals: ratios of Corral to llama-server within one run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHORT = "short prompts, long answers"
 
 CONCURRENCY = (1, 4, 8, 16, 32)
 
-#: By the part of a workload. Nothing is asked of what is not listed.
+#: By part of a workload; parts that are not listed have no goal.
 GOALS = (
     Goal(INDEPENDENT, "output_tokens_per_s", at_least=1.0),
     Goal(BURST, "ttft_p50_s", at_most=0.3),
@@ -29,7 +29,7 @@ GOALS = (
 )
 
 
-#: How the goals' measures are called in the tables.
+#: The names of the goals' measures in the tables.
 MEASURE_NAMES = {
     "output_tokens_per_s": "tokens/s out",
     "ttft_p50_s": "median time to first token",
@@ -39,13 +39,13 @@ MEASURE_NAMES = {
 #: In the order in which they run.
 NAMES = (INDEPENDENT, SHORT, SHARED, BURST, CHATS, ARRIVAL)
 
-#: What --quick runs.
+#: The workloads of --quick.
 QUICK_NAMES = (INDEPENDENT, BURST, CHATS, ARRIVAL)
 QUICK_CONCURRENCY = (1, 8)
 
 
 def workloads(model: Model, names: Collection[str], concurrency: Collection[int]) -> list[Workload]:
-    """Those of these names, the independent prompts at each of these numbers of clients."""
+    """The workloads with these names; the independent prompts for each number of clients."""
     independent = [
         Independent(INDEPENDENT, clients, 512, prompt_tokens=100, output_tokens=64, asks=max(1, 4 // clients))
         for clients in concurrency

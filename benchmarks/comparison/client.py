@@ -1,6 +1,6 @@
 """The load generator: streamed requests over bare sockets, one connection each, in one asyncio process.
 
-While an answer comes in, its bytes are only kept with the time of their arrival (`sse` reads them afterwards).
+While an answer arrives, its bytes are only stored with the time of their arrival; `sse` parses them afterwards.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 from comparison import sse
 from comparison.measures import Answer
 
-#: Both servers are asked for the same: greedy, no end before the last token, usage in the last event.
+#: The same fields for both servers: greedy, no end before the last token, usage in the last event.
 _ALWAYS = {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
 
 
 class Refused(Exception):
-    """The server answered with an error, or with nothing."""
+    """The server answered with an error or not at all."""
 
 
 class Request:
-    """A request that was sent. It goes on by itself; `answer` waits for its end."""
+    """A request that was sent. It continues in the background; `answer` waits for its end."""
 
     def __init__(self, receiver: _Receiver, transport: asyncio.Transport, sent_s: float) -> None:
         self._receiver = receiver
@@ -31,7 +31,7 @@ class Request:
         self._sent_s = sent_s
 
     async def events(self, count: int) -> None:
-        """Waits until about as many events have come. Raises Refused where the answer ends before."""
+        """Waits for about this many events. Raises Refused if the answer ends earlier."""
         self._receiver.wanted = count
         self._receiver.check()
         await self._receiver.enough
@@ -43,13 +43,13 @@ class Request:
         return _answer(self._receiver.pieces, self._sent_s)
 
     def leave(self) -> Answer:
-        """Hangs up, and tells what had come."""
+        """Closes the connection and returns what has arrived."""
         self._transport.abort()
         return _answer(self._receiver.pieces, self._sent_s)
 
 
 class Client:
-    """`model` is the name that the server knows the model by."""
+    """`model` is the name by which the server knows the model."""
 
     def __init__(self, port: int, model: str) -> None:
         self._port = port
@@ -75,7 +75,7 @@ class Client:
 
 
 class _Receiver(asyncio.Protocol):
-    """`enough` is done when `wanted` events have come, or the answer has ended."""
+    """`enough` is done after `wanted` events, or when the answer has ended."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -134,6 +134,6 @@ def _answer(pieces: Sequence[sse.Piece], sent_s: float) -> Answer:
 
 
 def _text(choice: dict[str, Any]) -> str:
-    """Of a completion or of a chat."""
+    """The text of a completion or of a chat."""
     text: str = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
     return text

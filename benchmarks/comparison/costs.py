@@ -1,4 +1,4 @@
-"""What a step cost: processor time of the server that was measured and of everything else, and the server's memory."""
+"""The cost of a step: processor time of the measured server and of everything else, and the server's memory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from comparison.servers import Server
 
 _WORKER = "python -m services.worker"
 
-#: With more than this going to others, a server's threads wait for each other: a third to a half of the speed was seen at 0.3, a fifth to an
-#: eighth at 0.6.
+#: If other programs use more than this share, a server's threads wait for each other. Measured: a third to half of the speed is
+#: left at 0.3, a fifth to an eighth at 0.6.
 QUIET_SHARE = 0.10
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`cpu_s` of the measured server, by program. `idle_cpu_s` is what the servers took that had nothing to do, `generator_cpu_s`
-    the load generator; `others_share` is the part of all cores' time that went to anything else on the machine. Memory is the
-    most that was resident since the server's start, summed over its processes; `worker_memory_bytes` is Corral's worker alone."""
+    """`cpu_s` of the measured server, by program. `idle_cpu_s` is the time of the servers that had no requests,
+    `generator_cpu_s` that of the load generator; `others_share` is the share of all cores that other programs used. Memory
+    is the peak resident memory since the server's start, summed over its processes; `worker_memory_bytes` is that of
+    Corral's worker."""
 
     cpu_s: dict[str, float]
     idle_cpu_s: float
@@ -38,7 +39,7 @@ class Cost:
 
 
 class Meter:
-    """Runs from its making."""
+    """Measures from its creation."""
 
     def __init__(self, server: Server, others: Sequence[Server]) -> None:
         self._server = server
@@ -68,6 +69,6 @@ class Meter:
 
 
 def busy_seconds() -> float:
-    """Of all cores together; time that the hypervisor gave to others counts as busy."""
+    """Over all cores; time that the hypervisor gave to others counts as busy."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)

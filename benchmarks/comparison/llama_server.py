@@ -1,4 +1,4 @@
-"""llama.cpp's own server, from the wheel xllamacpp, as a process: its defaults but for what the arguments say.
+"""Runs llama.cpp's own server, from the wheel xllamacpp, with its defaults except for the arguments.
 
 python llama_server.py --model FILE --port PORT --slots N --context-tokens N --threads N
 """
@@ -31,7 +31,7 @@ def main() -> None:
     server = xllamacpp.Server(params)
     print(f"listening on {server.listening_address}", flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    os._exit(0)  # its destructor waits for whatever is still being answered
+    os._exit(0)  # its destructor waits for answers in progress
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the numbers were taken on: the machine, and the builds that were compared."""
+"""The machine of a run, and the builds that were compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 
 import services
 
-#: Asked in processes of their own: both packages bring a llama.cpp, and one process should not hold two.
+#: Each runs in a separate process: both packages contain a llama.cpp, and one process should not load two.
 _SYSTEM_INFO = {
     "llama-cpp-python": "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())",
     "xllamacpp": "import xllamacpp; print(xllamacpp.get_system_info())",
@@ -25,8 +25,8 @@ _SYSTEM_INFO = {
 
 @dataclass(frozen=True)
 class Machine:
-    """`builds` has the version and the instruction sets of each package that brings a llama.cpp; `load` is the average over the
-    minute before the run."""
+    """`builds` has the version and the instruction sets of each package that contains a llama.cpp; `load` is the average over
+    the minute before the run."""
 
     processor: str
     cores: int
@@ -61,7 +61,8 @@ def describe() -> Machine:
 
 
 def _features(script: str) -> str:
-    """Of llama.cpp's line `CPU : SSE3 = 1 | AVX = 1 | ...` what begins with AVX, and whether threads are OpenMP's."""
+    """The features in llama.cpp's line `CPU : SSE3 = 1 | AVX = 1 | ...` that matter: instruction sets, and whether OpenMP
+    provides the threads."""
     names = re.findall(r"(\w+) = 1", _output(sys.executable, "-c", script))
     return ", ".join(name for name in names if name.startswith(("AVX", "NEON", "SVE", "OPENMP")))
 

@@ -1,4 +1,4 @@
-"""What the answers to one step of a workload say: rates, times to the first token and between tokens. Pure."""
+"""Computes throughput, times to the first token and times between tokens from the answers to a step. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Answer:
-    """One request as its client saw it; times in seconds of one clock. `token_times` has an entry for each event that brought
-    text, so fewer than there were tokens where one of them had none; it is not empty. Where the client left before the end,
-    `completion_tokens` counts those entries and the prompt's counts are 0."""
+    """One request as its client saw it; times in seconds of one clock. `token_times` has an entry for each event with text, so
+    there are fewer than tokens if some had none; it is not empty. If the client left before the end, `completion_tokens`
+    counts these entries and the counts of the prompt are 0."""
 
     sent_s: float
     token_times: tuple[float, ...]
@@ -27,8 +27,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one step on one server. Output tokens per second over the time from the first request to the last token, prompt tokens
-    (those that were cached too) over the time until every prompt had its first token; `itl` is the time between tokens."""
+    """The measures of one step on one server. Output tokens per second are over the time from the first request to the last
+    token; prompt tokens, including cached ones, over the time until every prompt had its first token. `itl` is the time
+    between tokens."""
 
     requests: int
     prompt_tokens: int
@@ -45,9 +46,9 @@ class Measures:
 
 
 def measure(answers: Sequence[Answer]) -> Measures:
-    begun = min(answer.sent_s for answer in answers)
+    started = min(answer.sent_s for answer in answers)
     last_first = max(answer.token_times[0] for answer in answers)
-    wall_s = max(answer.token_times[-1] for answer in answers) - begun
+    wall_s = max(answer.token_times[-1] for answer in answers) - started
     prompt_tokens = sum(answer.prompt_tokens for answer in answers)
     output_tokens = sum(answer.completion_tokens for answer in answers)
     ttfts = [answer.ttft_s for answer in answers]
@@ -58,7 +59,7 @@ def measure(answers: Sequence[Answer]) -> Measures:
         cached_tokens=sum(answer.cached_tokens for answer in answers),
         output_tokens=output_tokens,
         output_tokens_per_s=output_tokens / wall_s,
-        prompt_tokens_per_s=prompt_tokens / (last_first - begun),
+        prompt_tokens_per_s=prompt_tokens / (last_first - started),
         ttft_p50_s=percentile(ttfts, 50),
         ttft_p99_s=percentile(ttfts, 99),
         itl_p50_s=percentile(gaps, 50),
@@ -69,9 +70,9 @@ def measure(answers: Sequence[Answer]) -> Measures:
 
 
 def measure_arrival(running: Sequence[Answer], late: Answer) -> Measures:
-    """What the arrival of a long prompt did: the times to the first token are the long prompt's own, the times between tokens and
-    the output those of the chats that were running, from its being sent to its first token. A pause counts where any of it
-    lies in between."""
+    """The effect of a long prompt's arrival. The times to the first token are the long prompt's. The times between tokens and
+    the output are those of the running chats, from the sending of the prompt to its first token; a pause counts if any part
+    of it lies within that time."""
     begin, end = late.sent_s, late.token_times[0]
     output_tokens = sum(begin <= at <= end for answer in running for at in answer.token_times)
     gaps = [
@@ -97,7 +98,7 @@ def measure_arrival(running: Sequence[Answer], late: Answer) -> Measures:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Linear between the neighbours; `values` is not empty."""
+    """Interpolates linearly; `values` is not empty."""
     ordered = sorted(values)
     place = (len(ordered) - 1) * percent / 100
     below = int(place)

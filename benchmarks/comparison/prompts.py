@@ -1,7 +1,7 @@
-"""Texts of about as many tokens as asked for, new for every seed and the same for every server.
+"""Texts of about the requested number of tokens, different for every seed and the same for every server.
 
-Plain words, each of which is one token or little more in both models' vocabularies; what a prompt really had is in the
-server's usage.
+They consist of plain words, each of which is about one token in both models' vocabularies. The exact number is in the server's
+usage.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ _WHAT = ("stone", "book", "horse", "boat", "letter", "lamp", "dog", "bread", "ke
 _WHERE = ("river", "market", "forest", "church", "bridge", "garden", "village", "castle", "island", "harbor", "road", "hill")
 _WHEN = ("morning", "evening", "winter", "summer", "night", "autumn")
 
-#: What both models' tokenizers make of a sentence.
+#: The tokens of a sentence in both models' tokenizers.
 _SENTENCE_TOKENS = 13
 
 
 def prose(seed: str, tokens: int) -> str:
-    """Sentences that follow from the seed."""
+    """Sentences that depend only on the seed."""
     random = Random(seed)
     return " ".join(_sentence(random) for _ in range(max(1, round(tokens / _SENTENCE_TOKENS))))
 
 
 def question(seed: str) -> str:
-    """Some twenty tokens."""
+    """About twenty tokens."""
     random = Random(seed)
     return f"Who {random.choice(_DID)} the {random.choice(_HOW)} {random.choice(_WHAT)} near the {random.choice(_WHERE)}, and why did nobody see it?"
 

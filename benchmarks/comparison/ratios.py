@@ -1,4 +1,4 @@
-"""Ratios of two servers, taken within each round, and what is wanted of them. Pure."""
+"""Ratios of two servers, taken within each round, and the goals for them. Pure."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: Ratios of runs whose rounds spread across the goal say neither that it is met nor that it is missed.
+#: UNSURE: the rounds lie on both sides of the goal, so it is neither met nor missed.
 MET, MISSED, UNSURE = "met", "missed", "within noise"
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Of one part of a workload: its `measure`'s median ratio is to be at least, or at most, so much."""
+    """For one part of a workload: the median ratio of `measure` must be at least, or at most, this value."""
 
     part: str
     measure: str
@@ -25,7 +25,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Over the rounds."""
+    """The ratio's median and range over the rounds."""
 
     median: float
     lowest: float
@@ -35,7 +35,7 @@ class Ratio:
         return f"{self.median:.2f} ({self.lowest:.2f} to {self.highest:.2f})"
 
     def verdict(self, goal: Goal) -> str:
-        """Met where the median meets it; within noise where it does not, but a round did."""
+        """Met if the median meets the goal; within noise if only some round does."""
         if goal.at_least is not None:
             median_meets, best_meets = self.median >= goal.at_least, self.highest >= goal.at_least
         else:
@@ -45,6 +45,6 @@ class Ratio:
 
 
 def ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Ratio | None:
-    """Values by the number of the round; only those rounds count in which both have one. None where there is none."""
+    """The values are by round; only rounds with both values count. None if there are no such rounds."""
     ratios = [ours[number] / theirs[number] for number in sorted(ours.keys() & theirs.keys()) if theirs[number] > 0]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios)) if ratios else None

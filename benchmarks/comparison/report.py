@@ -1,4 +1,4 @@
-"""The tables of a run in Markdown, which reads well on a terminal too."""
+"""The tables of a run in Markdown, which is also readable in a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEGIN, END = "<!-- engine.py: begin -->", "<!-- engine.py: end -->"
 
 
 class NoMarkers(Exception):
-    """The page has no place for the tables."""
+    """The page has no markers for the tables."""
 
 
 def render(report: Report) -> str:
@@ -101,7 +101,7 @@ def _memory(row: Row, server: str) -> str:
 
 
 def _together(rows: Sequence[Row]) -> list[str]:
-    """How much eight at once gain over one at a time."""
+    """The gain of eight concurrent clients over one."""
     found = gains(rows, part=INDEPENDENT, alone=1, together=8)
     lines = [(model, server, f"{value:.2f}") for (model, server), value in found.items()]
     header = ("model", "server", "time for each token with 8 clients, as a part of that with 1")
@@ -109,7 +109,7 @@ def _together(rows: Sequence[Row]) -> list[str]:
 
 
 def _remarks(report: Report, rows: Iterable[Row]) -> list[str]:
-    """What makes a comparison unfair, or incomplete."""
+    """Remarks on what makes a comparison unfair or incomplete."""
     unequal = [
         f"- {row.place.model}, {row.place.part}, {row.place.clients} clients: the servers generated different numbers of tokens "
         f"({row.medians[CORRAL].output_tokens:.0f} and {row.medians[LLAMA_SERVER].output_tokens:.0f})."

@@ -1,7 +1,7 @@
-"""One run: servers are started for each load, and asked in turn, round by round.
+"""A run: servers are started for each load and measured in turn, round by round.
 
-All stay resident while only one of them computes. A round during which the machine was busy with something else is followed by
-one more. Whatever was started ends with its block.
+All stay in memory while only one of them computes. A round during which other programs used the machine is followed by an
+additional one. All servers end with their block.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from comparison.sse import MalformedAnswer
 from comparison.steps import Place, Step
 from comparison.workloads import Independent, Workload
 
-#: The packaged server answers one request after the other: beyond a few clients it says nothing new.
+#: The packaged server answers one request after the other, so more clients give no new information.
 PACKAGED_CLIENTS = (1, 4)
 
-#: As a multiple of those that were asked for, where some were disturbed.
+#: The maximum number of rounds if some were disturbed, as a multiple of the requested number.
 MOST_ROUNDS = 2
 
-#: What a server that is being measured may do to us.
+#: Errors of a measured server that are recorded.
 _FAILURES = (Refused, MalformedAnswer, TimeoutError, OSError)
 
 
 @dataclass
 class Run:
-    """What is measured goes to `steps`. `rounds` are to be quiet ones. `deadline` in the monotonic clock's seconds: what has not begun
-    by then is left out."""
+    """Appends its measurements to `steps`. `rounds` is the wanted number of undisturbed rounds. After `deadline` (monotonic
+    clock, in seconds) nothing new starts."""
 
     folder: Path
     rounds: int
@@ -63,7 +63,7 @@ class Run:
             self._note(Step(place, 0, "start", error=str(error)))
 
     def _round(self, place: Place, workload: Workload, number: int, servers: Sequence[Server]) -> bool:
-        """False where it was disturbed."""
+        """False if the round was disturbed."""
         quiet = True
         for server in servers:
             meter = Meter(server, [other for other in servers if other is not server])
@@ -94,7 +94,7 @@ class Run:
             yield servers
 
     async def _warm_up(self, server: Server, slots: int) -> None:
-        """The model is in memory, and every slot was used once, before anything is timed."""
+        """Loads the model and uses every slot once before anything is timed."""
         async with asyncio.timeout(self.step_timeout_s):
             await asyncio.gather(*(server.client.complete(f"{slot} is a number.", 4) for slot in range(slots)))
 
@@ -102,10 +102,10 @@ class Run:
         self.steps.append(step)
         place = step.place
         what = f"{place.model}, {place.part}, {place.clients} clients, round {step.round + 1}, {step.server}: "
-        print(what + (_said(step.measures, step.cost) if step.measures and step.cost else step.error), flush=True)
+        print(what + (_summary(step.measures, step.cost) if step.measures and step.cost else step.error), flush=True)
 
 
-def _said(measures: Measures, cost: Cost) -> str:
+def _summary(measures: Measures, cost: Cost) -> str:
     return (
         f"{measures.output_tokens_per_s:.1f} tok/s out, {measures.prompt_tokens_per_s:.0f} in, "
         f"first after {measures.ttft_p50_s:.2f} s, between p50 {measures.itl_p50_s * 1000:.0f} ms, "

@@ -28,7 +28,7 @@ START_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Load:
-    """What a server is started for. `context_tokens` is that of one slot. `threads` 0: what Corral chooses by itself."""
+    """What a server is started for. `context_tokens` is the context of one slot. With `threads` 0, Corral chooses the number."""
 
     model: Model
     slots: int
@@ -38,7 +38,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Server:
-    """A running one; `pid` is the root of its processes, `client` asks for the model that it was started for."""
+    """A running server; `pid` is the root of its processes, and `client` uses the model it was started for."""
 
     name: str
     pid: int
@@ -47,15 +47,15 @@ class Server:
 
 
 class DidNotStart(Exception):
-    """With the end of its log."""
+    """The text is the end of its log."""
 
 
 @contextlib.contextmanager
 def corral(
     load: Load, folder: Path, *, beside: Sequence[Model] = (), checkout: Path | None = None, name: str = CORRAL
 ) -> Iterator[Server]:
-    """The whole platform, as `corral up` starts it, with nothing that an earlier one knew. It has the models `beside` too. `checkout` is
-    that of another Corral."""
+    """The whole platform, as `corral up` starts it, without data of an earlier run. It also has the models in `beside`.
+    `checkout` is the folder of another Corral."""
     port = free_port()
     home = folder / f"corral-{port}"
     environment = {
@@ -96,7 +96,8 @@ def llama_server(load: Load, folder: Path) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def packaged(load: Load, folder: Path) -> Iterator[Server]:
-    """llama-cpp-python's server. It answers one request after the other; by default a new one even cuts off the one before it."""
+    """The server of llama-cpp-python. It answers one request after the other; by default a new request would interrupt the
+    running one."""
     port = free_port()
     log = folder / "llama_cpp.server.log"
     arguments = {
@@ -115,7 +116,7 @@ def packaged(load: Load, folder: Path) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def _removed(folder: Path) -> Iterator[None]:
-    """At the end of the block."""
+    """Removes the folder at the end of the block."""
     try:
         yield
     finally:
@@ -123,7 +124,7 @@ def _removed(folder: Path) -> Iterator[None]:
 
 
 def _pull(cli: Sequence[str], model: Model, environment: Mapping[str, str]) -> None:
-    """From the file, in seconds."""
+    """From the file, which takes seconds."""
     command = [*cli, "pull", str(model.path), "--as", model.name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""A streamed answer, read after the event: pieces with the times of their arrival become server-sent events with times.
+"""Parses a streamed answer afterwards: pieces with their arrival times become server-sent events with times.
 
 Nothing is parsed while tokens arrive, because the load generator shares the processor with the server that it measures. Pure.
 """
@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-#: The bytes that came at once, and when, in seconds.
+#: The time of arrival in seconds, and the bytes that arrived together.
 Piece = tuple[float, bytes]
 
 _DONE = b"[DONE]"
@@ -25,8 +25,8 @@ class Head(NamedTuple):
 
 
 def parse(pieces: Iterable[Piece]) -> tuple[Head, list[Piece]]:
-    """The head of an HTTP/1.1 answer, and its body without the framing of chunks. Each part of the body has the time at which
-    its last byte came. Raises MalformedAnswer."""
+    """The head of an HTTP/1.1 response, and its body without the framing of chunks. Each part of the body has the arrival time
+    of its last byte. Raises MalformedAnswer."""
     raw = b""
     rest = iter(pieces)
     for at, data in rest:
@@ -39,7 +39,7 @@ def parse(pieces: Iterable[Piece]) -> tuple[Head, list[Piece]]:
 
 
 def events(body: Iterable[Piece]) -> Iterator[tuple[float, dict[str, Any]]]:
-    """The JSON objects of the `data:` lines, but for the closing [DONE]."""
+    """The JSON objects of the `data:` lines, except the final [DONE]."""
     pending = b""
     for at, data in body:
         *lines, pending = (pending + data).split(b"\n")

@@ -1,4 +1,4 @@
-"""What a run writes down."""
+"""The results that a run records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from comparison.measures import Measures
 
 @dataclass(frozen=True)
 class Place:
-    """What has a row of its own in the tables: a part of a workload."""
+    """A part of a workload with a number of clients; it has its own rows in the tables."""
 
     model: str
     part: str
@@ -20,8 +20,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Step:
-    """One part of a workload, in one round, on one server; `error` says why there are no measures. The cost is that of all parts
-    of the workload together."""
+    """One part of a workload, in one round, on one server. If there are no measures, `error` is the reason. The cost is that of
+    all parts of the workload together."""
 
     place: Place
     round: int
@@ -33,7 +33,7 @@ class Step:
 
 @dataclass
 class Report:
-    """The JSON file. `minutes` is how long the run took."""
+    """The content of the JSON file. `minutes` is the duration of the run."""
 
     machine: Machine
     rounds: int

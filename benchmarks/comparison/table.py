@@ -1,5 +1,4 @@
-"""What all steps of a run say together: for each part of a workload the medians of each server, the ratios, and which goals are
-met. Pure."""
+"""Combines the steps of a run: for each part of a workload the medians per server, the ratios, and the goals met. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from comparison.measures import Measures
 from comparison.ratios import Goal, Ratio, ratio
 from comparison.steps import Place, Step
 
-#: Those measures whose ratio says something.
+#: The measures whose ratios are meaningful.
 COMPARED = (
     "output_tokens_per_s",
     "prompt_tokens_per_s",
@@ -25,8 +24,8 @@ COMPARED = (
 
 @dataclass(frozen=True)
 class Row:
-    """By server the `medians` over the rounds and the most memory, `worker_memory_bytes` being that of Corral's worker alone; by
-    measure the `ratios` of ours to theirs."""
+    """By server: the `medians` over the rounds and the peak memory, with `worker_memory_bytes` for Corral's worker. By measure:
+    the `ratios` of ours to theirs."""
 
     place: Place
     medians: Mapping[str, Measures]
@@ -37,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`ratio` is None where a server gave no measures."""
+    """`ratio` is None if a server has no measures."""
 
     place: Place
     goal: Goal
@@ -62,14 +61,14 @@ def outcomes(rows: Iterable[Row], goals: Sequence[Goal]) -> list[Outcome]:
 
 
 def undisturbed(steps: Sequence[Step]) -> list[Step]:
-    """Without the rounds during which something else kept the machine busy; where no other round is left, with them."""
+    """The steps without disturbed rounds; with them if a place has no others."""
     disturbed = {(step.place, step.round) for step in steps if step.cost and not step.cost.was_quiet}
     places = {step.place for step in steps if step.measures and (step.place, step.round) not in disturbed}
     return [step for step in steps if step.place not in places or (step.place, step.round) not in disturbed]
 
 
 def gains(rows: Sequence[Row], *, part: str, alone: int, together: int) -> dict[tuple[str, str], float]:
-    """By model and server: the median time for each token with `together` clients, as a part of that with `alone`."""
+    """By model and server: the median time per token with `together` clients, relative to that with `alone`."""
     rates = {
         (row.place.model, server, row.place.clients): measures.output_tokens_per_s
         for row in rows

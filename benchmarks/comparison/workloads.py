@@ -1,4 +1,4 @@
-"""What the servers are asked, each workload with prompts that are new in every round and the same for every server."""
+"""The requests that the servers get. The prompts of a workload are new in every round and the same for every server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from comparison.prompts import prose, question
 
 @dataclass(frozen=True)
 class Workload(ABC):
-    """`clients` ask at the same time; each server has a slot for every one of them. `context_tokens` is what a slot must hold."""
+    """`clients` send requests at the same time; each server has a slot for each of them. `context_tokens` is the context that a
+    slot needs."""
 
     name: str
     clients: int
@@ -23,12 +24,12 @@ class Workload(ABC):
 
     @abstractmethod
     async def run(self, client: Client, number: int) -> dict[str, Measures]:
-        """Round `number`; what was measured, by the name of the part. Raises Refused."""
+        """Runs round `number`; returns the measures by the name of the part. Raises Refused."""
 
 
 @dataclass(frozen=True)
 class Independent(Workload):
-    """Prompts that share nothing; each client asks `asks` times, one after the other."""
+    """Prompts without a common prefix; each client sends `asks` of them, one after the other."""
 
     prompt_tokens: int
     output_tokens: int
@@ -46,7 +47,7 @@ class Independent(Workload):
 
 @dataclass(frozen=True)
 class SharedPrompt(Workload):
-    """One system prompt, new in every round, before questions that differ; each client asks `asks` of them."""
+    """One system prompt, new in every round, followed by different questions; each client asks `asks` of them."""
 
     prompt_tokens: int
     output_tokens: int
@@ -65,7 +66,7 @@ class SharedPrompt(Workload):
 
 @dataclass(frozen=True)
 class Burst(SharedPrompt):
-    """Everybody asks at the same moment, and once more when all have their answers."""
+    """All clients ask at the same moment, and once more when all have their answers."""
 
     async def run(self, client: Client, number: int) -> dict[str, Measures]:
         prompts = [prompt for asker in range(self.clients) for prompt in self._prompts(number, asker)]
@@ -78,7 +79,8 @@ class Burst(SharedPrompt):
 
 @dataclass(frozen=True)
 class Conversations(Workload):
-    """Each client chats for `turns` turns, each of which extends the last. A base model gets the same as a text."""
+    """Each client chats for `turns` turns, each of which extends the previous ones. A base model gets the same text without a
+    template."""
 
     chats: bool
     turns: int
@@ -110,7 +112,7 @@ class Conversations(Workload):
 
 @dataclass(frozen=True)
 class LateArrival(Workload):
-    """A long prompt comes while everybody else's answer is being written; that goes on until the long one is answered."""
+    """A long prompt arrives while the other clients' answers are generated; these continue until the long one is answered."""
 
     prompt_tokens: int
     running_prompt_tokens: int

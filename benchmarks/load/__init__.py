@@ -1,1 +1,1 @@
-"""What the benchmarks of the gateway share: its processes, and a load generator that leaves the machine to them."""
+"""Shared by the benchmarks of the gateway: its processes, and a load generator that uses little of the machine."""

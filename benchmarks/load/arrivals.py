@@ -13,15 +13,15 @@ from load.client import Outcome
 
 
 class Stretch(NamedTuple):
-    """So many requests a second for so long."""
+    """A request rate for a time."""
 
     per_second: float
     seconds: float
 
 
 async def arrive(ask: Callable[[], Awaitable[Outcome]], *stretches: Stretch) -> list[list[Outcome]]:
-    """A Poisson process in each stretch, the same in every run and wherever the rate is the same; one follows the other at once. Returns
-    the outcomes of each when the last request is answered."""
+    """A Poisson process for each stretch, the same in every run and for equal rates; one follows the other immediately. Returns
+    the outcomes of each stretch after the last request is answered."""
     due_s, end_s = time.perf_counter(), time.perf_counter()
     asked: list[list[asyncio.Future[Outcome]]] = []
     for stretch in stretches:
@@ -36,7 +36,7 @@ async def arrive(ask: Callable[[], Awaitable[Outcome]], *stretches: Stretch) -> 
 
 
 async def keep_busy(ask: Callable[[], Awaitable[Outcome]], *, clients: int, seconds: float) -> list[Outcome]:
-    """Each client sends its next request when it has its answer. Those are returned whose answer came in time."""
+    """Each client sends its next request when it has its answer. Returns the outcomes of the requests that ended in time."""
     outcomes: list[Outcome] = []
     until = time.perf_counter() + seconds
 

@@ -1,4 +1,4 @@
-"""HTTP over bare sockets that are kept open: it knows when an answer begins and ends, and its status, and reads nothing else of it."""
+"""HTTP over bare sockets that stay open. It detects when a response starts and ends, and its status, and parses nothing else."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 from typing import Any, NamedTuple, cast
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_LAST_CHUNK = b"0\r\n\r\n"  # JSON holds no CR, so nothing else ends like this
+_LAST_CHUNK = b"0\r\n\r\n"  # JSON contains no CR, so nothing else ends like this
 
 
 class Outcome(NamedTuple):
-    """Times in seconds of time.perf_counter(); `first_s` is that of the first bytes. `status` 0: the connection broke."""
+    """Times in seconds of time.perf_counter(); `first_s` is the time of the first bytes. With `status` 0 the connection broke."""
 
     status: int
     sent_s: float
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
 
 
 def post(path: str, asked: dict[str, Any], **headers: str) -> bytes:
-    """A whole request."""
+    """A complete request."""
     body = json.dumps(asked).encode()
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -38,7 +38,7 @@ def post(path: str, asked: dict[str, Any], **headers: str) -> bytes:
 
 
 class Client:
-    """Opens as many connections as there are requests at a time."""
+    """Opens as many connections as there are concurrent requests."""
 
     def __init__(self, port: int) -> None:
         self._port = port

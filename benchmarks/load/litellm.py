@@ -1,6 +1,6 @@
-"""LiteLLM's proxy in front of a backend that answers at once, to compare the gateway with.
+"""LiteLLM's proxy in front of a backend that answers at once, for comparison with the gateway.
 
-It is installed in an environment of its own, kept in the user's cache: it pins versions of what the platform uses too.
+It is installed in a separate environment in the user's cache, because it pins versions of packages that the platform also uses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 def fetch() -> None:
-    """Installs it where it is not yet: a minute or two."""
+    """Installs it if it is missing, which takes a minute or two."""
     if (ENVIRONMENT / "installed").exists():
         return
     venv.create(ENVIRONMENT, with_pip=True, clear=True)
@@ -40,13 +40,13 @@ def fetch() -> None:
 
 @contextlib.contextmanager
 def proxy(tokens: int) -> Iterator[tuple[int, int]]:
-    """Its port and its process id. The model `m` answers with so many tokens."""
+    """Yields its port and its process id. The model `m` answers with this many tokens."""
     backend_port, port = free_port(), free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = folder / "config.yaml"
         backend = {"model": "openai/m", "api_base": f"http://127.0.0.1:{backend_port}/v1", "api_key": "none"}
-        config.write_text(json.dumps({"model_list": [{"model_name": "m", "litellm_params": backend}]}))  # JSON is YAML
+        config.write_text(json.dumps({"model_list": [{"model_name": "m", "litellm_params": backend}]}))  # JSON is valid YAML
         command = [str(ENVIRONMENT / "bin" / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
         serving = [sys.executable, "-m", "load.litellm", str(backend_port), str(tokens)]
         settings = {
@@ -63,7 +63,7 @@ def proxy(tokens: int) -> Iterator[tuple[int, int]]:
 
 
 class Backend(asyncio.Protocol):
-    """Answers every request with the same chat completion, whole or streamed as it asks, without looking any further."""
+    """Answers every request with the same chat completion, whole or streamed as requested, without parsing more of it."""
 
     def __init__(self, tokens: int) -> None:
         self._whole = _response("application/json", json.dumps(_completion(tokens)).encode())

@@ -1,4 +1,4 @@
-"""The parts of the platform as processes: no registry, whose routes are published here, and no node agent."""
+"""The parts of the platform as processes, without a node agent and without a registry: the routes are published here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def url_of(server: ValkeyServer) -> str:
 
 @contextlib.contextmanager
 def gateway(url: str, settings: Mapping[str, str] | None = None) -> Iterator[tuple[int, int]]:
-    """Its port and its process id."""
+    """Yields its port and its process id."""
     port = free_port()
     own = {
         "CORRAL_HOST": f"127.0.0.1:{port}",
@@ -58,7 +58,7 @@ def gateway(url: str, settings: Mapping[str, str] | None = None) -> Iterator[tup
 def fake_worker(
     url: str, *, slots: int, step_s: float, token_s: float, replica: str = "replica-1", context_tokens: int = 4096
 ) -> Iterator[int]:
-    """A real worker whose model is scripted and takes so long for a step and for each token in it. Yields its process id."""
+    """A real worker whose scripted model takes a given time per step and per token. Yields its process id."""
     settings = {
         "CORRAL_REDIS_URL": url,
         "CORRAL_NODE": "node-1",
@@ -77,7 +77,7 @@ def fake_worker(
 
 @contextlib.contextmanager
 def _process(module: str, settings: Mapping[str, str]) -> Iterator[int]:
-    """Raises RuntimeError with the end of its log where it had ended by itself."""
+    """Raises RuntimeError with the end of its log if it ended before the block."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with child([sys.executable, "-m", module], log=log, environment=settings) as process:
@@ -87,7 +87,7 @@ def _process(module: str, settings: Mapping[str, str]) -> Iterator[int]:
 
 
 async def listening(port: int) -> None:
-    """Until the gateway is ready."""
+    """Waits until the gateway is ready."""
     while True:
         with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -100,21 +100,21 @@ async def listening(port: int) -> None:
 
 
 async def claiming(redis: Redis, *, workers: int = 1) -> None:
-    """Until so many workers wait for requests."""
+    """Waits until this many workers wait for requests."""
     while await redis.scard(f"corral:idle:{VERSION}") < workers:
         await asyncio.sleep(0.05)
 
 
 class Others:
-    """What everything but this process and its children, also those that have ended, takes of the machine meanwhile."""
+    """The load of all other processes on the machine, without this process and its children, even those that have ended."""
 
     def __init__(self) -> None:
-        self._begun_s = time.perf_counter()
+        self._started_s = time.perf_counter()
         self._busy_s = self._busy()
 
     def share(self) -> float:
-        """Of all cores' time since the making, 0 to 1."""
-        wall_s = time.perf_counter() - self._begun_s
+        """The share of all cores since the creation, 0 to 1."""
+        wall_s = time.perf_counter() - self._started_s
         return max(0.0, self._busy() - self._busy_s) / (wall_s * (os.cpu_count() or 1))
 
     def _busy(self) -> float:
@@ -126,7 +126,7 @@ class Others:
 
 
 class Cpu:
-    """The processor time of a process, which says more than any clock on a machine that has other things to do."""
+    """The processor time of a process, which is more reliable than the elapsed time on a busy machine."""
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Awaitable, Callable
 
 from services.protocol.errors import CorralError
 
@@ -21,8 +22,15 @@ class Outage:
     not come back in step.
     """
 
-    def __init__(self, log: logging.Logger, *, longest_wait_s: float = LONGEST_WAIT_S) -> None:
+    def __init__(
+        self,
+        log: logging.Logger,
+        *,
+        longest_wait_s: float = LONGEST_WAIT_S,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._log = log
+        self._sleep = sleep
         self._longest_wait_s = longest_wait_s
         self._since: float | None = None
         self._waits_s: dict[str, float] = {}
@@ -43,7 +51,7 @@ class Outage:
         self.begin(loop, error)
         wait_s = self._waits_s[loop]
         self._waits_s[loop] = min(self._longest_wait_s, wait_s * 2)
-        await asyncio.sleep(wait_s * random.uniform(0.5, 1))
+        await self._sleep(wait_s * random.uniform(0.5, 1))
 
     def over(self, loop: str) -> None:
         """The loop has had an answer."""

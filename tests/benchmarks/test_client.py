@@ -1,4 +1,4 @@
-"""The load generator, against a server that says what a test wants."""
+"""The load generator, with a scripted server."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def event(fields: dict[str, Any]) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-def text(said: str) -> bytes:
-    return event({"choices": [{"text": said}]})
+def text(content: str) -> bytes:
+    return event({"choices": [{"text": content}]})
 
 
 @asynccontextmanager
 async def server(answer: Answering) -> AsyncIterator[tuple[Client, list[bytes]]]:
-    """Answers every request so; the requests' heads and bodies are kept."""
+    """A server that gives every request this answer; yields a client and the received requests."""
     asked: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -45,7 +45,7 @@ async def server(answer: Answering) -> AsyncIterator[tuple[Client, list[bytes]]]
         yield Client(listener.sockets[0].getsockname()[1], "m"), asked
 
 
-async def test_a_completion() -> None:
+async def test_a_completion_is_measured() -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for part in (HEAD, text("one"), text(""), text(" two"), event({"choices": [], "usage": USAGE}), b"0\r\n\r\n"):
             writer.write(part)
@@ -62,7 +62,7 @@ async def test_a_completion() -> None:
     assert json.loads(body) == wanted | {"stream_options": {"include_usage": True}}
 
 
-async def test_a_chat_begins_with_who_speaks() -> None:
+async def test_a_chat_starts_with_an_event_without_text() -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         role = event({"choices": [{"delta": {"role": "assistant", "content": None}}]})
         writer.write(HEAD + role + event({"choices": [{"delta": {"content": "hello"}}]}) + b"0\r\n\r\n")
@@ -73,7 +73,7 @@ async def test_a_chat_begins_with_who_speaks() -> None:
     assert json.loads(asked[0].partition(b"\r\n\r\n")[2])["messages"] == [{"role": "user", "content": "hi"}]
 
 
-async def test_leaving_in_the_middle() -> None:
+async def test_leaving_closes_the_connection() -> None:
     gone = asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -100,7 +100,7 @@ async def test_leaving_in_the_middle() -> None:
         (HEAD + b"0\r\n\r\n", "no text"),
     ],
 )
-async def test_failures_are_refusals_that_say_why(raw: bytes, reason: str) -> None:
+async def test_errors_become_refusals_with_the_reason(raw: bytes, reason: str) -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(raw)
 
@@ -109,7 +109,7 @@ async def test_failures_are_refusals_that_say_why(raw: bytes, reason: str) -> No
             await client.complete("Count.", 3)
 
 
-async def test_an_answer_that_ends_before_the_awaited_event_is_a_refusal() -> None:
+async def test_an_answer_that_ends_early_is_a_refusal() -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(HEAD + text("one") + b"0\r\n\r\n")
 

@@ -1,4 +1,4 @@
-"""What a benchmark starts ends with its block, whatever it does."""
+"""Processes of a benchmark end with its block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 from comparison.processes import child, cpu_seconds, peak_memory_bytes, tree
 from tests.conditions import eventually
 
-#: Ignores SIGTERM, and so does its own child.
+#: Ignores SIGTERM, and so does its child process.
 STUBBORN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -20,7 +20,7 @@ time.sleep(600)
 """
 
 
-async def test_nothing_outlives_the_block(tmp_path: Path) -> None:
+async def test_no_process_outlives_the_block(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with child([sys.executable, "-c", STUBBORN], log=log, grace_s=0.2) as process:
         await eventually(lambda: len(tree(process.pid)) == 2 and "ready" in log.read_text())
@@ -29,7 +29,7 @@ async def test_nothing_outlives_the_block(tmp_path: Path) -> None:
     assert tree(process.pid) == []
 
 
-async def test_costs_are_those_of_the_tree(tmp_path: Path) -> None:
+async def test_costs_include_child_processes(tmp_path: Path) -> None:
     with child([sys.executable, "-c", STUBBORN], log=tmp_path / "log", grace_s=0.2) as process:
         await eventually(lambda: len(tree(process.pid)) == 2)
         assert sum(peak_memory_bytes(process.pid).values()) > 2 * 2**20

@@ -46,7 +46,7 @@ STEPS = [
 ]
 
 
-def test_a_row_has_medians_and_ratios_of_the_rounds() -> None:
+def test_a_row_has_medians_and_ratios_over_the_rounds() -> None:
     (row,) = tabulate(STEPS, ours=CORRAL, theirs=LLAMA_SERVER)
     assert row.place == Place(MODEL, INDEPENDENT, 8)
     assert row.medians[CORRAL].output_tokens_per_s == 87.5
@@ -54,7 +54,7 @@ def test_a_row_has_medians_and_ratios_of_the_rounds() -> None:
     assert row.ratios["output_tokens_per_s"] == Ratio(pytest.approx(1.15), pytest.approx(1.1), pytest.approx(1.2))
 
 
-def test_outcomes_are_those_of_the_goals_of_each_part() -> None:
+def test_each_part_has_outcomes_for_its_goals() -> None:
     burst = [step(CORRAL, 0, 30.0, part=BURST, ttft_s=2.0), step(LLAMA_SERVER, 0, 10.0, part=BURST, ttft_s=4.0)]
     found = outcomes(tabulate([*STEPS, *burst], ours=CORRAL, theirs=LLAMA_SERVER), GOALS)
     verdicts = [(outcome.place.part, outcome.goal.measure, outcome.verdict) for outcome in found]
@@ -65,13 +65,13 @@ def test_outcomes_are_those_of_the_goals_of_each_part() -> None:
     ]
 
 
-def test_a_goal_whose_server_failed_is_not_met() -> None:
+def test_a_goal_without_a_measurement_is_not_measured() -> None:
     failed = Step(Place(MODEL, INDEPENDENT, 8), 0, CORRAL, error="TimeoutError: ")
     (outcome,) = outcomes(tabulate([failed, STEPS[1]], ours=CORRAL, theirs=LLAMA_SERVER), GOALS)
     assert outcome.verdict == "not measured"
 
 
-def test_what_eight_at_once_gain() -> None:
+def test_gains_of_eight_clients_over_one() -> None:
     steps = [*STEPS, step(CORRAL, 0, 60.0, clients=1), step(CORRAL, 1, 40.0, clients=1), step(PACKAGED, 0, 40.0, clients=1)]
     rows = tabulate(steps, ours=CORRAL, theirs=LLAMA_SERVER)
     assert gains(rows, part=INDEPENDENT, alone=1, together=8) == {(MODEL, CORRAL): pytest.approx(50.0 / 87.5)}
@@ -81,19 +81,19 @@ def busy(disturbed: Step) -> Step:
     return replace(disturbed, cost=replace(COST, others_share=0.3))
 
 
-def test_a_round_in_which_either_server_was_disturbed_does_not_count() -> None:
+def test_a_disturbed_round_does_not_count() -> None:
     assert undisturbed([STEPS[0], STEPS[1], busy(STEPS[2]), STEPS[3]]) == STEPS[:2]
     text = reports.render(Report(MACHINE, 1, 3.0, [STEPS[0], STEPS[1], busy(STEPS[2]), STEPS[3]]))
     assert "| 1.20 (1.20 to 1.20) |" in text
     assert "1 rounds in which that was more than 10% are left out" in text
 
 
-def test_where_every_round_was_disturbed_all_of_them_count() -> None:
+def test_if_every_round_was_disturbed_all_of_them_count() -> None:
     steps = [STEPS[0], busy(STEPS[1]), busy(STEPS[2]), STEPS[3]]
     assert undisturbed(steps) == steps
 
 
-def test_the_json_holds_everything_that_the_tables_need() -> None:
+def test_the_json_holds_everything_for_the_tables() -> None:
     report = Report(MACHINE, 2, 3.0, STEPS)
     again = msgspec.json.decode(msgspec.json.encode(report), type=Report)
     assert again == report
@@ -103,7 +103,7 @@ def test_the_json_holds_everything_that_the_tables_need() -> None:
     assert "| independent prompts | 8 | corral | 87.5 | 300 | 1.00 | 2.00 | 40 | 80 | 100 | 0% | 720 (worker 250) |" in text
 
 
-def test_what_makes_a_comparison_unfair_is_said() -> None:
+def test_an_unfair_comparison_has_a_remark() -> None:
     fewer = replace(STEPS[0], measures=replace(MEASURES, output_tokens=400))
     failed = Step(Place(MODEL, BURST, 8), 1, LLAMA_SERVER, error="TimeoutError: ")
     text = reports.render(Report(MACHINE, 2, 3.0, [fewer, STEPS[1], failed]))
@@ -111,7 +111,7 @@ def test_what_makes_a_comparison_unfair_is_said() -> None:
     assert "burst, 8 clients, round 2, llama-server: TimeoutError" in text
 
 
-def test_the_tables_of_a_page_are_replaced_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_tables_of_a_page_are_replaced(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{reports.BEGIN}\nold\n{reports.END}\nafter\n")
     reports.replace(page, "new\n")
@@ -119,7 +119,7 @@ def test_the_tables_of_a_page_are_replaced_and_nothing_else(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("text", ["", reports.BEGIN, f"{reports.END} {reports.BEGIN}"])
-def test_a_page_without_a_place_for_the_tables_stays_as_it_is(tmp_path: Path, text: str) -> None:
+def test_a_page_without_markers_is_not_changed(tmp_path: Path, text: str) -> None:
     page = tmp_path / "page.md"
     page.write_text(text)
     with pytest.raises(reports.NoMarkers):

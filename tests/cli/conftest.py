@@ -1,4 +1,4 @@
-"""The command as a user runs it, against a scripted gateway."""
+"""The command as a user runs it, with a scripted gateway."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 def environment(gateway: Gateway, tmp_path: Path) -> dict[str, str]:
-    """Of a user whose gateway is the scripted one, and who has set nothing else."""
+    """The environment of a user whose gateway is the scripted one and who has set nothing else."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CORRAL_", "OLLAMA_"))}
     state = {"CORRAL_HOME": str(tmp_path / "home"), "XDG_STATE_HOME": str(tmp_path / "state")}
     return inherited | state | {"CORRAL_HOST": gateway.url, "COLUMNS": "100"}
@@ -44,7 +44,7 @@ def environment(gateway: Gateway, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def corral(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Corral:
-    """Runs the command in this process; stdin is no terminal."""
+    """Runs the command in this process; stdin is not a terminal."""
 
     def run(*arguments: str, stdin: str = "", **overrides: str) -> Done:
         with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The command on a terminal of its own: what a person sees and types."""
+"""The command in a separate terminal: what a person sees and types."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Terminal:
         self._fd, other = pty.openpty()
         fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
         self._process = subprocess.Popen(
-            # setsid makes the terminal the command's own, so that Ctrl-C becomes a signal.
+            # setsid makes this terminal the command's controlling terminal, so that Ctrl-C becomes a signal.
             ["setsid", "--ctty", sys.executable, "-m", "services.cli", *arguments],
             env=environment | {"TERM": "xterm-256color"},
             stdin=other,
@@ -47,8 +47,8 @@ class Terminal:
         os.close(self._fd)
 
     @property
-    def said(self) -> str:
-        """The lines that have left the screen at its top, then those on it. Each is as wide as the screen."""
+    def output(self) -> str:
+        """The lines that have scrolled off the top of the screen, then the lines on it. Each is as wide as the screen."""
         columns = range(self._screen.columns)
         above = ["".join(line[column].data for column in columns) for line in self._screen.history.top]
         return "\n".join([*above, *self._screen.display])
@@ -57,22 +57,22 @@ class Terminal:
         os.write(self._fd, keys.encode())
 
     def expect(self, text: str, *, times: int = 1) -> None:
-        """Returns once `text` has been written so many times."""
-        while self.said.count(text) < times:
-            assert time.monotonic() < self._deadline, f"{text!r} not in {self.said!r}"
+        """Returns once `text` has appeared `times` times."""
+        while self.output.count(text) < times:
+            assert time.monotonic() < self._deadline, f"{text!r} not in {self.output!r}"
             self._read()
 
     def wait(self) -> int:
         """The exit code, once the command has ended."""
         while self._read():
-            assert time.monotonic() < self._deadline, self.said
+            assert time.monotonic() < self._deadline, self.output
         return self._process.wait(timeout=5)
 
     def _read(self) -> bool:
         if select.select([self._fd], [], [], 0.1)[0]:
             try:
                 data = os.read(self._fd, 65536)
-            except OSError:  # Linux's way of saying that the other side has closed a terminal
+            except OSError:  # Linux reports a terminal that the other side has closed this way
                 return False
             self._stream.feed(data)
             return bool(data)

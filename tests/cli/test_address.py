@@ -22,18 +22,18 @@ from tests.addresses import BAD, GOOD
         (" localhost ", "http://localhost:11434"),
     ],
 )
-def test_forms_of_an_address(text: str, url: str) -> None:
+def test_addresses_are_completed(text: str, url: str) -> None:
     assert parse_address(text).url == url
 
 
 @pytest.mark.parametrize(("text", "host", "port"), GOOD)
-def test_the_forms_that_a_gateway_reads(text: str, host: str, port: int) -> None:
+def test_the_same_forms_as_the_gateway(text: str, host: str, port: int) -> None:
     address = parse_address(text)
     assert (address.host, address.port) == (host, port)
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:0", *BAD])
-def test_what_is_no_address(text: str) -> None:
+def test_an_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(CommandError, match="^CORRAL_HOST: "):
         parse_address(text)
 
@@ -49,5 +49,5 @@ def test_what_is_no_address(text: str) -> None:
         ("example.org", False),
     ],
 )
-def test_whether_only_this_machine_can_reach_it(text: str, loopback: bool) -> None:
+def test_which_addresses_are_loopback(text: str, loopback: bool) -> None:
     assert parse_address(text).loopback is loopback

@@ -1,4 +1,4 @@
-"""Arguments and the server's answer in; what is printed and the exit code out."""
+"""Given the arguments and the server's responses: what is printed, and the exit code."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ LISTINGS: list[tuple[list[str], str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "route", "body", "expected"), LISTINGS)
-def test_listings(corral: Corral, gateway: Gateway, arguments: list[str], route: str, body: Any, expected: str) -> None:
+def test_listings_are_tables(
+    corral: Corral, gateway: Gateway, arguments: list[str], route: str, body: Any, expected: str
+) -> None:
     gateway.answer(route, Answer(body=body))
     done = corral(*arguments)
     assert (done.code, done.err) == (0, "")
@@ -100,13 +102,13 @@ def test_listings(corral: Corral, gateway: Gateway, arguments: list[str], route:
         (["show", "m"], "POST /api/show", SHOWN),
     ],
 )
-def test_listings_as_json(corral: Corral, gateway: Gateway, arguments: list[str], route: str, body: Any) -> None:
+def test_listings_with_json(corral: Corral, gateway: Gateway, arguments: list[str], route: str, body: Any) -> None:
     gateway.answer(route, Answer(body=body))
     done = corral(*arguments, "--json")
     assert (done.code, json.loads(done.out)) == (0, body)
 
 
-def test_show_says_what_kept_versions_take(corral: Corral, gateway: Gateway) -> None:
+def test_show_lists_the_sizes_of_kept_versions(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("POST /api/show", Answer(body=SHOWN))
     gateway.answer("GET /registry/v1/models/versions", Answer(body=VERSIONS))
     assert "Kept versions\n    bbbbbbbbbbbb    97 MB\n" in corral("show", "m").out
@@ -117,7 +119,7 @@ def replica(state: str, **facts: Any) -> dict[str, Any]:
     return {"id": "r", "state": state, **shown}
 
 
-def test_ps_shows_what_is_on_its_way(corral: Corral, gateway: Gateway) -> None:
+def test_ps_shows_replicas_that_are_not_ready(corral: Corral, gateway: Gateway) -> None:
     replicas = [
         replica("starting", load_progress=0.43),
         replica("fetching"),
@@ -139,14 +141,14 @@ def test_ps_shows_what_is_on_its_way(corral: Corral, gateway: Gateway) -> None:
     assert json.loads(corral("ps", "--json").out) == {"models": [LOADED], "loading": replicas[:3], "queues": []}
 
 
-def test_ps_shows_what_waits(corral: Corral, gateway: Gateway) -> None:
+def test_ps_shows_the_queue(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("GET /api/ps", Answer(body={"models": [LOADED]}))
     gateway.answer("GET /api/queue", Answer(body={"models": [QUEUE]}))
     assert "4096       8/8        12, 4 s    Forever\n" in corral("ps").out
     assert json.loads(corral("ps", "--json").out)["queues"] == [QUEUE]
 
 
-def test_a_key_on_terms(corral: Corral, gateway: Gateway) -> None:
+def test_a_key_with_terms(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("POST /registry/v1/keys", Answer(201, KEY | {"secret": "corral-s3cret"}))
     assert corral("key", "create", "ci", "--weight", "0.5", "--priority", "batch", "--max-waiting", "40").code == 0
     [body] = gateway.bodies("POST /registry/v1/keys")
@@ -154,7 +156,7 @@ def test_a_key_on_terms(corral: Corral, gateway: Gateway) -> None:
     assert corral("key", "create", "ci", "--priority", "urgent").code == 1
 
 
-def test_show(corral: Corral, gateway: Gateway) -> None:
+def test_show_describes_the_model(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("POST /api/show", Answer(body=SHOWN))
     assert corral("show", "smollm2:135m").out == (
         "  Model\n"
@@ -171,19 +173,19 @@ def test_show(corral: Corral, gateway: Gateway) -> None:
     assert gateway.bodies("POST /api/show") == [{"model": "smollm2:135m"}]
 
 
-def test_show_of_a_model_of_which_little_is_known(corral: Corral, gateway: Gateway) -> None:
+def test_show_with_few_details(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("POST /api/show", Answer(body={"details": {"family": "llama"}, "model_info": {}}))
     assert corral("show", "m").out == "  Model\n    architecture    llama\n\n"
 
 
-def test_rm(corral: Corral, gateway: Gateway) -> None:
+def test_rm_deletes_models_until_an_error(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("DELETE /registry/v1/models", Answer(), Answer(404, {"error": "model 'b' not found"}))
     done = corral("rm", "a", "b", "c")
     assert (done.code, done.out, done.err) == (1, "deleted 'a'\n", "Error: model 'b' not found\n")
     assert gateway.bodies("DELETE /registry/v1/models") == [{"model": "a"}, {"model": "b"}]
 
 
-def test_stop(corral: Corral, gateway: Gateway) -> None:
+def test_stop_unloads_the_model(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("POST /api/generate", Answer(body={"done": True}), Answer(404, {"error": "model 'x' not found"}))
     assert corral("stop", "m").out == "stopping 'm'\n"
     assert gateway.bodies("POST /api/generate") == [{"model": "m", "keep_alive": 0, "stream": False}]
@@ -191,7 +193,7 @@ def test_stop(corral: Corral, gateway: Gateway) -> None:
     assert (done.code, done.err) == (1, 'Error: couldn\'t find model "x" to stop\n')
 
 
-def test_a_new_key_is_alone_on_stdout(corral: Corral, gateway: Gateway) -> None:
+def test_a_new_key_is_the_only_output_on_stdout(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("POST /registry/v1/keys", Answer(201, KEY | {"secret": "corral-s3cret"}))
     done = corral("key", "create", "ada", "--team", "red", "--admin")
     assert (done.code, done.out) == (0, "corral-s3cret\n")
@@ -203,7 +205,7 @@ def test_a_new_key_is_alone_on_stdout(corral: Corral, gateway: Gateway) -> None:
     assert json.loads(corral("key", "create", "ada", "--json").out)["secret"] == "corral-s3cret"
 
 
-def test_changing_a_key(corral: Corral, gateway: Gateway) -> None:
+def test_key_set_changes_the_terms(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("PATCH /registry/v1/keys/team%2Fada", Answer(body=KEY | {"weight": 2.5}))
     done = corral("key", "set", "team/ada", "--weight", "2.5", "--max-waiting", "0", "--no-admin")
     assert (done.code, done.out) == (0, "changed 'ada': weight 2.5, interactive, admin\n")
@@ -211,12 +213,12 @@ def test_changing_a_key(corral: Corral, gateway: Gateway) -> None:
     assert "nothing to change" in corral("key", "set", "ada").err
 
 
-def test_revoking_a_key(corral: Corral, gateway: Gateway) -> None:
+def test_key_revoke(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("DELETE /registry/v1/keys/ada", Answer())
     assert corral("key", "revoke", "ada").out == "revoked 'ada'\n"
 
 
-def test_status(corral: Corral, gateway: Gateway) -> None:
+def test_status_of_a_cluster(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("GET /readyz", Answer(body={"status": "ok"}), Answer(503, {"status": "unavailable", "missing": ["redis"]}))
     gateway.answer("GET /api/version", Answer(body={"version": "0.32.15", "corral": "1.2.3"}))
     gateway.answer("GET /api/ps", Answer(body={"models": [LOADED]}))
@@ -232,7 +234,7 @@ def test_status(corral: Corral, gateway: Gateway) -> None:
     assert (found["ready"], found["checks"]["missing"], found["nodes"], found["parts"]) == (False, ["redis"], None, None)
 
 
-def test_the_key_goes_along(corral: Corral, gateway: Gateway) -> None:
+def test_the_key_is_sent(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("GET /api/tags", Answer(body={"models": []}))
     corral("list", CORRAL_API_KEY="corral-k")
     assert gateway.headers[-1]["Authorization"] == "Bearer corral-k"
@@ -247,7 +249,7 @@ def test_the_key_goes_along(corral: Corral, gateway: Gateway) -> None:
         (Answer(502), "the server answered 502"),
     ],
 )
-def test_refusals_are_one_line(corral: Corral, gateway: Gateway, answer: Answer, message: str) -> None:
+def test_errors_of_the_server_are_one_line(corral: Corral, gateway: Gateway, answer: Answer, message: str) -> None:
     gateway.answer("GET /api/tags", answer)
     done = corral("list")
     assert (done.code, done.out, done.err) == (1, "", f"Error: {message}\n")
@@ -271,13 +273,13 @@ def test_wrong_usage_is_one_line(corral: Corral, arguments: list[str], environme
     assert done.err.count("\n") == 1
 
 
-def test_nobody_there(corral: Corral) -> None:
+def test_no_server_is_a_one_line_error(corral: Corral) -> None:
     done = corral("list", CORRAL_HOST="127.0.0.1:1")
     assert (done.code, done.out) == (1, "")
     assert done.err == 'Error: no Corral at http://127.0.0.1:1; start one with "corral up" or set CORRAL_HOST\n'
 
 
-def test_a_server_that_answers_nonsense(corral: Corral, gateway: Gateway, environment: dict[str, str]) -> None:
+def test_an_unexpected_response_is_logged_as_a_crash(corral: Corral, gateway: Gateway, environment: dict[str, str]) -> None:
     gateway.answer("GET /api/tags", Answer(body={"surprise": 1}))
     done = corral("list")
     crash = Path(environment["XDG_STATE_HOME"]) / "corral" / "crash.log"
@@ -285,12 +287,12 @@ def test_a_server_that_answers_nonsense(corral: Corral, gateway: Gateway, enviro
     assert "Traceback" in crash.read_text()
 
 
-def test_the_address_may_be_ollamas(corral: Corral, gateway: Gateway) -> None:
+def test_ollama_host_is_the_default_address(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("GET /api/tags", Answer(body={"models": []}))
     assert corral("list", CORRAL_HOST="", OLLAMA_HOST=gateway.url).code == 0
 
 
-def test_help(corral: Corral) -> None:
+def test_help_lists_the_commands(corral: Corral) -> None:
     done = corral("--help")
     assert done.code == 0
     for command in ("up", "pull", "run", "list", "ps", "show", "stop", "rm", "status", "nodes", "key"):
@@ -302,7 +304,7 @@ def test_help(corral: Corral) -> None:
     assert corral("--version").out.startswith("corral ")
 
 
-def test_the_shell_completes_the_names_of_models(corral: Corral, gateway: Gateway) -> None:
+def test_the_shell_completes_model_names(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("GET /api/tags", Answer(body={"models": [MODEL, MODEL | {"name": "gemma3:270m"}]}))
     for line in ("corral run smol", "corral rm smol"):
         completed = corral(_CORRAL_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD="2")
@@ -310,7 +312,7 @@ def test_the_shell_completes_the_names_of_models(corral: Corral, gateway: Gatewa
         assert "gemma3" not in completed.out
 
 
-def test_a_reader_that_leaves_is_no_error(gateway: Gateway, environment: dict[str, str]) -> None:
+def test_a_closed_pipe_is_not_an_error(gateway: Gateway, environment: dict[str, str]) -> None:
     gateway.answer("GET /api/tags", Answer(body={"models": [MODEL] * 20_000}))
     command = f"{sys.executable} -m services.cli list | head -n 1"
     done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=60, check=True)
@@ -319,12 +321,12 @@ def test_a_reader_that_leaves_is_no_error(gateway: Gateway, environment: dict[st
 
 
 @pytest.mark.parametrize(("options", "path"), [([], "n%2F1"), (["--force"], "n%2F1?force=true")], ids=["lost", "forced"])
-def test_a_node_is_removed(corral: Corral, gateway: Gateway, options: list[str], path: str) -> None:
+def test_node_rm_removes_a_node(corral: Corral, gateway: Gateway, options: list[str], path: str) -> None:
     gateway.answer(f"DELETE /registry/v1/nodes/{path}", Answer(body={"name": "n/1"}))
     assert corral("node", "rm", "n/1", *options).out == "removed node 'n/1'\n"
 
 
-def test_ps_says_when_a_load_that_failed_is_tried_again_and_why(corral: Corral, gateway: Gateway) -> None:
+def test_ps_shows_when_a_failed_load_is_retried_and_why(corral: Corral, gateway: Gateway) -> None:
     due = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     rows = [replica("failed", reason="llama.cpp failed", retry_at=at) for at in (due, "2020-01-01T00:00:00Z", None)]
     gateway.answer("GET /api/ps", Answer(body={"models": []}))
@@ -335,7 +337,7 @@ def test_ps_says_when_a_load_that_failed_is_tried_again_and_why(corral: Corral, 
     assert re.search(r"Retry in 3[56]\d\d s: llama.cpp failed$", shown[0].rstrip())
 
 
-def test_an_answer_that_cannot_be_read_is_no_outage(corral: Corral, gateway: Gateway) -> None:
+def test_an_undecodable_response_is_not_an_outage(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("GET /api/tags", Answer(body={"models": []}, encoding="gzip"))
     done = corral("list")
     assert (done.code, done.err) == (1, f"Error: the request to {gateway.url} failed (DecodingError)\n")

@@ -11,7 +11,7 @@ from tests.doubles.http_gateway import NODE, Answer, Gateway
 LONG = NODE | {"name": "a-machine-with-a-long-name.example", "devices": [{"name": "NVIDIA H100 80GB HBM3"}]}
 
 
-def test_a_wide_table_has_narrow_gaps_and_is_whole_in_a_pipe(corral: Corral, gateway: Gateway) -> None:
+def test_a_wide_table_is_not_truncated_in_a_pipe(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("GET /registry/v1/nodes", Answer(body={"nodes": [LONG]}))
     row = corral("nodes").out.splitlines()[1]
     assert row.startswith("a-machine-with-a-long-name.example  ready  2 ")
@@ -22,7 +22,7 @@ def test_a_table_fits_the_terminal(gateway: Gateway, environment: dict[str, str]
     gateway.answer("GET /registry/v1/nodes", Answer(body={"nodes": [LONG]}))
     with Terminal(["nodes"], environment, columns=100) as terminal:
         assert terminal.wait() == 0
-        lines = [line.rstrip() for line in terminal.said.splitlines() if line.strip()]
+        lines = [line.rstrip() for line in terminal.output.splitlines() if line.strip()]
     assert len(lines) == 2
     assert "…" in lines[1]
 

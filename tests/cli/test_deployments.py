@@ -36,7 +36,7 @@ STARTING: dict[str, Any] = {
 EARLIER = STARTING | {"id": "r1", "state": "failed", "reason": "another time"}
 
 
-def test_a_deployment_says_only_what_was_given(corral: Corral, gateway: Gateway) -> None:
+def test_deploy_sends_only_the_given_options(corral: Corral, gateway: Gateway) -> None:
     gateway.answer(PUT, Answer(body=DEPLOYED))
     done = corral("deploy", "m", "--no-wait")
     assert done.out == ("deployed 'm:latest': 2 to stay loaded, kv_type_k=q8_0 lora=[[\"a.gguf\",1.0]] mlock=true slots=4\n")
@@ -59,7 +59,7 @@ def test_a_deployment_says_only_what_was_given(corral: Corral, gateway: Gateway)
         ),
     ],
 )
-def test_settings(corral: Corral, gateway: Gateway, options: list[str], engine: dict[str, Any]) -> None:
+def test_options_become_engine_settings(corral: Corral, gateway: Gateway, options: list[str], engine: dict[str, Any]) -> None:
     gateway.answer(PUT, Answer(body=DEPLOYED))
     assert corral("deploy", "m", "--replicas", "0", *options).code == 0
     assert gateway.bodies(PUT) == [{"engine": engine, "replicas": 0}]
@@ -73,18 +73,18 @@ def test_settings(corral: Corral, gateway: Gateway, options: list[str], engine: 
         (["--lora", "a=b"], "--lora a=b: the scale behind = is a number"),
     ],
 )
-def test_what_cannot_be_read(corral: Corral, options: list[str], message: str) -> None:
+def test_invalid_options_are_refused(corral: Corral, options: list[str], message: str) -> None:
     done = corral("deploy", "m", *options)
     assert (done.code, done.err) == (1, f"Error: {message}\n")
 
 
-def test_what_the_server_refuses(corral: Corral, gateway: Gateway) -> None:
+def test_an_error_of_the_server_is_shown(corral: Corral, gateway: Gateway) -> None:
     gateway.answer(PUT, Answer(400, {"error": "engine.slots: Expected `int` >= 1"}))
     done = corral("deploy", "m", "--slots", "0")
     assert (done.code, done.err) == (1, "Error: engine.slots: Expected `int` >= 1\n")
 
 
-def test_a_rollout_shows_its_steps_until_all_are_ready(corral: Corral, gateway: Gateway) -> None:
+def test_a_rollout_shows_its_steps_until_all_replicas_are_ready(corral: Corral, gateway: Gateway) -> None:
     steps = [
         ({"updated": 0}, STARTING | {"state": "fetching", "reason": "fetching pypi:m"}),
         ({"updated": 0}, STARTING),
@@ -100,7 +100,7 @@ def test_a_rollout_shows_its_steps_until_all_are_ready(corral: Corral, gateway: 
     assert (done.code, done.out.split(":")[0]) == (0, "deployed 'm")
 
 
-def test_a_rollout_that_fails_says_why(corral: Corral, gateway: Gateway) -> None:
+def test_a_failed_rollout_gives_the_reason(corral: Corral, gateway: Gateway) -> None:
     gateway.answer(PUT, Answer(body=DEPLOYED))
     gateway.answer(LIST, Answer(body={"deployments": [DEPLOYED]}))
     gateway.answer(REPLICAS, *_replicas([EARLIER], [EARLIER], [STARTING | {"state": "failed", "reason": "no luck"}, EARLIER]))
@@ -116,10 +116,10 @@ def test_a_rollout_that_fails_says_why(corral: Corral, gateway: Gateway) -> None
         ([], "the deployment is gone"),
     ],
 )
-def test_settings_that_are_not_those_any_more(
+def test_a_rollout_whose_settings_were_replaced_fails(
     corral: Corral, gateway: Gateway, after: list[dict[str, Any]], message: str
 ) -> None:
-    failed = STARTING | {"state": "failed", "reason": "not yet said"}
+    failed = STARTING | {"state": "failed", "reason": "not shown yet"}
     gateway.answer(PUT, Answer(body=DEPLOYED))
     on_trial = DEPLOYED | {"on_trial": True}
     gateway.answer(LIST, Answer(body={"deployments": [on_trial]}), Answer(body={"deployments": after}))
@@ -132,12 +132,12 @@ def _replicas(*looks: list[dict[str, Any]]) -> list[Answer]:
     return [Answer(body={"replicas": replicas}) for replicas in looks]
 
 
-def test_taking_it_back(corral: Corral, gateway: Gateway) -> None:
+def test_undeploy(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("DELETE /registry/v1/deployments/m", Answer(body=DEPLOYED))
     assert corral("undeploy", "m").out == "'m' is loaded on demand, with the platform's settings\n"
 
 
-def test_listing(corral: Corral, gateway: Gateway) -> None:
+def test_deployments_are_listed(corral: Corral, gateway: Gateway) -> None:
     idle = DEPLOYED | {"model": "n:latest", "origin": "on_demand", "replicas": 0, "ready": 0, "overrides": {}}
     body = {"deployments": [DEPLOYED, idle]}
     gateway.answer("GET /registry/v1/deployments", Answer(body=body))

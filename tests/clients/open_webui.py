@@ -1,14 +1,14 @@
 """The first five minutes with Open WebUI: `corral up` with its demonstration model, and the real Open WebUI with its defaults.
 
-It signs up, lists the models of both kinds of connection (Ollama, OpenAI), and chats over both as the page does: with Open WebUI's own
-tools, and with a title, tags and follow-up questions generated beside the answer. It fails if a chat has an error or no answer.
+It signs up, lists the models of both connections (Ollama and OpenAI), and chats over both like the page: with Open WebUI's tools, and
+with a title, tags and follow-up questions generated next to the answer. It fails if a chat has an error or no answer.
 
-Open WebUI takes 7 GB with what it depends on, so it is not installed by `make`, and this is not part of the suite:
+Open WebUI and its dependencies take 7 GB, so `make` does not install it and the suite does not run this:
 
     uv venv /tmp/open-webui && uv pip install --python /tmp/open-webui open-webui==0.12.4
     .venv/bin/python -m tests.clients.open_webui /tmp/open-webui/bin/open-webui
 
-`--record FILE` writes what Open WebUI asked of Corral, one JSON object for each request.
+`--record FILE` writes Open WebUI's requests to Corral, one JSON object per line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MODEL = "smollm2:135m"
 START_S = 240.0
 ANSWER_S = 120.0
 QUESTION = "Hello! What is the capital of France?"
-#: The prefix that Open WebUI gives the OpenAI connection's models here: without one it shows a model of both connections once.
+#: The prefix for models of the OpenAI connection: without one, Open WebUI shows a model of both connections only once.
 PREFIX = "openai"
 
 
@@ -78,7 +78,7 @@ def first_minutes(http: httpx.Client, corral: str) -> None:
 
 
 def chat(http: httpx.Client, model: str) -> None:
-    """As the page does it: the answer is generated in the background and becomes part of the saved chat."""
+    """Chats like the page: the answer is generated in the background and saved in the chat."""
     question = {"id": str(uuid.uuid4()), "role": "user", "content": QUESTION, "models": [model], "timestamp": int(time.time())}
     started = posted(
         http,
@@ -128,7 +128,7 @@ def corral_up(home: Path) -> Iterator[str]:
 
 @contextmanager
 def open_webui(program: Path, data: Path, corral: str) -> Iterator[str]:
-    """With the default settings but for the two connections and what it would fetch from the Internet."""
+    """Open WebUI with its default settings, except the two connections and downloads from the Internet."""
     data.mkdir()
     port = free_ports(1)[0]
     variables = {
@@ -163,7 +163,7 @@ def process(command: list[str], variables: dict[str, str], log: Path) -> Iterato
 
 @contextmanager
 def recorder(corral: str, file: Path) -> Iterator[str]:
-    """Forwards every request to `corral`."""
+    """A server that forwards every request to `corral` and records it."""
     lock = threading.Lock()
 
     class Forward(BaseHTTPRequestHandler):
@@ -197,11 +197,11 @@ def recorder(corral: str, file: Path) -> Iterator[str]:
         server.server_close()
 
 
-def eventually(look: Callable[[], Any], within_s: float, what: str) -> Any:
+def eventually(condition: Callable[[], Any], within_s: float, what: str) -> Any:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:
-            if found := look():
+            if found := condition():
                 return found
         except (httpx.HTTPError, KeyError):
             pass

@@ -1,7 +1,7 @@
-"""`python -m tests.compose [CHAPTER...]`: the cluster of compose.yaml on a real Docker Engine, as its users meet it, and what they do to it.
+"""`python -m tests.compose [CHAPTER...]`: tests the cluster of compose.yaml on a real Docker engine.
 
-Exit code 0 if everything passed, and on a machine where there can be no engine or no images, which prints SKIPPED and the reason. SIGTERM
-ends a run as Ctrl-C does: it has failed, and leaves nothing behind.
+The exit code is 0 if everything passed, and also if this machine cannot have an engine or images, which prints SKIPPED and the
+reason. A run ended by SIGTERM or Ctrl-C has failed, and cleans up first.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(*chapters: str) -> int:
 
 
 def run(tests: Callable[[Path], int]) -> int:
-    """The exit code. `tests` returns how many failed."""
+    """The exit code. `tests` returns the number of failures."""
     try:
         with prepared() as folder:
             return 1 if tests(folder) else 0
@@ -55,7 +55,7 @@ def run(tests: Callable[[Path], int]) -> int:
 
 
 def test(folder: Path, checks: Sequence[Callable[[Cluster], None]]) -> int:
-    """How many failed."""
+    """The number of failed checks: 0 or 1, because the first failure ends the run."""
     prepare(folder)
     cluster = Cluster(folder, port=free_port(), grafana_port=free_port())
     remove_remains(cluster)
@@ -64,7 +64,7 @@ def test(folder: Path, checks: Sequence[Callable[[Cluster], None]]) -> int:
         for check in checks:
             if not attempt(check, cluster):
                 failed += 1
-                break  # each stands on the one before
+                break  # each check needs the previous ones
             passed += 1
     finally:
         cluster.run("ops/cluster.sh", "down", "--volumes")
@@ -76,14 +76,14 @@ def test(folder: Path, checks: Sequence[Callable[[Cluster], None]]) -> int:
 
 
 def remove_remains(cluster: Cluster) -> None:
-    """Of a run that was killed."""
+    """Removes what a killed run left behind."""
     if remains := cluster.remains():
         print(f"removed first, since an earlier run left it:\n{remains}", flush=True)
         cluster.run("ops/cluster.sh", "down", "--volumes")
 
 
 def prepare(folder: Path) -> None:
-    """Secrets, and the images, of what was compiled already where that will do."""
+    """Creates the secrets and the images; uses the compiled llama.cpp of this environment if it fits the image."""
     files = ["compose.yaml"]
     (folder / ".env").write_text(SETTINGS)
     if wheel.fits():
@@ -91,25 +91,25 @@ def prepare(folder: Path) -> None:
         files.append("tests/compose/wheels.yaml")
     cluster = Cluster(folder, port=0, grafana_port=0, files=files).with_variables(CORRAL_TEST_WHEELS=str(folder))
     cluster.run("ops/secrets.sh")
-    began = time.monotonic()
+    started = time.monotonic()
     try:
         cluster.compose("build", "registry", "worker-image", timeout_s=3600)
     except Failed as failure:
         print(f"the images are built once more, since a download may have broken off:\n{failure}", flush=True)
         cluster.compose("build", "registry", "worker-image", timeout_s=3600)
-    print(f"images built in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"images built in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def attempt(check: Callable[[Cluster], None], cluster: Cluster) -> bool:
     title = (check.__doc__ or check.__name__).splitlines()[0].rstrip(".")
-    began = time.monotonic()
+    started = time.monotonic()
     try:
         check(cluster)
     except (Exception, SystemExit):
         print(f"FAILED  {title}\n{traceback.format_exc()}", flush=True)
         print(cluster.compose("ps", "--all"), cluster.compose("logs", "--tail", "30"), sep="\n", flush=True)
         return False
-    print(f"ok  {time.monotonic() - began:5.1f} s  {title}", flush=True)
+    print(f"ok  {time.monotonic() - started:5.1f} s  {title}", flush=True)
     return True
 
 

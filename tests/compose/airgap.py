@@ -1,4 +1,4 @@
-"""The kit of `make airgap` on an engine that has no network: what a team does whose machine has none."""
+"""The kit of `make airgap` on an engine without a network."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.compose.cluster import ROOT, Cluster, Failed
 from tests.conftest import smollm2
 
 MODEL = "smollm2:135m"
-#: Packing and loading are most of a GB through gzip.
+#: Packing and loading pass most of a GB through gzip.
 PATIENCE_S = 900.0
 
 
-class Island:
-    """A Docker Engine with a /run and a network of its own, of which no way leads out. Root alone can make one."""
+class IsolatedEngine:
+    """A Docker engine in network and mount namespaces, without a route to the network. Needs root."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "run").mkdir(parents=True)
@@ -34,13 +34,13 @@ class Island:
             )
         deadline = time.monotonic() + PATIENCE_S
         while not (folder / "run" / "docker.sock").exists() or not self._answers():
-            said = (folder / "log").read_text()[-500:]
-            assert self._engine.poll() is None, said
-            assert time.monotonic() < deadline, said
+            output = (folder / "log").read_text()[-500:]
+            assert self._engine.poll() is None, output
+            assert time.monotonic() < deadline, output
             time.sleep(0.2)
 
     def run(self, folder: Path, *command: str) -> str:
-        """What the command printed, as somebody sees it who sits on the island. Raises Failed."""
+        """The command's output. Raises Failed."""
         enter = ["nsenter", "--mount", "--net", "--target", str(self._engine.pid)]
         done = subprocess.run(
             [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(folder), *command],
@@ -56,7 +56,7 @@ class Island:
         return done.stdout.strip()
 
     def routes_out(self) -> list[str]:
-        """Of all addresses: those through which everything else is reached."""
+        """The default routes, through which other networks are reached."""
         lines = Path(f"/proc/{self._engine.pid}/net/route").read_text().splitlines()[1:]
         return [line for line in lines if line.split()[1] == "00000000"]
 
@@ -73,14 +73,14 @@ class Island:
 
 
 def _bare(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without settings of this test's own cluster, but with the plugins of its Docker."""
+    """The environment without settings of this test's cluster, but with the plugins of its Docker."""
     ours = ("CORRAL_", "COMPOSE_", "DOCKER_")
     return {name: value for name, value in environment.items() if name == "DOCKER_CONFIG" or not name.startswith(ours)}
 
 
 @contextmanager
-def island(folder: Path) -> Iterator[Island]:
-    made = Island(folder)
+def isolated_engine(folder: Path) -> Iterator[IsolatedEngine]:
+    made = IsolatedEngine(folder)
     try:
         yield made
     finally:
@@ -88,7 +88,7 @@ def island(folder: Path) -> Iterator[Island]:
 
 
 def obstacle() -> str:
-    """Why no island can be made here."""
+    """Why an isolated engine cannot run here; empty if it can."""
     if os.getuid():
         return "only root can cut an engine off from the network"
     missing = [program for program in ("dockerd", "unshare", "nsenter", "ip") if not shutil.which(program)]
@@ -96,13 +96,13 @@ def obstacle() -> str:
 
 
 def is_packed(cluster: Cluster) -> None:
-    """make airgap: images, files and a model in one archive."""
+    """`make airgap`: images, files and a model in one archive."""
     here = cluster.with_variables(CORRAL_DIST=str(cluster.folder))
     here.run("ops/airgap/pack.sh", str(smollm2()), MODEL, timeout_s=PATIENCE_S)
 
 
-def runs_on_an_island(cluster: Cluster) -> None:
-    """The kit, unpacked where no network is, on an engine that has no image: install.sh, and a chat."""
+def runs_without_a_network(cluster: Cluster) -> None:
+    """The kit on an engine without a network and without images: install.sh, then a chat."""
     if missing := obstacle():
         print(f"SKIPPED: the air-gap kit was not installed: {missing}")
         return
@@ -110,7 +110,7 @@ def runs_on_an_island(cluster: Cluster) -> None:
     subprocess.run(["tar", "--extract", "--file", kit, "--directory", cluster.folder], check=True)
     kit.unlink()
     folder = cluster.folder / kit.stem
-    with island(cluster.folder / "island") as here:
+    with isolated_engine(cluster.folder / "isolated-engine") as here:
         assert not here.routes_out()
         assert not here.run(folder, "docker", "images", "--quiet")
         here.run(folder, "./install.sh")
@@ -122,4 +122,4 @@ def runs_on_an_island(cluster: Cluster) -> None:
             here.run(folder, "ops/cluster.sh", "down", "--volumes")
 
 
-CHECKS: tuple[Callable[[Cluster], None], ...] = (is_packed, runs_on_an_island)
+CHECKS: tuple[Callable[[Cluster], None], ...] = (is_packed, runs_without_a_network)

@@ -1,4 +1,4 @@
-"""A cluster of compose.yaml under a project name and ports of its own: how the tests reach it, and how it goes without a trace."""
+"""A cluster of compose.yaml with its own project name and ports: how the tests use it and remove it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ TAG = "test"
 
 
 class Failed(Exception):
-    """A command ended otherwise than it should; the text is what it said."""
+    """A command succeeded or failed unexpectedly; the text is its output."""
 
 
 class Cluster:
-    """`folder` holds its secrets and its .env, `port` is the gateway's, `grafana_port` Grafana's. `node` is its only node's name."""
+    """`folder` holds the secrets and .env. `port` is the gateway's, `grafana_port` Grafana's, `node` the name of the only node."""
 
     def __init__(
         self,
@@ -52,13 +52,13 @@ class Cluster:
         return (self.folder / "secrets" / "corral_admin_key").read_text().strip()
 
     def with_variables(self, **variables: str) -> Cluster:
-        """The same with other settings; an empty one is as if it were not there."""
+        """The same cluster with other variables; an empty one is treated as unset."""
         other = object.__new__(Cluster)
         other.__dict__ = self.__dict__ | {"_variables": self._variables | variables}
         return other
 
     def run(self, *command: str, timeout_s: float = 900, fails: bool = False) -> str:
-        """What the command printed. Raises Failed where it does not succeed, or where it does and should not."""
+        """The output of the command. Raises Failed if it fails, or with `fails` if it succeeds."""
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -77,14 +77,14 @@ class Cluster:
         return self.run("docker", "compose", "--progress", "quiet", *command, timeout_s=timeout_s)
 
     def corral(self, *command: str) -> str:
-        """The command as somebody runs it who has nothing but Docker."""
+        """Runs the command line in a container, as on a machine that has only Docker."""
         return self.compose("run", "--rm", "--no-TTY", "cli", *command)
 
     def container(self, service: str) -> dict[str, Any]:
         return self.inspect(self.compose("ps", "--all", "--quiet", service))
 
     def workers(self) -> list[dict[str, Any]]:
-        """Containers that the agent started and that run."""
+        """The running containers that the agent started."""
         network = f"network={self.project}_back"
         ids = self.run("docker", "ps", "--quiet", "--filter", network, "--filter", "label=ai.corral.replica").split()
         return [self.inspect(container) for container in ids]
@@ -94,7 +94,7 @@ class Cluster:
         return found
 
     def remains(self) -> str:
-        """Everything of the cluster that the engine still has."""
+        """Everything of the cluster that still exists on the engine."""
         project = f"label=com.docker.compose.project={self.project}"
         return "\n".join(
             filter(

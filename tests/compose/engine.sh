@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Gets a running Docker Engine with BuildKit and Compose for the tests in this folder. An engine that runs already is used as it is. On Debian,
-# root can start one: its programs are unpacked into CACHE, so that no package, apt source or user is added to the machine. Exit code 3, and
-# the reason in the last line: there can be no engine here. Any other exit code but 0: getting it failed.
+# Provides a running Docker engine with BuildKit and Compose for the tests in this folder. A running engine is used as it is. On Debian,
+# root can start one: its programs are unpacked into CACHE, so that no package, apt source or user is added to the machine. Exit code 3
+# means that this machine cannot have an engine; the last line is the reason. Any other exit code but 0 is a failure.
 #
 #   engine.sh fetch        the programs, in CACHE/bin
 #   engine.sh start RUN    starts the engine; RUN gets its log and its process id (RUN/docker.pid)
@@ -33,8 +33,8 @@ reachable() { # reachable URL
     .venv/bin/python -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=20)' "$1" 2>/dev/null
 }
 
-# apt with sources, lists and a cache that are not the machine's. Debian 12's own engine is too old for named build contexts: these are the
-# next Debian's.
+# apt with separate sources, lists and cache. Debian 12's engine is too old for named build contexts, so the packages are from the next
+# Debian.
 write_sources() {
     local signed=signed-by=/usr/share/keyrings/debian-archive-keyring.gpg release
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")
@@ -67,7 +67,7 @@ unpack() {
     done
 }
 
-# A program of UNPACKED that finds its libraries there.
+# Wraps a program of UNPACKED so that it finds its libraries there.
 write_wrapper() { # write_wrapper NAME PROGRAM
     cat >"$CACHE/bin/$1" <<SH
 #!/bin/sh
@@ -111,7 +111,7 @@ fetch() {
     touch "$COMPLETE"
 }
 
-# An engine that ends at once may not run on this machine (no rights in its container, a kernel without overlay). One that is slow is waited for.
+# An engine that exits at once cannot run on this machine (no rights in its container, a kernel without overlay). Wait for a slow one.
 start() { # start RUN
     local engine
     mkdir -p "$CACHE/data"

@@ -1,4 +1,4 @@
-"""What a Docker Engine changes on its machine: recorded before one is started, put back after it has ended, and compared."""
+"""What a Docker engine changes on its machine: recorded before one starts, restored after it has ended, and compared."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ SWITCHES += ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip
 FIREWALLS = ("iptables", "ip6tables")
 FILES = ("/etc/passwd", "/etc/group", "/etc/apt/sources.list", "/etc/apt/sources.list.d", "/etc/apt/preferences.d")
 FILES += ("/etc/docker", "/var/run/docker.sock", "/var/run/docker.pid", "/var/run/docker", "/var/lib/docker")
-#: Left by an engine that was killed, or by every engine.
+#: Left by a killed engine, or by every engine.
 REMOVABLE = ("/var/run/docker.sock", "/var/run/docker.pid", "/var/run/docker")
-#: As engines name them; those of other programs come and go without the run.
+#: Names that engines give; other programs' interfaces may come and go during a run.
 _LINKS = re.compile(r"docker\d+|br-[0-9a-f]+|veth\w+")
 _COUNTERS = re.compile(r"\[\d+:\d+\]")
 
 
 @dataclass(frozen=True)
 class Host:
-    """`switches` are kernel settings, `firewalls` what iptables-save prints, `links` network interfaces, `files` digests by path."""
+    """`switches` are kernel settings, `firewalls` the output of iptables-save, `links` network interfaces, `files` digests by
+    path."""
 
     switches: dict[str, str]
     firewalls: dict[str, str]
@@ -46,9 +47,10 @@ class Host:
         path.write_text(json.dumps(asdict(self)))
 
     def restore(self) -> None:
-        """Firewall, kernel settings and network interfaces as they were. Of files, only an engine's socket and folder go: nothing changes others."""
+        """Restores the firewall, kernel settings and network interfaces. Of the files, only an engine's socket and folder are
+        removed, because the engine changes no others."""
         for link in sorted(set(Host.look().links) - set(self.links)):
-            subprocess.run(["ip", "link", "delete", link], check=False)  # a veth goes with its other end
+            subprocess.run(["ip", "link", "delete", link], check=False)  # the other end of a veth may be deleted already
         for name in set(REMOVABLE) - set(self.files):
             shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink(missing_ok=True)
         for firewall, rules in self.firewalls.items():
@@ -60,7 +62,7 @@ class Host:
                 path.write_text(value)
 
     def differences(self, after: Host) -> list[str]:
-        """One line for each thing that is not as it was. A setting that a kernel module brought along is not one."""
+        """One line per difference. A setting that a newly loaded kernel module added does not count."""
         lines = [f"{name} was {value}" for name, value in self.switches.items() if after.switches.get(name) != value]
         for name, rules in self.firewalls.items():
             changed = sorted(set(_meaning(rules)) ^ set(_meaning(after.firewalls[name])))
@@ -71,7 +73,7 @@ class Host:
 
 
 def _rules(firewall: str) -> str:
-    """Empty on a machine without the program: there can be no rule then."""
+    """Empty if the program is missing: then there are no rules."""
     if not shutil.which(f"{firewall}-save"):
         return ""
     saved = subprocess.run([f"{firewall}-save"], capture_output=True, text=True, check=False).stdout
@@ -90,7 +92,7 @@ def _tables(rules: str) -> dict[str, list[str]]:
 
 
 def complete(before: str, now: str) -> str:
-    """What `iptables-restore` has to read: tables that appeared since then have no rules."""
+    """The input for `iptables-restore`: tables that were added later are emptied."""
     wanted = _tables(before)
     for table, lines in _tables(now).items():
         wanted.setdefault(
@@ -100,7 +102,7 @@ def complete(before: str, now: str) -> str:
 
 
 def _meaning(rules: str) -> Iterable[str]:
-    """Of each table: chains and rules, without chains that accept everything, which are there in an empty table too."""
+    """The chains and rules of each table, without chains that accept everything, because an empty table has them too."""
     for table, lines in _tables(rules).items():
         yield from (f"{table} {line}" for line in lines if not (line.startswith(":") and line.split()[1] == "ACCEPT"))
 

@@ -1,4 +1,4 @@
-"""Streaming requests without a pause, of clients that never ask twice: whatever goes wrong on the way is a failure."""
+"""Streaming requests without pauses from clients that never retry, so every error counts as a failure."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from typing import Any
 import httpx
 import openai
 
-#: A request that takes longer has failed.
+#: A request that takes longer counts as failed.
 PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`wait_s` until the first piece, `gap_s` the longest time between two. `error` is empty where all tokens came."""
+    """`wait_s` is the time to the first piece, `gap_s` the longest time between two pieces. `error` is empty if all tokens
+    arrived."""
 
-    began_at: float
+    started_at: float
     wait_s: float
     gap_s: float
     error: str
 
 
 class Load:
-    """Runs while it is entered, and until its last answers have come. Each of `tokens` is a client with answers of that length;
-    every other one opens a connection for each request."""
+    """A context manager that generates load; on exit it waits for the last answers. Each entry of `tokens` is a client that
+    requests answers of that length; every second client opens a new connection per request."""
 
     def __init__(self, port: int, key: str, model: str, *, tokens: tuple[int, ...]) -> None:
         self.outcomes: list[Outcome] = []
@@ -69,7 +70,7 @@ class Load:
 
     def _stream(self, client: openai.OpenAI, tokens: int) -> Outcome:
         question: list[Any] = [{"role": "user", "content": "Count to a million."}]
-        began = last = time.monotonic()
+        started = last = time.monotonic()
         wait_s = gap_s = 0.0
         came, finish = 0, None
         error = ""
@@ -78,7 +79,7 @@ class Load:
             for chunk in client.chat.completions.create(**options, stream_options={"include_usage": True}):
                 now = time.monotonic()
                 if not wait_s:
-                    wait_s = now - began
+                    wait_s = now - started
                 else:
                     gap_s = max(gap_s, now - last)
                 last = now
@@ -89,4 +90,4 @@ class Load:
             error = f"{type(failure).__name__}: {failure}" + (f" ({type(cause).__name__}: {cause})" if cause else "")
         if not error and (finish != "length" or came != tokens):
             error = f"{came} of {tokens} tokens, finished by {finish}"
-        return Outcome(began, wait_s or time.monotonic() - began, gap_s, error)
+        return Outcome(started, wait_s or time.monotonic() - started, gap_s, error)

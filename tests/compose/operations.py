@@ -1,6 +1,6 @@
-"""`python -m tests.compose.operations`: what whoever runs a cluster does to it: upgrades under load, backup, the loss of everything, restore.
+"""`python -m tests.compose.operations`: upgrades under load, backup, the loss of everything, restore.
 
-Workers run the fake runner: answers are of a length that is known, and nothing but tokens takes time.
+Workers use the fake runner, so that answers have a known length and only tokens take time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.compose.story import MODEL, until
 
 TAG, NEXT_TAG = "operations", "operations-next"
 STEP_S = 0.03
-#: Answers of a second, and of longer than a gateway that is stopped waits for (CORRAL_SHUTDOWN_S).
+#: Answers of about a second, and answers that take longer than a stopping gateway waits (CORRAL_SHUTDOWN_S).
 SHORT, LONG = (10, 30, 60, 90), (1500,)
 
 
@@ -31,7 +31,7 @@ def settings(folder: Path) -> str:
 
 
 def build(folder: Path, cluster: Cluster) -> None:
-    """Two releases, which differ in what their labels say."""
+    """Builds two releases that differ only in their labels."""
     files = ["compose.yaml"]
     if wheel.fits():
         wheel.write(folder)
@@ -51,12 +51,12 @@ def none_failed(under: Load) -> None:
 
 
 def running(under: Load) -> None:
-    """Every client has had an answer, so that connections are open and in use."""
+    """Waits until clients have had answers, so that connections are open and in use."""
     until(lambda: len(under.outcomes) >= 10, "the first answers")
 
 
 def images(cluster: Cluster) -> set[str]:
-    """Of everything that is ours."""
+    """The images of all our containers."""
     containers = [cluster.container(service) for service in ("gateway", "registry", "node")]
     return {container["Config"]["Image"] for container in (*containers, *cluster.workers())}
 
@@ -72,7 +72,7 @@ def serves(cluster: Cluster) -> None:
 
 
 def is_replaced_by_compose(cluster: Cluster) -> None:
-    """docker compose up -d, with everything of ours made anew, under load: no request fails, workers stay."""
+    """`docker compose up` recreates our containers under load: no request fails and the workers stay."""
     workers = {worker["Id"] for worker in cluster.workers()}
     with load(cluster, *SHORT) as under:
         running(under)
@@ -82,7 +82,7 @@ def is_replaced_by_compose(cluster: Cluster) -> None:
 
 
 def upgrades(cluster: Cluster) -> None:
-    """ops/upgrade.sh to the next release under load, beside answers that take longer than a gateway that is stopped waits."""
+    """`ops/upgrade.sh` to the next release under load, with some answers that take longer than a stopping gateway waits."""
     with load(cluster, *SHORT, *LONG) as under:
         running(under)
         cluster.with_variables(CORRAL_TAG=NEXT_TAG).run("ops/upgrade.sh", "--as-is")
@@ -91,21 +91,22 @@ def upgrades(cluster: Cluster) -> None:
 
 
 def keeps_what_serves(cluster: Cluster) -> None:
-    """An upgrade whose gateway does not start, under load: one sentence, and the gateway before goes on."""
+    """An upgrade whose gateway does not start, under load: one sentence, and the old gateway keeps serving."""
     before = cluster.container("gateway")["Id"]
     with load(cluster, *SHORT) as under:
         running(under)
         broken = cluster.with_variables(CORRAL_TAG=NEXT_TAG, COMPOSE_FILE="compose.yaml:tests/compose/broken.yaml")
-        said = broken.run("ops/upgrade.sh", "--as-is", fails=True)
+        output = broken.run("ops/upgrade.sh", "--as-is", fails=True)
     assert (
-        "the next gateway does not start, and the one before goes on: corral gateway: CORRAL_MAX_QUEUE" in said.splitlines()[-1]
+        "the next gateway does not start, and the one before goes on: corral gateway: CORRAL_MAX_QUEUE"
+        in output.splitlines()[-1]
     )
     none_failed(under)
     assert cluster.container("gateway")["Id"] == before
 
 
 def survives_the_loss_of_everything(cluster: Cluster) -> None:
-    """ops/backup.sh --models, then nothing is left, then ops/restore.sh: the key, the model and the deployment are there."""
+    """`ops/backup.sh --models`, loss of everything, `ops/restore.sh`: the key, the model and the deployment are back."""
     archive = cluster.folder / "backup.tar"
     cluster.run("ops/backup.sh", "--models", str(archive))
     assert "is there already" in cluster.run("ops/backup.sh", str(archive), fails=True)
@@ -127,7 +128,7 @@ def survives_the_loss_of_everything(cluster: Cluster) -> None:
 
 
 def restores_without_models(cluster: Cluster) -> None:
-    """A backup without models, put in the place of the cluster: what is deployed is pulled again."""
+    """A backup without models replaces the cluster: deployed models are pulled again."""
     archive = cluster.folder / "small.tar"
     cluster.run("ops/backup.sh", str(archive))
     cluster.run("ops/restore.sh", "--replace", str(archive))
@@ -135,7 +136,7 @@ def restores_without_models(cluster: Cluster) -> None:
 
 
 def refuses_damage(cluster: Cluster) -> None:
-    """An archive that was cut off is refused before anything is touched."""
+    """A truncated archive is refused before anything is changed."""
     whole, cut = cluster.folder / "backup.tar", cluster.folder / "cut.tar"
     cut.write_bytes(whole.read_bytes()[:-1_000_000])
     before: set[Any] = {container["Id"] for container in cluster.workers()}
@@ -163,7 +164,7 @@ def main() -> int:
 
 
 def test(folder: Path) -> int:
-    """How many checks failed."""
+    """The number of failed checks: 0 or 1, because the first failure ends the run."""
     (folder / ".env").write_text(settings(folder))
     cluster = Cluster(
         folder, port=free_port(), grafana_port=free_port(), project="corral-operations", node="node-of-operations"
@@ -173,7 +174,7 @@ def test(folder: Path) -> int:
     remove_remains(cluster)
     failed = 0
     try:
-        failed = int(not all(attempt(check, cluster) for check in CHECKS))  # each stands on the one before
+        failed = int(not all(attempt(check, cluster) for check in CHECKS))  # each check needs the previous ones
     finally:
         try:
             cluster.run("ops/cluster.sh", "down", "--volumes")

@@ -1,7 +1,7 @@
-"""A Docker Engine and base images for the tests of this folder, and the machine afterwards as it was before.
+"""Prepares a Docker engine and base images for the tests in this folder, and restores the machine afterwards.
 
-A machine on which there can be no engine or no images is a skip, which is decided within a minute. Preparation has no time limit of its own:
-if it is slow it goes on, and if it fails the run has failed.
+If this machine cannot have an engine or images, the tests are skipped; that is decided within a minute. Preparation has no time
+limit: if it is slow it continues, and if it fails the run has failed.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from pathlib import Path
 
 from tests.compose.host import Host
 
-#: Programs, images and build caches, kept for the next run. Nothing else stays.
+#: Programs, images and build caches, kept for the next run. Nothing else is kept.
 CACHE = Path.home() / ".cache" / "corral-tests" / "engine"
 HERE = Path(__file__).parent
 NO_ENGINE = 3
 PREFIX = "corral-compose-"
-#: Taken while a run uses the machine's engine: the names of its clusters are fixed. It vanishes with its process, however that ends.
+#: Held while a run uses the machine's engine, because cluster names are fixed. The kernel removes it with the process.
 LOCK = "\0corral-tests-compose"
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-#: How long an engine gets to end its containers and itself.
+#: The time that an engine gets to stop its containers and itself.
 END_S = 180.0
 
 
 class Unavailable(Exception):
-    """There can be no engine or no base images on this machine; the text is the reason."""
+    """This machine cannot have an engine or base images; the text is the reason."""
 
 
 class PreparationFailed(Exception):
-    """There can be an engine, and it could not be got; or the machine is not as it was before."""
+    """The engine could not be prepared although this machine can have one, or the machine was not restored."""
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def prepared() -> Iterator[Path]:
 
 
 def _end(*_: object) -> None:
-    """Only the first signal counts: `make` and `timeout` both pass on what ends a run, and cleaning up is not to be cut short."""
+    """Handles only the first signal: `make` and `timeout` both forward signals, and cleaning up must not be interrupted."""
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)
     sys.exit("FAILED: ended by a signal, as when the time is over")
@@ -59,7 +59,7 @@ def _end(*_: object) -> None:
 
 @contextlib.contextmanager
 def alone(name: str = LOCK) -> Iterator[None]:
-    """Waits until no other run is under way on this machine."""
+    """Waits until no other run uses this machine's engine."""
     with socket.socket(socket.AF_UNIX) as lock:
         waits = False
         while True:
@@ -77,7 +77,7 @@ def alone(name: str = LOCK) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """Everything that the run and the programs it starts call temporary is in it."""
+    """All temporary files of the run and of the programs it starts go into this folder."""
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
         os.environ["TMPDIR"] = tempfile.tempdir = name
         try:
@@ -89,7 +89,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _engine(folder: Path) -> Iterator[None]:
-    """One that runs is used as it is, unless an earlier run started it and was killed before it could end it."""
+    """Uses a running engine, unless an earlier run started it and was killed before it could stop it."""
     os.environ["CORRAL_TEST_ENGINE"] = str(CACHE)
     if _answers() and not _left_behind():
         yield
@@ -112,7 +112,7 @@ def _answers() -> bool:
 
 
 def _record() -> Path:
-    """How the machine was before; of this boot, after which nothing of an engine is left."""
+    """The recorded state of the machine before the run; valid for this boot, because a reboot removes the changes."""
     return CACHE / f"before-{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}.json"
 
 
@@ -123,7 +123,7 @@ def _left_behind() -> bool:
 def _remember(folder: Path) -> Host:
     for variable, value in (("PATH", f"{CACHE / 'bin'}:{os.environ['PATH']}"), ("DOCKER_CONFIG", str(CACHE / "config"))):
         os.environ[variable] = value
-    _end_engines()  # an earlier run's, if it was killed
+    _end_engines()  # the engine of a killed run
     for stale in set(folder.parent.glob(f"{PREFIX}*")) - {folder}:
         _unmount(stale)
         shutil.rmtree(stale, ignore_errors=True)
@@ -154,7 +154,7 @@ def _put_back(before: Host, folder: Path) -> None:
 
 
 def _end_engines() -> None:
-    """Those of CACHE, whose data nothing else uses."""
+    """Stops the engines of CACHE; nothing else uses their data."""
     deadline = time.monotonic() + END_S
     asked: set[int] = set()
     while engines := set(_processes()):
@@ -166,7 +166,7 @@ def _end_engines() -> None:
 
 
 def _processes() -> Iterator[int]:
-    """Of our engine: dockerd, which ends its containerd and containers; then what did not end with it."""
+    """The processes of our engines: dockerd, which stops its containerd and containers, and any that are left."""
     programs = {str(CACHE / "root" / part / name) for part in ("usr/bin", "usr/sbin") for name in ("dockerd", "containerd")}
     for path in Path("/proc").glob("[0-9]*/exe"):
         with contextlib.suppress(OSError):
@@ -175,7 +175,7 @@ def _processes() -> Iterator[int]:
 
 
 def _unmount(folder: Path) -> None:
-    """What an engine that was killed leaves mounted, innermost first."""
+    """Unmounts what a killed engine left mounted, innermost first."""
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for mount in reversed(mounts):
         if mount.startswith(f"{folder}/"):
@@ -187,18 +187,19 @@ def _output(*command: str) -> str:
 
 
 def script(path: Path, *arguments: str) -> str:
-    """What it printed. Raises Unavailable and PreparationFailed. If this process is told to end meanwhile, the script ends with it."""
+    """The output of the script. Raises Unavailable and PreparationFailed. The script is killed if this process is ended
+    meanwhile."""
     with subprocess.Popen(
         [path, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
-            said = process.communicate()[0].strip()
+            output = process.communicate()[0].strip()
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    reason = said.splitlines()[-1] if said else f"{path.name} ended with {process.returncode}"
+    reason = output.splitlines()[-1] if output else f"{path.name} ended with {process.returncode}"
     if process.returncode == NO_ENGINE:
         raise Unavailable(reason)
     if process.returncode:
         raise PreparationFailed(f"{path.name} ended with {process.returncode}: {reason}")
-    return said
+    return output

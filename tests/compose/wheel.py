@@ -1,4 +1,4 @@
-"""The installed llama-cpp-python as the wheel that it came from, so that an image for this machine need not compile it again."""
+"""Packs the installed llama-cpp-python into a wheel again, so that an image for this machine need not compile it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-#: The C library of the image. What was linked against a newer one does not run there.
+#: The C library of the image. Code linked against a newer one does not run there.
 IMAGE_GLIBC = (2, 36)
 
-#: Written by whoever installs a wheel.
+#: Files that installers add.
 _INSTALLERS = ("INSTALLER", "REQUESTED", "direct_url.json", "uv_build.json", "uv_cache.json")
 
 
 def fits() -> bool:
-    """Whether an image can run what this machine compiled."""
+    """True if the image can run the code that was compiled on this machine."""
     library, version = platform.libc_ver()
     return library == "glibc" and tuple(int(part) for part in version.split(".")[:2]) <= IMAGE_GLIBC
 

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector: takes spans by OTLP over HTTP, as protobuf, and keeps them."""
+"""An OpenTelemetry collector: receives spans over OTLP/HTTP as protobuf, and keeps them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SpanSeen(NamedTuple):
     trace: str
     id: str
     parent: str
-    begun_ns: int
+    started_ns: int
     ended_ns: int
     failed: bool
     attributes: dict[str, str]

@@ -1,4 +1,4 @@
-"""A gateway that the tests write by hand: requests through the real queue, replies through the real stream."""
+"""A scripted gateway: requests through the real queue, replies through the real reply stream."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GREEDY = SamplingParams(temperature=0)
 
 
 class ScriptedGateway:
-    """Enqueues requests and collects what comes back, entry by entry."""
+    """Enqueues requests and collects the replies, entry by entry."""
 
     def __init__(self, redis: Redis) -> None:
         self.queue = Queue(redis)
@@ -85,7 +85,7 @@ class ScriptedGateway:
         await eventually(met, timeout_s=timeout_s)
 
     async def answer(self, request: str, *, timeout_s: float = 20) -> Event:
-        """The request's terminal event."""
+        """The request's last event."""
         await self.until(lambda: self.is_done(request), timeout_s=timeout_s)
         return self.events[request][-1]
 
@@ -102,7 +102,7 @@ class ScriptedGateway:
         return [one for frame in self.frames(request) if frame.choice == choice for one in frame.logprobs]
 
     def committed(self, request: str) -> tuple[Committed, ...]:
-        """What a gateway would know of the request's choices."""
+        """The committed tokens of each choice, as a gateway would know them."""
         frames = self.frames(request)
         return tuple(
             Committed(
@@ -113,7 +113,7 @@ class ScriptedGateway:
         )
 
     async def worker(self, *states: WorkerState) -> WorkerReport:
-        """The worker's report, once it is in one of the states."""
+        """The report of the worker, once it is in one of the states."""
 
         async def found() -> WorkerReport | None:
             reports = await self.queue.workers()

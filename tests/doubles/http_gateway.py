@@ -1,4 +1,4 @@
-"""A real HTTP server with scripted answers, in the shapes of a Corral gateway."""
+"""A real HTTP server with scripted answers in the format of a Corral gateway."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 @dataclass
 class Answer:
-    """`lines` are sent one by one as NDJSON; `hang` keeps the connection open behind them until the client leaves. `encoding` is what the
-    headers claim of the body."""
+    """`lines` are sent one by one as NDJSON; with `hang` the connection then stays open until the client disconnects.
+    `encoding` is the Content-Encoding header."""
 
     status: int = 200
     body: Any = None
@@ -25,7 +25,7 @@ class Answer:
 
 @dataclass
 class Gateway:
-    """Answers by method and path; the last of several answers is repeated. Remembers every request body."""
+    """Answers by method and path; the last of several answers is repeated. Records every request body."""
 
     url: str = ""
     answers: dict[str, list[Answer]] = field(default_factory=dict)
@@ -62,7 +62,7 @@ def _handler(gateway: Gateway) -> type[BaseHTTPRequestHandler]:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length)) if length else None
             route = f"{self.command} {self.path}"
-            if route not in gateway.answers:  # most answers are the same whatever the query asks for
+            if route not in gateway.answers:  # most answers do not depend on the query
                 route = route.partition("?")[0]
             gateway.requests.append((route, body))
             gateway.headers.append(dict(self.headers))
@@ -184,5 +184,5 @@ def generated(*pieces: str) -> list[dict[str, Any]]:
 
 def chatted(*pieces: str) -> list[dict[str, Any]]:
     """The lines of /api/chat."""
-    said = [{"message": {"role": "assistant", "content": piece}, "done": False} for piece in pieces]
-    return [*said, {"message": {"role": "assistant", "content": ""}, "done": True, **TIMINGS}]
+    lines = [{"message": {"role": "assistant", "content": piece}, "done": False} for piece in pieces]
+    return [*lines, {"message": {"role": "assistant", "content": ""}, "done": True, **TIMINGS}]

@@ -1,4 +1,4 @@
-"""The registry's side of a node, written by hand: sends jobs, reads events and reports."""
+"""The registry's side of a node, scripted: sends jobs, and reads events and reports."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class Driver:
             self._celery.send_task(JOB_TASK, args=(payload,), queue=node_queue(NODE), connection=connection, retry=False)
 
     async def outcome(self, job: str, *, timeout_s: float = 20) -> JobSucceeded | JobFailed:
-        async def told() -> JobSucceeded | JobFailed | None:
+        async def reported() -> JobSucceeded | JobFailed | None:
             await self.read()
             outcomes = [event for event in self.seen if event.job == job and not isinstance(event, JobProgress)]
             return outcomes[0] if outcomes else None  # type: ignore[return-value]
 
-        outcome = await eventually(told, timeout_s=timeout_s, what=f"an outcome of job {job}")
+        outcome = await eventually(reported, timeout_s=timeout_s, what=f"an outcome of job {job}")
         assert outcome
         return outcome
 
@@ -92,7 +92,7 @@ class Driver:
         return next(iter(await self._reports.read()), None)
 
     async def reports(self) -> NodeReport:
-        """Waits for the node."""
+        """Waits for a report of the node."""
         report = await eventually(self.report, timeout_s=15, what="a report of the node")
         assert report
         return report

@@ -1,4 +1,4 @@
-"""A node agent that does what the test says: reports, takes jobs from its Celery queue, and plays its workers' part too."""
+"""A scripted node agent: it reports, takes jobs from its Celery queue, and acts as its workers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sha256(text: str) -> str:
 
 
 def pulled_model(name: str, content: str, *, tensor_bytes: int = 1000, template: str = "{{ messages }}") -> PulledModel:
-    """A model whose files are named by `content`; equal content is the same version."""
+    """A model whose files are derived from `content`; equal content gives the same version."""
     config = Layer(CONFIG, sha256(f"config of {content}"), 100)
     layers = (Layer(MODEL, sha256(content), 5000),)
     manifest = {
@@ -90,7 +90,7 @@ class Process:
 
 @dataclass
 class ScriptedNode:
-    """`on_start`: ready, loading (for ever), exit (code 3), broken (reports an invalid file), refuse (the job fails)."""
+    """`on_start` is ready, loading (forever), exit (code 3), broken (reports an invalid file) or refuse (the job fails)."""
 
     name: str
     redis: Redis
@@ -124,17 +124,18 @@ class ScriptedNode:
         self._tasks = [asyncio.create_task(self._report()), asyncio.create_task(self._work())]
 
     async def vanish(self) -> None:
-        """The machine is gone: no report, no worker, no job."""
+        """The machine is gone: it sends no reports, runs no workers and takes no jobs."""
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        for ended in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
         await self._reports.remove(self.name)
         for process in list(self.processes.values()):
             await self.silence(process)
 
     def start_again(self, agent: str) -> None:
-        """The machine is back, its files are there, and nothing runs."""
+        """The machine is back with its files, and without processes."""
         self.agent = agent
         self.processes.clear()
         self.resume()
@@ -169,7 +170,7 @@ class ScriptedNode:
         )
 
     async def exit(self, replica: str, code: int, last_line: str = "") -> None:
-        """The worker process ends, and its lease is over."""
+        """The worker process ends, and so does its lease."""
         process = self.processes[replica]
         process.exit_code, process.last_line = code, last_line
         await self.silence(process)
@@ -214,7 +215,7 @@ class ScriptedNode:
             if not self.takes_jobs:
                 await asyncio.sleep(REPORT_INTERVAL_S)
                 continue
-            # What Celery's Redis transport holds in a queue's list.
+            # The format in which Celery's Redis transport stores a job in the queue's list.
             popped = await cast("Awaitable[Any]", self.redis.brpop([node_queue(self.name)], timeout=REPORT_INTERVAL_S))
             if popped:
                 args, _, _ = json.loads(base64.b64decode(json.loads(popped[1])["body"]))

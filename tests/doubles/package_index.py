@@ -1,4 +1,4 @@
-"""Builds tiny wheels, and serves them as a package index does."""
+"""Builds tiny wheels and serves them like a package index."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class Wheelhouse:
-    """A folder of wheels. `environment` makes pip look there and nowhere else."""
+    """A folder of wheels. `environment` makes pip look only there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -22,7 +22,7 @@ class Wheelhouse:
         return pip_environment() | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.folder)}
 
     def add(self, name: str, files: Mapping[str, bytes], *, version: str = "1.0", requires: tuple[str, ...] = ()) -> Path:
-        """`files` by path inside the wheel; `{info}` in a path stands for the .dist-info folder."""
+        """`files` by path inside the wheel; `{info}` in a path is replaced by the .dist-info folder."""
         distribution = name.replace("-", "_")
         info = f"{distribution}-{version}.dist-info"
         path = self.folder / f"{distribution}-{version}-py3-none-any.whl"
@@ -38,7 +38,7 @@ class Wheelhouse:
 
 
 def pip_environment() -> dict[str, str]:
-    """Without the machine's own pip settings."""
+    """The environment without the machine's pip settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     return kept | {"PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"}
 
@@ -51,7 +51,7 @@ class Index:
         self.gate = threading.Event()
         self.gate.set()
         self.stalled = threading.Event()
-        #: What the index says a wheel's size is, where that is not the truth.
+        #: A wrong size that the index reports for a wheel.
         self.claimed_size: int | None = None
         self._port = port
 

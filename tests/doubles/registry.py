@@ -1,4 +1,4 @@
-"""A stand-in for the registry's HTTP API: real HTTP, canned answers, and a record of what it was asked."""
+"""A stand-in for the registry's HTTP API: fixed answers over real HTTP, and a record of the requests."""
 
 from __future__ import annotations
 

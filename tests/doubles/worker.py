@@ -1,4 +1,4 @@
-"""A worker for the gateway's tests: the real queue and the real reply stream, with an answer written by the test."""
+"""A worker for the gateway's tests: the real queue and the real reply stream, with events from the test."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TIMINGS = Timings(prefill_ns=2_000_000, decode_ns=3_000_000)
 
 
 class Answer:
-    """The events of one claim, in order."""
+    """Sends the events of one claim, in order."""
 
     def __init__(self, worker: Worker, claim: Claim) -> None:
         self.request = claim.request
@@ -47,25 +47,25 @@ class Answer:
 
     async def started(self, *, cached_tokens: int = 1) -> None:
         prompt_ids = PROMPT_IDS if self.request.return_prompt_ids else ()
-        await self._say(Started(self.request.id, self.epoch, self._next(), len(PROMPT_IDS), cached_tokens, prompt_ids))
+        await self._publish(Started(self.request.id, self.epoch, self._next(), len(PROMPT_IDS), cached_tokens, prompt_ids))
 
     async def frame(self, text: str = "", *token_ids: int, **more: Any) -> None:
-        """`more` as in Frame."""
+        """`more` are further fields of Frame."""
         ids = token_ids or (100 + self._tokens,)
         self._tokens += len(ids)
-        await self._say(Frame(self.request.id, self.epoch, self._next(), ids, text, **more))
+        await self._publish(Frame(self.request.id, self.epoch, self._next(), ids, text, **more))
 
     async def finished(self, *reasons: FinishReason, cached_tokens: int = 1) -> None:
-        """Of each choice; one that stopped where nothing is said."""
+        """`reasons` of each choice; by default one choice that stopped."""
         usage = Usage(len(PROMPT_IDS), cached_tokens, self._tokens)
         ended = reasons or (FinishReason.STOP,)
-        await self._say(Finished(self.request.id, self.epoch, self._next(), ended, usage, TIMINGS))
+        await self._publish(Finished(self.request.id, self.epoch, self._next(), ended, usage, TIMINGS))
 
     async def failed(self, code: str, message: str, *, field: str = "") -> None:
-        await self._say(Failed(self.request.id, self.epoch, self._next(), code, message, field))
+        await self._publish(Failed(self.request.id, self.epoch, self._next(), code, message, field))
 
     async def handed_over(self) -> None:
-        await self._say(HandedOver(self.request.id, self.epoch, self._next()))
+        await self._publish(HandedOver(self.request.id, self.epoch, self._next()))
 
     async def whole(self, *texts: str, reason: FinishReason = FinishReason.STOP) -> None:
         await self.started()
@@ -77,7 +77,7 @@ class Answer:
         self.seq += 1
         return self.seq - 1
 
-    async def _say(self, event: Event) -> None:
+    async def _publish(self, event: Event) -> None:
         await self._worker.publish(self.request.gateway, event)
 
 
@@ -95,14 +95,14 @@ class Worker:
         await self.queue.report(report, lease_ms=lease_ms)
 
     async def take(self) -> Answer:
-        """Claims the next request; waits for it."""
+        """Waits for the next request and claims it."""
         return Answer(self, await self._claims.get())
 
     async def publish(self, gateway: str, *events: Event) -> None:
         await self._writer.publish({gateway: StepReply(self.id, events)})
 
     async def die(self, *, crashed: bool = False) -> None:
-        """Its lease ends; what it claimed is lost."""
+        """The lease ends, and the worker's claims are lost."""
         await self.queue.leave(self.id, self.version, crashed=crashed)
 
     async def run(self) -> None:
@@ -127,7 +127,7 @@ async def working(redis: Redis, version: str) -> AsyncIterator[Worker]:
 
 @asynccontextmanager
 async def echoing(redis: Redis, version: str) -> AsyncIterator[Worker]:
-    """A worker that answers everything with `Hello`, ` wor`, `ld`; a request for no tokens at all with none."""
+    """A worker that answers everything with `Hello`, ` wor`, `ld`, and a request for no tokens with none."""
     async with working(redis, version) as worker:
 
         async def answer() -> None:

@@ -1,4 +1,4 @@
-"""A whole `corral up` for the session, as a newcomer starts it, and what the tests need to look at it from outside."""
+"""A whole `corral up` for the session, as a new user starts it, and access to its processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Platform:
     output: Path
 
     def corral(self, *arguments: str, timeout_s: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
-        """The command line, as a user runs it in another terminal."""
+        """Runs the command line, as a user does in another terminal."""
         return subprocess.run(
             [sys.executable, "-m", "services.cli", *arguments],
             env={**self.environment, **environment},
@@ -51,7 +51,7 @@ class Platform:
         return json.loads(done.stdout)
 
     def parts(self) -> dict[str, int]:
-        """Process ids by the name of the part."""
+        """Process ids by part name."""
         rows = json.loads((self.home / "run" / "parts.json").read_text())
         return {name: row["pid"] for name, row in rows.items()}
 
@@ -64,7 +64,7 @@ class Platform:
         return found
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that this platform has started and that still runs."""
+        """All running processes that this platform started."""
         return [process for process in psutil.process_iter(["environ", "cmdline"]) if self._is_ours(process)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
@@ -81,7 +81,7 @@ class Platform:
 
 
 def start_platform(home: Path, *arguments: str, port: int | None = None, **environment: str) -> Platform:
-    """Returns when it is ready to serve."""
+    """Returns when the platform is ready to serve."""
     url = f"http://127.0.0.1:{port or free_port()}"
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("CORRAL_", "OLLAMA_"))}
     variables |= {"CORRAL_HOME": str(home), "CORRAL_HOST": url.removeprefix("http://"), "OLLAMA_HOST": url, **environment}
@@ -136,7 +136,7 @@ def http(platform: Platform) -> Iterator[httpx.Client]:
 
 
 def lines(response: httpx.Response, count: int) -> list[dict[str, Any]]:
-    """The first `count` lines of a stream of JSON."""
+    """The first `count` lines of a stream of JSON objects."""
     found = []
     for line in response.iter_lines():
         found.append(json.loads(line))

@@ -1,4 +1,4 @@
-"""The real `openai` and `ollama` clients against `corral up`."""
+"""The real `openai` and `ollama` clients with `corral up`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_openai_chat(openai_client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens > 0
 
 
-def test_openai_chat_streamed_says_the_same(openai_client: openai.OpenAI) -> None:
+def test_openai_chat_in_a_stream_is_the_same(openai_client: openai.OpenAI) -> None:
     chunks = list(
         openai_client.chat.completions.create(
             model=SMOLLM2,
@@ -52,7 +52,7 @@ def test_openai_chat_streamed_says_the_same(openai_client: openai.OpenAI) -> Non
     assert chunks[-1].usage is not None
 
 
-def test_openai_seed_repeats(openai_client: openai.OpenAI) -> None:
+def test_openai_seed_repeats_the_answer(openai_client: openai.OpenAI) -> None:
     def say() -> str:
         answer = openai_client.completions.create(model=SMOLLM2, prompt="Once upon", max_tokens=12, temperature=1, seed=3)
         return answer.choices[0].text
@@ -64,17 +64,17 @@ def test_openai_models(openai_client: openai.OpenAI) -> None:
     assert SMOLLM2 in [model.id for model in openai_client.models.list()]
 
 
-def test_openai_unknown_model(openai_client: openai.OpenAI) -> None:
+def test_openai_unknown_model_is_not_found(openai_client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="model 'nothing' not found"):
         openai_client.chat.completions.create(model="nothing", messages=QUESTION)
 
 
-def test_openai_prompt_longer_than_the_context(openai_client: openai.OpenAI) -> None:
+def test_openai_prompt_longer_than_the_context_is_refused(openai_client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="longer than the context"):
         openai_client.completions.create(model=SMOLLM2, prompt="word " * 9000)
 
 
-def test_ollama_chat_and_its_numbers(ollama_client: ollama.Client) -> None:
+def test_ollama_chat_and_its_counters(ollama_client: ollama.Client) -> None:
     answer = ollama_client.chat(SMOLLM2, messages=QUESTION, options={"temperature": 0, "num_predict": 20})
     assert "Paris" in (answer.message.content or "")
     assert answer.done_reason == "stop"
@@ -82,7 +82,7 @@ def test_ollama_chat_and_its_numbers(ollama_client: ollama.Client) -> None:
     assert min(answer.prompt_eval_count, answer.eval_count) > 0
 
 
-def test_ollama_chat_streamed(ollama_client: ollama.Client) -> None:
+def test_ollama_chat_in_a_stream(ollama_client: ollama.Client) -> None:
     parts = list(ollama_client.chat(SMOLLM2, messages=QUESTION, stream=True, options={"temperature": 0}))
     assert "Paris" in "".join(part.message.content or "" for part in parts)
     assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
@@ -112,13 +112,13 @@ def test_ollama_list_show_and_ps(ollama_client: ollama.Client) -> None:
     assert running.digest == listed.digest
 
 
-def test_ollama_unknown_model(ollama_client: ollama.Client) -> None:
+def test_ollama_unknown_model_is_not_found(ollama_client: ollama.Client) -> None:
     with pytest.raises(ollama.ResponseError, match="model 'nothing' not found") as caught:
         ollama_client.chat("nothing", messages=QUESTION)
     assert caught.value.status_code == 404
 
 
-def test_both_models_serve_side_by_side(ollama_client: ollama.Client, openai_client: openai.OpenAI, gemma3: str) -> None:
+def test_two_models_serve_at_the_same_time(ollama_client: ollama.Client, openai_client: openai.OpenAI, gemma3: str) -> None:
     completion = openai_client.completions.create(model=gemma3, prompt="1, 2, 3, 4, 5,", max_tokens=4, temperature=0)
     assert completion.choices[0].text.startswith(" 6,")
     ollama_client.generate(SMOLLM2, prompt="x", options={"num_predict": 1})

@@ -24,7 +24,7 @@ def model(platform: Platform, minilm_path: Path) -> str:
     return "all-minilm"
 
 
-def test_the_real_clients_get_the_vectors_of_the_reference(platform: Platform, model: str, minilm: MiniLM) -> None:
+def test_real_clients_get_the_vectors_of_the_reference(platform: Platform, model: str, minilm: MiniLM) -> None:
     with openai.OpenAI(base_url=f"{platform.url}/v1", api_key="unused", max_retries=0) as client:
         by_openai = client.embeddings.create(model=model, input=TEXTS)
     with ollama.Client(host=platform.url) as other:
@@ -35,7 +35,7 @@ def test_the_real_clients_get_the_vectors_of_the_reference(platform: Platform, m
         assert list(vector) == pytest.approx(entry.embedding, abs=1e-3)
 
 
-def test_what_the_model_can_do_is_said(platform: Platform, model: str, http: httpx.Client) -> None:
+def test_the_capabilities_are_shown(platform: Platform, model: str, http: httpx.Client) -> None:
     with ollama.Client(host=platform.url) as client:
         shown = client.show(model)
     assert shown.capabilities == ["embedding"]

@@ -1,4 +1,4 @@
-"""`corral up` as a Prometheus sees it: found by http_sd through the gateway, and counting what was asked."""
+"""`corral up` as Prometheus sees it: found by http_sd through the gateway, with counts that match the requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def all_of(http: httpx.AsyncClient) -> Scrape:
     return found
 
 
-async def test_a_prometheus_finds_all_and_counts_what_was_asked(platform: Platform) -> None:
+async def test_prometheus_finds_every_service_and_the_counts_match(platform: Platform) -> None:
     body = {"model": SMOLLM2, "prompt": "Once", "raw": True, "stream": False, "options": {"num_predict": TOKENS, "stop": []}}
     async with httpx.AsyncClient(base_url=platform.url, timeout=120, trust_env=False) as http:
         assert (await http.post("/api/generate", json=body)).status_code == 200
@@ -56,7 +56,7 @@ async def test_a_prometheus_finds_all_and_counts_what_was_asked(platform: Platfo
     assert more("corral_completion_tokens_total", model=SMOLLM2) == tokens
     assert more("corral_time_to_first_token_seconds_count", model=SMOLLM2) == REQUESTS
     assert more("corral_worker_claims_total") == REQUESTS
-    # The prompt gives the first token; the last one is computed where the model itself ended the text behind it.
+    # The prompt gives the first token. If the model itself ends the text, one more token is computed after it.
     assert tokens - REQUESTS <= more("corral_worker_computed_tokens_total", phase="decode") <= tokens
     assert after.sum("corral_replicas", model=SMOLLM2, state="ready") >= 1
     assert after.sum("corral_nodes", state="ready") == 1

@@ -1,4 +1,4 @@
-"""What a team relies on: slots that are freed, chats that share a batch, parts that may stop or die."""
+"""The service as a team uses it: slots are freed, chats share batches, and parts may stop or die."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def generate(http: httpx.Client, prompt: str, *, model: str = SMOLLM2, num_predi
     return text
 
 
-def test_clients_that_leave_in_the_middle_free_their_slots(http: httpx.Client) -> None:
+def test_disconnected_clients_free_their_slots(http: httpx.Client) -> None:
     generate(http, "warm")
     for _ in range(2):
         streams = [http.stream("POST", "/api/generate", json=ENDLESS) for _ in range(SLOTS)]
@@ -45,13 +45,13 @@ def test_clients_that_leave_in_the_middle_free_their_slots(http: httpx.Client) -
             lines(stream.__enter__(), 2)
         for stream in streams:
             stream.__exit__(None, None, None)
-        # All slots were busy for 2,000 tokens each; an answer within seconds means that they are free.
-        begun = now()
+        # All slots were busy with 2,000 tokens each; an answer within seconds shows that they are free.
+        started_at = now()
         generate(http, "next")
-        assert now() - begun < 10
+        assert now() - started_at < 10
 
 
-def test_eight_chats_at_once_are_interleaved(platform: Platform, http: httpx.Client) -> None:
+def test_eight_concurrent_chats_are_interleaved(platform: Platform, http: httpx.Client) -> None:
     generate(http, "warm")
     barrier = threading.Barrier(SLOTS)
     order: list[int] = []
@@ -76,7 +76,7 @@ def test_eight_chats_at_once_are_interleaved(platform: Platform, http: httpx.Cli
     assert last_first < first_last, "every chat was being answered before the first one ended"
 
 
-def test_chats_go_on_while_postgresql_and_the_registry_stand_still(platform: Platform, http: httpx.Client) -> None:
+def test_chats_continue_while_postgresql_and_the_registry_are_stopped(platform: Platform, http: httpx.Client) -> None:
     generate(http, "warm")
     parts = platform.parts()
     postgres = [parts["PostgreSQL"], *(child.pid for child in _children(parts["PostgreSQL"]))]
@@ -99,7 +99,7 @@ def _children(pid: int) -> list:
     return psutil.Process(pid).children(recursive=True)
 
 
-def test_a_killed_registry_and_postgresql_come_back_and_are_told_of(platform: Platform, http: httpx.Client) -> None:
+def test_a_killed_registry_and_postgresql_restart_and_are_reported(platform: Platform, http: httpx.Client) -> None:
     for part in ("registry", "PostgreSQL"):
         before = platform.parts()[part]
         os.kill(before, signal.SIGKILL)
@@ -110,20 +110,20 @@ def test_a_killed_registry_and_postgresql_come_back_and_are_told_of(platform: Pl
     assert platform.corral_json("list")
 
 
-def test_an_answer_outlives_its_worker(platform: Platform, http: httpx.Client) -> None:
-    """The only replica: its answer goes on when the next one has loaded. Alone, greedy, and with nothing in any worker's cache (what is
-    computed behind a cached prefix is rounded otherwise), it is the same one."""
+def test_an_answer_survives_its_worker(platform: Platform, http: httpx.Client) -> None:
+    """Kills the only replica; its answer continues when the next one has loaded. It is the same answer because it is greedy,
+    alone, and no worker has a cached prefix, which would be rounded differently."""
     body = {**ENDLESS, "options": {"num_predict": 60, "temperature": 0}}
     kill_workers(platform)
     undisturbed = "".join(json.loads(row)["response"] for row in http.post("/api/generate", json=body).iter_lines())
     kill_workers(platform)
     with http.stream("POST", "/api/generate", json=body) as response:
         rows = response.iter_lines()
-        said = json.loads(next(rows))["response"]
+        output = json.loads(next(rows))["response"]
         kill_workers(platform)
         rest = [json.loads(row) for row in rows]
     assert rest[-1]["done"], rest[-1]
-    assert said + "".join(row["response"] for row in rest) == undisturbed
+    assert output + "".join(row["response"] for row in rest) == undisturbed
 
 
 def kill_workers(platform: Platform) -> None:
@@ -131,7 +131,7 @@ def kill_workers(platform: Platform) -> None:
         worker.kill()
 
 
-def test_an_operators_chaos_is_noticed_by_nobody(platform: Platform, http: httpx.Client) -> None:
+def test_corral_chaos_fails_no_request(platform: Platform, http: httpx.Client) -> None:
     generate(http, "warm")
     done = platform.corral("chaos", "--minutes", "0.2", "--every", "6", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -151,7 +151,7 @@ def test_a_killed_node_agent_keeps_its_workers(platform: Platform, http: httpx.C
     assert workers <= {worker.pid for worker in platform.workers()}
 
 
-def test_keep_alive_of_zero_unloads_and_a_request_loads_again(http: httpx.Client) -> None:
+def test_keep_alive_0_unloads_and_the_next_request_loads_again(http: httpx.Client) -> None:
     generate(http, "warm")
     answer = http.post("/api/generate", json={"model": SMOLLM2, "keep_alive": 0})
     assert answer.json()["done_reason"] == "unload"
@@ -202,17 +202,17 @@ def test_a_corrupt_model_is_refused_and_a_good_one_is_pulled_served_and_removed(
         ("/api/show", {"model": "nothing"}, 404, "model 'nothing:latest' not found"),
     ],
 )
-def test_bad_requests(http: httpx.Client, path: str, body: dict | None, status: int, message: str) -> None:
+def test_bad_requests_are_refused(http: httpx.Client, path: str, body: dict | None, status: int, message: str) -> None:
     answer = http.post(path, json=body) if body is not None else http.post(path)
     assert answer.status_code == status
     error = answer.json()["error"]
     assert (error["message"] if path.startswith("/v1") else error) == message
 
 
-def test_the_command_line_of_a_newcomer(platform: Platform) -> None:
-    said = platform.corral("run", SMOLLM2, "What is the capital of France? Answer in one word.", "--temperature", "0")
-    assert said.returncode == 0, said.stderr
-    assert "Paris" in said.stdout
+def test_the_first_commands_of_a_new_user(platform: Platform) -> None:
+    output = platform.corral("run", SMOLLM2, "What is the capital of France? Answer in one word.", "--temperature", "0")
+    assert output.returncode == 0, output.stderr
+    assert "Paris" in output.stdout
     assert SMOLLM2 in platform.corral("list").stdout
     assert SMOLLM2 in platform.corral("ps").stdout
     assert "Q4_1" in platform.corral("show", SMOLLM2).stdout
@@ -222,13 +222,13 @@ def test_the_command_line_of_a_newcomer(platform: Platform) -> None:
     assert unknown.stderr.count("\n") == 1
 
 
-def test_the_first_page_tells_what_to_paste(platform: Platform) -> None:
-    said = platform.output.read_text()
+def test_the_welcome_shows_commands_to_paste(platform: Platform) -> None:
+    output = platform.output.read_text()
     for hint in ("curl ", "from openai import OpenAI", f"corral run {SMOLLM2}", platform.url):
-        assert hint in said
+        assert hint in output
 
 
-def test_up_and_down_and_up_again_leaves_nothing_behind(open_folder: Path) -> None:
+def test_starting_and_stopping_twice_leaves_nothing_behind(open_folder: Path) -> None:
     home, port = open_folder / "twice", free_port()
     for _ in range(2):
         platform = start_platform(home, "--no-demo", port=port)

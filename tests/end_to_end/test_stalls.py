@@ -1,5 +1,5 @@
-"""The node's agent and the registry stand still for a while under streams, and go on: the streams do not notice, no replica is killed or
-doubled, and afterwards models load again."""
+"""The node agent or the registry is paused for a while under streams: the streams continue, no replica is killed or duplicated,
+and models can be loaded afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STALLS_S = (1, 3, 5, 10)
 
 
 class Streams:
-    """Answers one after the other, all complete, until `stop`."""
+    """Requests answers one after the other until `stop`; asserts that each is complete."""
 
     def __init__(self, url: str) -> None:
         self.answered = 0
@@ -54,7 +54,7 @@ class Streams:
 
 
 @pytest.mark.parametrize("part", ["node agent", "registry"])
-def test_a_part_that_stalls(platform: Platform, part: str) -> None:
+def test_streams_continue_while_a_part_is_paused(platform: Platform, part: str) -> None:
     streams = Streams(platform.url)
     try:
         eventually_sync(lambda: streams.answered, timeout_s=60, what="the first answer")
@@ -97,7 +97,7 @@ def node_states(platform: Platform) -> list[str]:
 
 
 def replica_states(platform: Platform) -> list[str]:
-    """Of replicas of the model that live."""
+    """The states of the model's live replicas."""
     rows = registry(platform, "replicas")["replicas"]
     return [row["state"] for row in rows if row["state"] not in ("stopped", "failed")]
 

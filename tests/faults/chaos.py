@@ -1,11 +1,11 @@
-"""64 clients of mixed kinds against three workers, of which one is killed every few seconds: what do the clients notice?
+"""64 clients of mixed kinds with three workers, one of which is killed every few seconds.
 
     python -m tests.faults.chaos [--minutes N] [--fake] [--clients N] [--every SECONDS]
 
-Workers run SmolLM2, or with --fake scripted tokens. Every answer is checked: that it ends, once, without an error; that its
-tokens are as many as its usage says, none twice and none missing (with --fake: that the answer is the undisturbed one, byte
-for byte). The exit code is 1 where one was not so. What a failover adds shows in the longest wait for a next
-piece: of the answers that were under way when a worker was killed, as many as that worker had, those that waited longest.
+Workers run SmolLM2, or scripted tokens with --fake. Every answer is checked: it ends once and without an error, and it has as many
+tokens as its usage, none twice and none missing. With --fake it must equal the undisturbed answer, byte for byte. The exit code is 1
+if any answer was wrong. The cost of a failover is estimated from the longest waits for a next piece: of the answers that were
+running when a worker was killed, the slowest ones, as many as that worker had.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ import httpx
 
 from benchmarks.comparison.models import MODELS
 from tests.faults.cluster import SLOTS, Cluster, running
-from tests.faults.kinds import KINDS, Asked
+from tests.faults.kinds import KINDS, RunningRequest
 
-#: Of a worker with weights and one thread, of its answers, and between two kills: otherwise what a worker takes over may take longer to
-#: compute again than it lives, and nothing gets further.
+#: With real weights: the slots of a worker (one thread each), the tokens of an answer, and the time between two kills. With
+#: larger values a worker might not recompute its requests before it is killed too.
 REAL_SLOTS = 4
 REAL_TOKENS = 16
 REAL_EVERY_S = 8.0
 FAKE_EVERY_S = 5.0
 
-#: For everything that a client may have to wait for.
+#: The limit for everything that a client may have to wait for.
 PATIENCE_S = 300.0
 
-Said = dict[str, dict[str, Any]]
+Results = dict[str, dict[str, Any]]
 
 
 class Tally:
-    """What became of the answers. `faults` holds what was wrong; `lost` counts requests that a killed worker had, `gaps_s` has the
-    longest wait of each answer that was under way when one was killed, `calm_s` that of the others."""
+    """Counts over all answers. `faults` holds the errors; `lost` counts requests of killed workers, `gaps_s` has the longest
+    wait of each answer that was running during a kill, `calm_s` that of the others."""
 
     def __init__(self) -> None:
         self.answers: Counter[str] = Counter()
@@ -56,14 +56,16 @@ class Tally:
         self.calm_s: list[float] = []
 
 
-async def client(cluster: Cluster, number: int, tally: Tally, tokens: int | None, expected: Said | None, until: float) -> None:
+async def client(
+    cluster: Cluster, number: int, tally: Tally, tokens: int | None, expected: Results | None, until: float
+) -> None:
     kinds = itertools.cycle(sorted(KINDS))
     for _ in range(number % len(KINDS)):
         next(kinds)
     async with patient(cluster) as http:
         while time.monotonic() < until:
             kind, kills = next(kinds), tally.kills
-            asked = Asked(http, kind, tokens=tokens)
+            asked = RunningRequest(http, kind, tokens=tokens)
             try:
                 answer = await asked.task
             except httpx.HTTPError as error:
@@ -71,29 +73,29 @@ async def client(cluster: Cluster, number: int, tally: Tally, tokens: int | None
                 continue
             tally.answers[kind] += 1
             (tally.gaps_s if tally.kills > kills else tally.calm_s).append(asked.longest_wait_s)
-            said = answer.said()
-            if fault := fault_of(said, expected and expected[kind]):
+            result = answer.result()
+            if fault := fault_of(result, expected and expected[kind]):
                 tally.faults.append(f"{kind}: {fault}")
 
 
-def fault_of(said: dict[str, Any], expected: dict[str, Any] | None) -> str:
-    """Empty where nothing is wrong."""
-    if said["error"]:
-        return f"failed: {said['error']}"
-    if said["ends"] != 1:
-        return f"{said['ends']} ends"
-    if expected is not None and said != expected:
-        return f"not the undisturbed answer: {said} for {expected}"
-    tokens = said["logprobs"].get("tokens")
-    if tokens is not None and len(tokens) != said["tokens"][1]:
-        return f"{len(tokens)} tokens arrived, {said['tokens'][1]} were counted"
-    if tokens is not None and "�" not in "".join(tokens) and "".join(tokens) != said["texts"][0]:
-        return f"the text is not its tokens: {said['texts'][0]!r}"
+def fault_of(result: dict[str, Any], expected: dict[str, Any] | None) -> str:
+    """What is wrong with the answer; empty if nothing is."""
+    if result["error"]:
+        return f"failed: {result['error']}"
+    if result["ends"] != 1:
+        return f"{result['ends']} ends"
+    if expected is not None and result != expected:
+        return f"not the undisturbed answer: {result} for {expected}"
+    tokens = result["logprobs"].get("tokens")
+    if tokens is not None and len(tokens) != result["tokens"][1]:
+        return f"{len(tokens)} tokens arrived, {result['tokens'][1]} were counted"
+    if tokens is not None and "�" not in "".join(tokens) and "".join(tokens) != result["texts"][0]:
+        return f"the text is not its tokens: {result['texts'][0]!r}"
     return ""
 
 
 async def killer(cluster: Cluster, tally: Tally, every_s: float, until: float) -> None:
-    """Never the last one: a worker that was replaced comes first to its feet."""
+    """Kills workers, but never the last one: a replacement must be ready first."""
     while time.monotonic() + every_s < until:
         await asyncio.sleep(every_s)
         await cluster.any_ready(2)
@@ -105,15 +107,15 @@ async def killer(cluster: Cluster, tally: Tally, every_s: float, until: float) -
 
 
 def patient(cluster: Cluster) -> httpx.AsyncClient:
-    """Refused by nobody for how long it may have to wait."""
+    """A client whose requests may wait as long as necessary."""
     headers = {"X-Request-Timeout": str(PATIENCE_S)}
     return httpx.AsyncClient(base_url=cluster.url, timeout=PATIENCE_S, headers=headers, trust_env=False)
 
 
-async def undisturbed(cluster: Cluster) -> Said:
+async def undisturbed(cluster: Cluster) -> Results:
     async with patient(cluster) as http:
-        asked = [Asked(http, kind) for kind in KINDS]
-        return {one.kind: (await one.task).said() for one in asked}
+        asked = [RunningRequest(http, kind) for kind in KINDS]
+        return {one.kind: (await one.task).result() for one in asked}
 
 
 async def soak(folder: Path, options: argparse.Namespace) -> Tally:

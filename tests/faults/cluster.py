@@ -1,4 +1,5 @@
-"""A cluster to break: a Valkey of its own, a gateway process, a node agent's own parts, and worker processes without weights, each of whose ways to it can be cut."""
+"""A cluster to break: a separate Valkey, a gateway process, the parts of a node agent, and worker processes without weights
+whose connections to Redis can be cut."""
 
 from __future__ import annotations
 
@@ -36,12 +37,12 @@ EMBED = "e" * 64
 NODE = "here"
 SLOTS = 16
 
-#: What lives only as long as a request does.
+#: Keys that exist only as long as a request.
 _OF_REQUESTS = ("request", "queue", "waiting", "arrived", "callers", "claims", "cleanup")
 
 
 class Cluster:
-    """`workers` are to run, with `slots` each; `top_up` replaces those that were lost. `environment` is the workers' own."""
+    """Runs `workers` workers with `slots` each; `top_up` replaces lost ones. `environment` is for the workers."""
 
     def __init__(self, folder: Path, *, model: Path = Path(), workers: int = 3, slots: int = SLOTS, **environment: str) -> None:
         self.folder = folder
@@ -98,7 +99,7 @@ class Cluster:
         await asyncio.to_thread(self._valkey.start)
 
     async def restart_redis(self, *, data: bool) -> None:
-        """As after a crash of it."""
+        """As after a crash of Redis."""
         await asyncio.to_thread(self._valkey.terminate)
         if not data:
             shutil.rmtree(self.folder / "valkey")
@@ -156,7 +157,7 @@ class Cluster:
             self._start(f"r-{new_id()}", VERSION, EngineSettings(slots=self._slots, context_tokens=1024))
 
     async def start_embedder(self) -> str:
-        """The replica's name."""
+        """Returns the replica's name."""
         replica = f"e-{new_id()}"
         self._start(replica, EMBED, EngineSettings(slots=4, context_tokens=512, pooling="mean"))
         return replica
@@ -165,7 +166,7 @@ class Cluster:
         self.runtime.start(StartSpec(replica, version, self._model, engine))
 
     async def serving(self, count: int, version: str = VERSION, *, timeout_s: float = 30) -> list[WorkerReport]:
-        """So many workers of the version that are ready and idle; their reports."""
+        """Waits until `count` workers of the version are ready and idle; returns their reports."""
 
         async def idle() -> list[WorkerReport]:
             reports = [report for report in await self.queue.workers() if report.version == version]
@@ -175,7 +176,7 @@ class Cluster:
         return await eventually(idle, timeout_s=timeout_s, what=f"{count} workers")
 
     async def any_ready(self, count: int) -> list[WorkerReport]:
-        """So many workers that are ready, busy or not."""
+        """Waits until `count` workers are ready, busy or not; returns their reports."""
 
         async def found() -> list[WorkerReport]:
             self.top_up()  # a process that was just killed may still have counted as running
@@ -188,7 +189,7 @@ class Cluster:
         return next(report.pid for report in self.runtime.reports() if report.replica == replica)
 
     async def is_clean(self) -> bool:
-        """No request has left anything behind: no key, no slot, no connection."""
+        """True if no request has left anything behind: no key, no slot, no connection."""
         kinds = {key.decode().split(":")[1] for key in await self.redis.keys("corral:*")}
         assert not kinds & set(_OF_REQUESTS), await self.redis.keys("corral:*")
         assert all(report.running == 0 for report in await self.queue.workers())

@@ -1,4 +1,4 @@
-"""One cluster for the module's disturbances, and what every kind of request says undisturbed."""
+"""A cluster per module, and the undisturbed answer to every kind of request."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest_asyncio
 from services.protocol.reports import WorkerReport
 from tests.conditions import eventually
 from tests.faults.cluster import VERSION, Cluster, frozen, running
-from tests.faults.kinds import KINDS, Asked
+from tests.faults.kinds import KINDS, RunningRequest
 
-#: Tokens of the request whose progress says when to disturb.
+#: The request whose progress determines when the fault happens, and its tokens.
 LEADER = "plain"
 LEADER_TOKENS = 24
 
-Said = dict[str, dict[str, Any]]
+Results = dict[str, dict[str, Any]]
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -31,14 +31,14 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
 
 @pytest_asyncio.fixture(scope="module")
-async def undisturbed(cluster: Cluster) -> Said:
+async def undisturbed(cluster: Cluster) -> Results:
     async with client_of(cluster) as http:
-        asked = [Asked(http, kind) for kind in KINDS]
-        said = {one.kind: (await one.task).said() for one in asked}
-    for kind, one in said.items():
+        asked = [RunningRequest(http, kind) for kind in KINDS]
+        results = {one.kind: (await one.task).result() for one in asked}
+    for kind, one in results.items():
         assert one["error"] is None, (kind, one)
         assert one["ends"] == 1, (kind, one)
-    return said
+    return results
 
 
 @pytest_asyncio.fixture
@@ -54,32 +54,32 @@ def client_of(cluster: Cluster) -> httpx.AsyncClient:
 class Disturbance:
     """Every kind of request at once, all of them on one worker: the `victim`."""
 
-    def __init__(self, asked: list[Asked], victim: WorkerReport, pid: int) -> None:
+    def __init__(self, asked: list[RunningRequest], victim: WorkerReport, pid: int) -> None:
         self.asked = asked
         self.victim = victim
         self.pid = pid
         self._leader = next((one for one in asked if one.kind == LEADER), asked[0])
 
     async def reached(self, tokens: int) -> None:
-        """Returns when the leader's client has at least so many."""
+        """Returns as soon as the leader's client has at least this many tokens."""
         if tokens:
             await eventually(lambda: len(self._leader.answer.texts[0]) >= tokens or self._leader.task.done())
 
-    async def said(self) -> Said:
-        return {one.kind: (await asyncio.wait_for(one.task, 30)).said() for one in self.asked}
+    async def results(self) -> Results:
+        return {one.kind: (await asyncio.wait_for(one.task, 30)).result() for one in self.asked}
 
 
 async def ask_everything(cluster: Cluster, http: httpx.AsyncClient, **more: Any) -> Disturbance:
-    """While no worker takes any, then the victim alone."""
+    """Sends every kind of request while all workers are frozen, then lets only the victim claim them."""
     cluster.top_up()
     victim = (await cluster.serving(2))[0]
     pid = cluster.pid(victim.replica)
     others = [cluster.pid(replica) for replica in cluster.runtime.running() - {victim.replica}]
     with frozen(*others):
         with frozen(pid):
-            asked = [Asked(http, kind, **more) for kind in KINDS]
+            asked = [RunningRequest(http, kind, **more) for kind in KINDS]
             await eventually(lambda: waiting(cluster, len(KINDS)), timeout_s=20)
-        # Not by its claims: a short request may have ended before the last one is claimed.
+        # Do not wait for the claims: a short request may have ended before the last one is claimed.
         await eventually(lambda: waiting(cluster, 0), timeout_s=20)
     return Disturbance(asked, victim, pid)
 

@@ -1,4 +1,4 @@
-"""The kinds of requests that are disturbed, and what a client makes of their answers."""
+"""The kinds of requests that are disturbed, and how a client reads their answers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass
 class Answer:
-    """What a client has of one request. `ends` counts the terminal events; `tokens` is usage, without what was cached."""
+    """What the client has of one answer. `ends` counts the terminal events; `tokens` is the usage without cached tokens."""
 
     texts: defaultdict[int, str] = field(default_factory=lambda: defaultdict(str))
     reasoning: str = ""
@@ -74,8 +74,8 @@ class Answer:
             self._take_ollama(body)
         for choice in body.get("choices", ()):
             self._take_choice(choice)
-        if (usage := body.get("usage")) and not body["choices"]:  # those with choices say zero, as Ollama's do
-            assert self.tokens is None, "usage is told once"
+        if (usage := body.get("usage")) and not body["choices"]:  # the usage of chunks with choices is zero, as Ollama's is
+            assert self.tokens is None, "usage is sent once"
             self.tokens = usage["prompt_tokens"], usage["completion_tokens"]
 
     def _take_ollama(self, body: dict[str, Any]) -> None:
@@ -98,8 +98,8 @@ class Answer:
             assert index not in self.reasons, "a choice ends once"
             self.reasons[index] = reason
 
-    def said(self) -> dict[str, Any]:
-        """All that must be the same however the request was disturbed; logprobs in one list, however they were packed."""
+    def result(self) -> dict[str, Any]:
+        """Everything that must not depend on faults; the logprobs are in one list, because frames may be grouped differently."""
         joined: defaultdict[str, list[Any]] = defaultdict(list)
         for part in self.logprobs:
             for name, values in part.items():
@@ -109,15 +109,15 @@ class Answer:
 
 
 def at_most(tokens: int, body: dict[str, Any]) -> dict[str, Any]:
-    """The same request for an answer of no more than so many tokens."""
+    """The same request, limited to this many tokens."""
     if "options" in body:
         return {**body, "options": {**body["options"], "num_predict": tokens}}
     return {**body, "max_tokens": min(tokens, body["max_tokens"])}
 
 
-class Asked:
-    """A request under way. `pace_s`: how long its client takes to look at each piece; `tokens`: fewer than the kind has. `longest_wait_s`:
-    between two pieces, once the first one was there."""
+class RunningRequest:
+    """A running request. `pace_s` delays the client after each piece; `tokens` limits the answer. `longest_wait_s` is the
+    longest time between two pieces after the first one."""
 
     def __init__(self, http: httpx.AsyncClient, kind: str, *, pace_s: float = 0, tokens: int | None = None) -> None:
         self.kind = kind

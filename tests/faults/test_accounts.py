@@ -1,4 +1,4 @@
-"""However often workers die and clients leave: each request is accounted once, and no descriptor stays open."""
+"""However often workers die and clients disconnect, each request is counted once and no descriptor is leaked."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ import psutil
 from services.protocol.reports import WorkerReport
 from tests.conditions import eventually
 from tests.faults.cluster import Cluster
-from tests.faults.conftest import Said, ask_everything, client_of
-from tests.faults.kinds import KINDS, Asked
+from tests.faults.conftest import Results, ask_everything, client_of
+from tests.faults.kinds import KINDS, RunningRequest
 from tests.scraping import scrape
 
 ROUNDS = 5
 
-#: Every so many requests one whose client leaves.
+#: One in this many clients disconnects.
 LEAVING = 4
 
 
-async def test_each_request_is_accounted_once_and_no_descriptor_of_the_gateway_is_leaked(
-    cluster: Cluster, undisturbed: Said
-) -> None:
+async def test_each_request_is_counted_once_and_the_gateway_leaks_no_descriptor(cluster: Cluster, undisturbed: Results) -> None:
     before, descriptors = await outcomes(cluster), []
     for _ in range(ROUNDS):
         async with client_of(cluster) as http:
@@ -31,7 +29,7 @@ async def test_each_request_is_accounted_once_and_no_descriptor_of_the_gateway_i
             await disturbance.reached(1)
             stay = leave(disturbance.asked)
             os.kill(disturbance.pid, signal.SIGKILL)
-            assert {one.kind: (await one.task).said() for one in stay} == {one.kind: undisturbed[one.kind] for one in stay}
+            assert {one.kind: (await one.task).result() for one in stay} == {one.kind: undisturbed[one.kind] for one in stay}
         await eventually(cluster.is_clean)
         assert cluster.gateway is not None
         descriptors.append(psutil.Process(cluster.gateway.pid).num_fds())
@@ -40,13 +38,13 @@ async def test_each_request_is_accounted_once_and_no_descriptor_of_the_gateway_i
     assert is_steady(descriptors), descriptors
 
 
-async def test_no_descriptor_of_a_worker_is_leaked(cluster: Cluster) -> None:
+async def test_a_worker_leaks_no_descriptor(cluster: Cluster) -> None:
     cluster.top_up()
     worker: WorkerReport = (await cluster.serving(3))[0]
     process, descriptors = psutil.Process(cluster.pid(worker.replica)), []
     for _ in range(ROUNDS):
         async with client_of(cluster) as http:
-            asked = [Asked(http, kind) for _ in range(3) for kind in KINDS]
+            asked = [RunningRequest(http, kind) for _ in range(3) for kind in KINDS]
             await eventually(lambda: any(one.answer.texts for one in asked))  # noqa: B023 it is over before the next round
             for one in leave(asked):
                 await one.task
@@ -56,18 +54,18 @@ async def test_no_descriptor_of_a_worker_is_leaked(cluster: Cluster) -> None:
 
 
 def is_steady(descriptors: list[int]) -> bool:
-    """A pool of connections may still have grown; what is leaked once in a round grows with every round."""
+    """True if the number does not grow with every round. The connection pool may still grow once."""
     return max(descriptors[2:]) - max(descriptors[:2]) < ROUNDS - 2
 
 
-def leave(asked: list[Asked]) -> list[Asked]:
-    """Those that stay."""
+def leave(asked: list[RunningRequest]) -> list[RunningRequest]:
+    """Cancels some of the requests; returns the others."""
     for one in asked[::LEAVING]:
         one.task.cancel()
     return [one for index, one in enumerate(asked) if index % LEAVING]
 
 
 async def outcomes(cluster: Cluster) -> Counter[str]:
-    """Of the gateway's requests so far."""
+    """The gateway's requests so far, by outcome."""
     rows = (await scrape(cluster.metrics)).rows("corral_requests_total", "outcome")
     return Counter({outcome: int(count) for outcome, count in rows.items()})

@@ -1,4 +1,4 @@
-"""Clients that are slow or leave, and gateways that die under theirs."""
+"""Slow and disconnecting clients, and killed gateways."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import httpx
 
 from tests.conditions import eventually
 from tests.faults.cluster import Cluster
-from tests.faults.conftest import Said, ask_everything, waiting
-from tests.faults.kinds import KINDS, Asked
+from tests.faults.conftest import Results, ask_everything, waiting
+from tests.faults.kinds import KINDS, RunningRequest
 
 ENDLESS = {"model": "fake", "prompt": "On and on", "raw": True, "options": {"temperature": 0, "num_predict": 900}}
 LONG = {**ENDLESS, "prompt": "x" * 900}
 
 
-async def test_slow_clients(cluster: Cluster, http: httpx.AsyncClient, undisturbed: Said) -> None:
+async def test_slow_clients_get_the_same_answers(cluster: Cluster, http: httpx.AsyncClient, undisturbed: Results) -> None:
     disturbance = await ask_everything(cluster, http, pace_s=0.05)
-    assert await disturbance.said() == undisturbed
+    assert await disturbance.results() == undisturbed
     await http.aclose()
     await eventually(cluster.is_clean)
 
 
 async def connected(cluster: Cluster, body: dict) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A request as it goes over the wire."""
+    """Opens a connection and sends the request."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(cluster.url.rpartition(":")[2]))
     content = json.dumps(body).encode()
     head = f"POST /api/generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n\r\n"
@@ -35,8 +35,8 @@ async def connected(cluster: Cluster, body: dict) -> tuple[asyncio.StreamReader,
     return reader, writer
 
 
-async def test_a_client_that_closes_its_sending_half(cluster: Cluster) -> None:
-    """Has gone, as with Ollama: nothing distinguishes the two on the wire."""
+async def test_a_half_closed_connection_counts_as_disconnected(cluster: Cluster) -> None:
+    """As with Ollama: the gateway cannot distinguish the two cases."""
     reader, writer = await connected(cluster, ENDLESS)
     await reader.readuntil(b"}\n")
     writer.write_eof()
@@ -45,7 +45,7 @@ async def test_a_client_that_closes_its_sending_half(cluster: Cluster) -> None:
     await eventually(cluster.is_clean)
 
 
-async def test_a_client_that_vanishes_during_its_prefill(cluster: Cluster) -> None:
+async def test_a_client_that_disconnects_during_its_prefill_is_cancelled(cluster: Cluster) -> None:
     _, writer = await connected(cluster, LONG)
     await eventually(lambda: _is_claimed(cluster))
     writer.transport.abort()
@@ -56,8 +56,9 @@ async def _is_claimed(cluster: Cluster) -> bool:
     return bool(await cluster.redis.keys("corral:claims:*"))
 
 
-async def test_a_gateway_that_is_killed(cluster: Cluster, http: httpx.AsyncClient, undisturbed: Said) -> None:
-    """Its clients' connections end; its work ends at the workers within the heartbeat limit; its waiting requests leave."""
+async def test_work_of_a_killed_gateway_is_aborted(cluster: Cluster, http: httpx.AsyncClient, undisturbed: Results) -> None:
+    """Its connections end, its running requests end at the workers after the gateway's lease, and its waiting requests are
+    removed."""
     cluster.top_up()
     workers = await cluster.serving(3)
     total = sum(worker.slots for worker in workers) + 5
@@ -75,20 +76,20 @@ async def test_a_gateway_that_is_killed(cluster: Cluster, http: httpx.AsyncClien
     await eventually(is_idle)
     assert time.monotonic() - killed_at < 3.3, "the limit, and a report"
     await cluster.start_gateway()
-    again = [Asked(http, kind) for kind in KINDS]
-    assert {one.kind: (await one.task).said() for one in again} == undisturbed
+    again = [RunningRequest(http, kind) for kind in KINDS]
+    assert {one.kind: (await one.task).result() for one in again} == undisturbed
     await http.aclose()
     await eventually(cluster.is_clean)
 
 
 async def _last_line(cluster: Cluster) -> bytes:
     reader, writer = await connected(cluster, ENDLESS)
-    said = b""
+    last = b""
     try:
         while piece := await reader.read(65536):
-            said = piece
+            last = piece
     except ConnectionError:
-        return said
+        return last
     finally:
         writer.close()
-    return said
+    return last

@@ -1,4 +1,5 @@
-"""Redis's memory is full while every kind of request is under way: each answer goes on, new requests are refused until it is not."""
+"""Redis's memory is full during every kind of request: running answers continue, and new requests are refused until there is
+memory again."""
 
 from __future__ import annotations
 
@@ -6,13 +7,15 @@ import httpx
 
 from tests.conditions import eventually
 from tests.faults.cluster import Cluster
-from tests.faults.conftest import Said, ask_everything
+from tests.faults.conftest import Results, ask_everything
 from tests.valkey import full_memory
 
 FULL = "the queue's memory is full"
 
 
-async def test_a_full_memory(cluster: Cluster, http: httpx.AsyncClient, undisturbed: Said) -> None:
+async def test_running_answers_continue_while_the_memory_is_full(
+    cluster: Cluster, http: httpx.AsyncClient, undisturbed: Results
+) -> None:
     disturbance = await ask_everything(cluster, http)
     await disturbance.reached(2)
     async with full_memory(cluster.redis):
@@ -23,7 +26,7 @@ async def test_a_full_memory(cluster: Cluster, http: httpx.AsyncClient, undistur
         assert refused["/v1/chat/completions"].json()["error"]["code"] == "queue_memory_full"
         assert refused["/api/chat"].json() == refused["/api/generate"].json() == {"error": FULL}
         assert all(answer.headers["retry-after"] == "10" for answer in refused.values())
-        assert await disturbance.said() == undisturbed
+        assert await disturbance.results() == undisturbed
         assert (await http.get("/readyz")).status_code == 200
     assert (await http.post("/v1/chat/completions", json=chat)).status_code == 200
     await http.aclose()

@@ -1,4 +1,4 @@
-"""Workers that die, freeze or drain in the middle of every kind of answer: nobody but a clock can tell."""
+"""Workers that die, freeze or drain during every kind of answer: the client gets the same answer, only later."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 
 from tests.conditions import eventually
 from tests.faults.cluster import EMBED, Cluster
-from tests.faults.conftest import LEADER_TOKENS, Disturbance, Said, ask_everything
+from tests.faults.conftest import LEADER_TOKENS, Disturbance, Results, ask_everything
 
-#: Tokens that the leader's client has: none, one, half of them, all but one.
+#: The leader's tokens at the time of the fault: none, one, half of them, all but one.
 MOMENTS = (0, 1, LEADER_TOKENS // 2, LEADER_TOKENS - 1)
 
 
@@ -28,12 +28,12 @@ def drain(disturbance: Disturbance) -> None:
 
 
 def exhaust_memory(disturbance: Disturbance) -> None:
-    """Whatever it allocates from here on is refused."""
+    """All further allocations of the worker fail."""
     psutil.Process(disturbance.pid).rlimit(psutil.RLIMIT_AS, (1 << 20, 1 << 20))
 
 
 def exhaust_time(disturbance: Disturbance) -> None:
-    """The kernel ends it, by a signal that nobody sent."""
+    """The kernel ends the worker with a signal."""
     psutil.Process(disturbance.pid).rlimit(psutil.RLIMIT_CPU, (1, 1))
 
 
@@ -41,7 +41,8 @@ def freeze(disturbance: Disturbance) -> None:
     os.kill(disturbance.pid, signal.SIGSTOP)
 
 
-#: On a fast machine the worker may not have reached its limit when the answers are complete. It must not do so in another test.
+#: On a fast machine the answers may be complete before the worker reaches its limit, so it is killed: it must not end during
+#: another test.
 DOOMING = (exhaust_time, exhaust_memory)
 
 CASES = [(event, moment) for event in (kill, drain) for moment in MOMENTS]
@@ -49,14 +50,14 @@ CASES += [(freeze, 1), (freeze, LEADER_TOKENS // 2), (exhaust_time, 1), (exhaust
 
 
 @pytest.mark.parametrize(("event", "moment"), CASES, ids=lambda value: getattr(value, "__name__", str(value)))
-async def test_answers_are_the_same(
-    cluster: Cluster, http: httpx.AsyncClient, undisturbed: Said, event: object, moment: int
+async def test_answers_are_the_same_after_a_fault(
+    cluster: Cluster, http: httpx.AsyncClient, undisturbed: Results, event: object, moment: int
 ) -> None:
     disturbance = await ask_everything(cluster, http)
     await disturbance.reached(moment)
     event(disturbance)  # type: ignore[operator]
     try:
-        assert await disturbance.said() == undisturbed
+        assert await disturbance.results() == undisturbed
     finally:
         if psutil.pid_exists(disturbance.pid):
             os.kill(disturbance.pid, signal.SIGCONT)
@@ -67,20 +68,20 @@ async def test_answers_are_the_same(
 
 
 @pytest.mark.parametrize("moment", [1, LEADER_TOKENS // 2])
-async def test_a_worker_that_is_cut_off_from_redis(
-    cluster: Cluster, http: httpx.AsyncClient, undisturbed: Said, moment: int
+async def test_answers_are_the_same_if_a_worker_is_cut_off_from_redis(
+    cluster: Cluster, http: httpx.AsyncClient, undisturbed: Results, moment: int
 ) -> None:
-    """It goes on for nobody; when it is back, what it says of them is not heard, and it serves others."""
+    """The worker keeps computing. When it is connected again, its late events are dropped and it serves other requests."""
     disturbance = await ask_everything(cluster, http)
     await disturbance.reached(moment)
     with cluster.wire.cut(disturbance.pid):
-        assert await disturbance.said() == undisturbed
+        assert await disturbance.results() == undisturbed
     await http.aclose()
     await eventually(cluster.is_clean)
     assert disturbance.victim.replica in {report.replica for report in await cluster.serving(3)}
 
 
-async def test_a_killed_worker_is_missed_within_half_a_second(cluster: Cluster, http: httpx.AsyncClient) -> None:
+async def test_a_killed_workers_requests_are_requeued_within_half_a_second(cluster: Cluster, http: httpx.AsyncClient) -> None:
     disturbance = await ask_everything(cluster, http)
     await disturbance.reached(2)
     kill(disturbance)
@@ -91,11 +92,11 @@ async def test_a_killed_worker_is_missed_within_half_a_second(cluster: Cluster, 
 
     await eventually(taken_back, timeout_s=3)
     assert time.monotonic() - killed_at < 0.5
-    await disturbance.said()
+    await disturbance.results()
 
 
 @pytest.mark.parametrize(("number", "crashed"), [(signal.SIGABRT, True), (signal.SIGKILL, False)])
-async def test_a_crash_is_told_from_a_kill(
+async def test_a_crash_is_distinguished_from_a_kill(
     cluster: Cluster, http: httpx.AsyncClient, number: signal.Signals, crashed: bool
 ) -> None:
     disturbance = await ask_everything(cluster, http)
@@ -107,14 +108,14 @@ async def test_a_crash_is_told_from_a_kill(
 
     await eventually(left)
     assert await cluster.redis.exists(f"corral:crashed:{disturbance.victim.worker}") == crashed
-    await disturbance.said()
+    await disturbance.results()
 
 
-async def test_a_worker_that_wakes_up_drops_what_it_has_lost(cluster: Cluster, http: httpx.AsyncClient) -> None:
+async def test_a_worker_that_continues_drops_the_requests_it_lost(cluster: Cluster, http: httpx.AsyncClient) -> None:
     disturbance = await ask_everything(cluster, http)
     await disturbance.reached(1)
     freeze(disturbance)
-    await disturbance.said()
+    await disturbance.results()
     os.kill(disturbance.pid, signal.SIGCONT)
 
     async def is_idle() -> bool:
@@ -124,7 +125,7 @@ async def test_a_worker_that_wakes_up_drops_what_it_has_lost(cluster: Cluster, h
     await eventually(is_idle, timeout_s=3)
 
 
-async def test_vectors_are_the_same(cluster: Cluster, http: httpx.AsyncClient) -> None:
+async def test_vectors_are_the_same_after_a_fault(cluster: Cluster, http: httpx.AsyncClient) -> None:
     body = {"model": "vectors", "input": [f"the text number {number}, which is not short" for number in range(24)]}
     replica = await cluster.start_embedder()
     await cluster.serving(1, EMBED)

@@ -1,4 +1,4 @@
-"""A way to Redis that can be cut for one process: nothing passes any more, and neither end is told."""
+"""A TCP relay to Redis that can be cut for one process: no data passes, but both connections stay open."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Wire:
 
     @contextmanager
     def cut(self, pid: int) -> Iterator[None]:
-        """What was sent meanwhile arrives afterwards, as TCP would send it again."""
+        """Data sent meanwhile is delivered afterwards, as TCP would retransmit it."""
         self._whole[pid].clear()
         try:
             yield
@@ -67,5 +67,5 @@ def _set() -> asyncio.Event:
 
 
 def _owner(port: int) -> int:
-    """The process whose end of a connection this is; 0 where it is gone already."""
+    """The process at this end of a connection, or 0 if it is closed already."""
     return next((one.pid or 0 for one in psutil.net_connections("tcp") if one.laddr and one.laddr.port == port), 0)

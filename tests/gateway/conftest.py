@@ -1,4 +1,4 @@
-"""A gateway over the shared Valkey, with two models in its routes and a registry's HTTP API beside it."""
+"""A gateway on the shared Valkey, with two models in its routes and a stand-in for the registry."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def routes_snapshot(revision: int = 1, **changes: Any) -> RoutesSnapshot:
 
 @pytest_asyncio.fixture
 async def routes(redis: Redis) -> Routes:
-    """Published already."""
+    """The snapshot is already published."""
     routes = Routes(redis)
     await routes.publish(routes_snapshot())
     return routes
@@ -76,7 +76,7 @@ async def registry_server() -> AsyncIterator[StandInRegistry]:
 
 @pytest.fixture
 def registry(registry_server: StandInRegistry) -> StandInRegistry:
-    """Was asked nothing yet."""
+    """The stand-in, without the requests of earlier tests."""
     registry_server.forget()
     return registry_server
 
@@ -91,8 +91,8 @@ def settings_for(redis_url: str, registry: StandInRegistry) -> Settings:
 
 
 @pytest_asyncio.fixture(scope="session")
-async def standing_url(redis_url: str, registry_server: StandInRegistry) -> AsyncIterator[str]:
-    """Of a gateway for all tests that change nothing, on a database of its own."""
+async def shared_url(redis_url: str, registry_server: StandInRegistry) -> AsyncIterator[str]:
+    """The URL of a gateway that read-only tests share; it has a separate Redis database."""
     own_database = redis_url.removesuffix("/0") + "/1"
     redis = connect(own_database)
     await Routes(redis).publish(routes_snapshot())
@@ -103,14 +103,14 @@ async def standing_url(redis_url: str, registry_server: StandInRegistry) -> Asyn
 
 
 @pytest_asyncio.fixture
-async def standing(standing_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=standing_url, timeout=20) as client:
+async def shared_http(shared_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=shared_url, timeout=20) as client:
         yield client
 
 
 @pytest_asyncio.fixture
 async def url(settings: Settings, routes: Routes) -> AsyncIterator[str]:
-    """Of a gateway that is ready."""
+    """The URL of a gateway that is ready."""
     async with serving(create_app(settings)) as url:
         await ready(url)
         yield url
@@ -133,7 +133,7 @@ async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest_asyncio.fixture
 async def worker(redis: Redis) -> AsyncIterator[Worker]:
-    """Of the chat model; the test writes its answers."""
+    """A worker of the chat model; the test sends its events."""
     async with working(redis, CHAT) as worker:
         yield worker
 

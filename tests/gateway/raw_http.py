@@ -1,4 +1,4 @@
-"""HTTP/1.1 in bytes, for what an HTTP client would not send."""
+"""HTTP/1.1 as raw bytes, for requests that an HTTP client would not send."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def connected(url: str) -> AsyncIterator[Connection]:
 
 
 async def answer_to(url: str, *parts: bytes) -> bytes:
-    """All that comes back until the connection ends."""
+    """Sends the parts and returns everything up to the end of the connection."""
     async with connected(url) as (reader, writer), asyncio.timeout(20):
         with contextlib.suppress(ConnectionError):
             for part in parts:

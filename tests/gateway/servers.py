@@ -1,4 +1,4 @@
-"""Real HTTP servers on free loopback ports, in the test's own event loop."""
+"""HTTP servers on free loopback ports, in the event loop of the tests."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class _Server(uvicorn.Server):
         self.stopping = asyncio.Event()
 
     async def main_loop(self) -> None:
-        """Without uvicorn's tick of 0.1 s, which every test would wait for."""
+        """Stops at once: uvicorn's main loop would check only every 0.1 s."""
         await self.stopping.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are pytest's."""
+        """Leaves the signal handlers to pytest."""
         yield
 
 

@@ -1,4 +1,4 @@
-"""Who may call, and with what."""
+"""API keys: who may call the gateway."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.gateway.servers import serving
 
 @pytest_asyncio.fixture
 async def guarded(settings: Settings, routes: Routes) -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway that wants a key from everyone."""
+    """A gateway that requires a key."""
     async with serving(create_app(settings.model_copy(update={"auth": "required"}))) as url:
         await ready(url)
         async with httpx.AsyncClient(base_url=url) as client:
@@ -31,16 +31,16 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-async def test_without_a_key_on_loopback(http: httpx.AsyncClient) -> None:
+async def test_no_key_is_needed_on_loopback(http: httpx.AsyncClient) -> None:
     assert (await http.get("/api/tags")).status_code == 200
     assert (await http.get("/registry/v1/nodes")).json() == {"nodes": []}
 
 
-async def test_a_placeholder_is_no_key_where_none_is_needed(http: httpx.AsyncClient) -> None:
+async def test_a_placeholder_key_is_ignored_if_none_is_required(http: httpx.AsyncClient) -> None:
     assert (await http.get("/v1/models", headers=bearer("ollama"))).status_code == 200
 
 
-async def test_a_key_that_is_sent_must_be_good(http: httpx.AsyncClient) -> None:
+async def test_a_wrong_key_is_refused_even_if_none_is_required(http: httpx.AsyncClient) -> None:
     for headers in (bearer("corral-nonsense"), {"x-api-key": "corral-nonsense"}):
         response = await http.get("/api/tags", headers=headers)
         assert response.status_code == 401
@@ -49,7 +49,7 @@ async def test_a_key_that_is_sent_must_be_good(http: httpx.AsyncClient) -> None:
         assert response.json()["error"]["type"] == "authentication_error"
 
 
-async def test_only_an_administrators_key_keeps_a_model_for_ever(guarded: httpx.AsyncClient, worker: Worker) -> None:
+async def test_only_an_administrator_keeps_a_model_loaded_forever(guarded: httpx.AsyncClient, worker: Worker) -> None:
     for key, kept_ms in ((USER_KEY, 3_600_000), (ADMIN_KEY, -1)):
         body = {"model": "smollm2:135m", "prompt": "Hi", "stream": False, "keep_alive": -1}
         asked = asyncio.create_task(guarded.post("/api/generate", json=body, headers=bearer(key)))
@@ -59,7 +59,7 @@ async def test_only_an_administrators_key_keeps_a_model_for_ever(guarded: httpx.
         assert (await asked).status_code == 200
 
 
-async def test_where_a_key_is_required(guarded: httpx.AsyncClient) -> None:
+async def test_a_required_key_protects_everything_but_health_and_version(guarded: httpx.AsyncClient) -> None:
     response = await guarded.get("/api/tags")
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
@@ -83,7 +83,7 @@ async def test_management_needs_an_admin(guarded: httpx.AsyncClient, method: str
     assert (await guarded.request(method, path, json=body, headers=bearer(ADMIN_KEY))).is_success
 
 
-async def test_a_revoked_key(guarded: httpx.AsyncClient, routes: Routes) -> None:
+async def test_a_revoked_key_stops_working(guarded: httpx.AsyncClient, routes: Routes) -> None:
     assert (await guarded.get("/api/tags", headers=bearer(USER_KEY))).status_code == 200
     await routes.publish(routes_snapshot(2, callers={}))
 
@@ -93,7 +93,7 @@ async def test_a_revoked_key(guarded: httpx.AsyncClient, routes: Routes) -> None
     await eventually(refused, timeout_s=3)
 
 
-def test_when_a_key_is_required() -> None:
+def test_a_key_is_required_beyond_loopback() -> None:
     def required(host: str, auth: str | None = None) -> bool:
         return Settings(host=host, auth=auth, registry_token="x" * 16).key_required  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Bodies of requests: who may send one, how large, how slowly, and how many at once."""
+"""Request bodies: authorization first, limits on size and speed, and a budget for all bodies in flight."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def post(path: str, *headers: str) -> bytes:
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("framing", ["Content-Length: 50000000", "Transfer-Encoding: chunked"])
-async def test_the_key_comes_before_the_body(settings: Settings, routes: Routes, path: str, framing: str) -> None:
-    """The answer is complete, and the connection ends, without a byte of the body."""
+async def test_the_key_is_checked_before_the_body(settings: Settings, routes: Routes, path: str, framing: str) -> None:
+    """The response is complete and the connection closes although the body was never sent."""
     async with serving(create_app(settings.model_copy(update={"auth": "required"}))) as url:
         await ready(url)
         for key in ((), ("Authorization: Bearer corral-nonsense",)):
@@ -43,7 +43,7 @@ async def test_the_key_comes_before_the_body(settings: Settings, routes: Routes,
             assert status_of(await answer_to(url, post(path, framing, f"x-api-key: {USER_KEY}"))) == 403
 
 
-async def test_a_body_that_was_not_wanted_does_not_cost_the_answer(settings: Settings, routes: Routes) -> None:
+async def test_a_refused_body_does_not_break_the_response(settings: Settings, routes: Routes) -> None:
     async with (
         serving(create_app(settings.model_copy(update={"auth": "required"}))) as url,
         httpx.AsyncClient(base_url=url) as http,
@@ -55,18 +55,18 @@ async def test_a_body_that_was_not_wanted_does_not_cost_the_answer(settings: Set
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/registry/v1/pull"])
-async def test_a_body_that_is_too_large(standing_url: str, standing: httpx.AsyncClient, path: str) -> None:
+async def test_a_body_over_the_limit_is_refused(shared_url: str, shared_http: httpx.AsyncClient, path: str) -> None:
     async def endless() -> Any:
         for _ in range(65):
             yield b" " * 2**20
 
-    answer = await answer_to(standing_url, post(path, "Content-Length: 8388609"))
+    answer = await answer_to(shared_url, post(path, "Content-Length: 8388609"))
     assert status_of(answer) == 413
     assert b"larger than 8388608 bytes (CORRAL_MAX_BODY_BYTES)" in answer
-    assert (await standing.post(path, content=endless())).status_code == 413
+    assert (await shared_http.post(path, content=endless())).status_code == 413
 
 
-async def test_a_body_that_stops_or_trickles(settings: Settings, routes: Routes) -> None:
+async def test_a_body_that_stalls_or_trickles_times_out(settings: Settings, routes: Routes) -> None:
     async with serving(create_app(settings.model_copy(update={"body_timeout_s": 0.5}))) as url:
         await ready(url)
         answer = await answer_to(url, post("/v1/chat/completions", "Content-Length: 100") + b"{")
@@ -126,13 +126,13 @@ async def test_all_callers_share_the_budget(settings: Settings, routes: Routes) 
         await eventually(is_refused)
 
 
-def test_a_body_that_is_allowed_always_fits_alone(settings: Settings) -> None:
+def test_a_body_of_the_allowed_size_fits_the_budget_alone(settings: Settings) -> None:
     limits = settings.model_copy(update={"max_body_bytes": 1000, "max_body_bytes_in_flight": 10}).body_limits
     BodyBudget(limits).take("anna", 1000)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60)), max_size=40))
-def test_the_budget_is_kept(bodies: list[tuple[str, int]]) -> None:
+def test_the_budget_is_never_exceeded(bodies: list[tuple[str, int]]) -> None:
     limits = BodyLimits(60, 100, stall_s=1)
     budget, held = BodyBudget(limits), list[tuple[str, int]]()
 

@@ -1,4 +1,4 @@
-"""Chats over HTTP, answered by a worker on the real queue."""
+"""Chats over HTTP, with a worker on the real queue."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_ollama_streams_ndjson(http: httpx.AsyncClient, echo: None) -> Non
     assert last["total_duration"] >= last["load_duration"] > 0
 
 
-async def test_ollama_whole(http: httpx.AsyncClient, echo: None) -> None:
+async def test_ollama_without_a_stream(http: httpx.AsyncClient, echo: None) -> None:
     response = await http.post("/api/chat", json={"model": "smollm2:135m", "messages": HI, "stream": False})
     assert response.headers["content-type"] == "application/json; charset=utf-8"
     assert response.json()["message"] == {"role": "assistant", "content": "Hello world"}
@@ -100,7 +100,7 @@ async def test_the_real_ollama_client(url: str, echo: None) -> None:
         assert caught.value.status_code == 404
 
 
-async def test_what_the_worker_is_asked(http: httpx.AsyncClient, worker: Worker) -> None:
+async def test_ollamas_options_reach_the_worker(http: httpx.AsyncClient, worker: Worker) -> None:
     body = {
         "model": "smollm2:135m",
         "messages": [{"role": "USER", "content": "Hi"}],
@@ -120,7 +120,7 @@ async def test_what_the_worker_is_asked(http: httpx.AsyncClient, worker: Worker)
     assert (await asked).json()["done_reason"] == "length"
 
 
-async def test_openai_defaults_and_extras(http: httpx.AsyncClient, worker: Worker) -> None:
+async def test_openai_defaults_and_extra_fields(http: httpx.AsyncClient, worker: Worker) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body = {
         "model": "smollm2:135m",
@@ -145,7 +145,7 @@ async def test_openai_defaults_and_extras(http: httpx.AsyncClient, worker: Worke
     assert (await asked).status_code == 200
 
 
-async def test_the_versions_own_system_and_parameters(http: httpx.AsyncClient, routes: Routes, worker: Worker) -> None:
+async def test_the_versions_system_prompt_and_parameters(http: httpx.AsyncClient, routes: Routes, worker: Worker) -> None:
     version = version_route(CHAT, chats=True, system="Be brief.", parameters={"temperature": 0.1, "top_k": 3, "stop": ["<e>"]})
     await routes.publish(routes_snapshot(2, versions={**routes_snapshot().versions, CHAT: version}))
 
@@ -180,7 +180,7 @@ async def test_load_and_unload(http: httpx.AsyncClient, echo: None, redis: Redis
         assert [demand.keep_alive_ms for demand in await Queue(redis).demand() if demand.version == CHAT] == [0]
 
 
-async def test_errors_before_the_first_token_have_their_status(http: httpx.AsyncClient, worker: Worker) -> None:
+async def test_an_error_before_the_first_token_sets_the_status(http: httpx.AsyncClient, worker: Worker) -> None:
     for path in ("/api/chat", "/v1/chat/completions"):
         asked = asyncio.create_task(http.post(path, json={"model": "smollm2:135m", "messages": HI, "stream": True}))
         answer = await worker.take()
@@ -191,7 +191,7 @@ async def test_errors_before_the_first_token_have_their_status(http: httpx.Async
         assert "the prompt is longer than the context" in (error if path == "/api/chat" else error["message"])
 
 
-async def test_the_field_that_a_worker_refuses_is_the_param(http: httpx.AsyncClient, worker: Worker) -> None:
+async def test_the_param_of_an_error_names_the_refused_field(http: httpx.AsyncClient, worker: Worker) -> None:
     for path, field, param in (
         ("/v1/chat/completions", "logit_bias", "logit_bias"),
         ("/v1/completions", "context", "prompt"),
@@ -203,7 +203,7 @@ async def test_the_field_that_a_worker_refuses_is_the_param(http: httpx.AsyncCli
         assert (await asked).json()["error"]["param"] == param
 
 
-async def test_errors_after_it_end_the_stream(http: httpx.AsyncClient, worker: Worker) -> None:
+async def test_an_error_after_the_first_token_ends_the_stream(http: httpx.AsyncClient, worker: Worker) -> None:
     asked = asyncio.create_task(http.post("/api/chat", json={"model": "smollm2:135m", "messages": HI}))
     answer = await worker.take()
     await answer.started()
@@ -226,8 +226,9 @@ async def test_errors_after_it_end_the_stream(http: httpx.AsyncClient, worker: W
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
-async def test_a_client_that_leaves_while_it_waits(url: str, redis: Redis, routes: Routes, path: str, stream: bool) -> None:
-    """No worker is there: the request leaves the queue."""
+async def test_a_waiting_request_is_removed_if_its_client_disconnects(
+    url: str, redis: Redis, routes: Routes, path: str, stream: bool
+) -> None:
     async with httpx.AsyncClient(base_url=url) as client:
         asked = asyncio.create_task(client.post(path, json={"model": "smollm2:135m", "messages": HI, "stream": stream}))
         await eventually(lambda: is_waiting(redis, 1))
@@ -237,7 +238,9 @@ async def test_a_client_that_leaves_while_it_waits(url: str, redis: Redis, route
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_leaves_a_running_request(url: str, worker: Worker, redis: Redis, stream: bool) -> None:
+async def test_a_running_request_is_cancelled_if_its_client_disconnects(
+    url: str, worker: Worker, redis: Redis, stream: bool
+) -> None:
     async with httpx.AsyncClient(base_url=url) as client:
         body = {"model": "smollm2:135m", "messages": HI, "stream": stream}
         asked = asyncio.create_task(client.post("/api/chat", json=body))
@@ -255,7 +258,7 @@ async def test_a_client_that_leaves_a_running_request(url: str, worker: Worker, 
     await eventually(settled)
 
 
-async def test_a_full_queue(settings: Settings, routes: Routes, redis: Redis) -> None:
+async def test_a_full_queue_answers_503(settings: Settings, routes: Routes, redis: Redis) -> None:
     busy = "server busy, please try again.  maximum pending requests exceeded"
     small = settings.model_copy(update={"max_queue": 1})
     async with serving(create_app(small)) as url, httpx.AsyncClient(base_url=url) as client:

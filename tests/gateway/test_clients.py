@@ -1,4 +1,4 @@
-"""What the real clients make of tool calls, log probabilities, choices, structured answers and thoughts."""
+"""The real clients parse tool calls, log probabilities, choices, structured answers and thinking."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class City(BaseModel):
 
 @pytest_asyncio.fixture
 async def routes(redis: Redis) -> Routes:
-    """The chat model also calls tools and thinks."""
+    """The chat model also supports tools and thinking."""
     version = version_route(CHAT, chats=True, capabilities=("completion", "chat", "tools", "thinking"))
     routes = Routes(redis)
     await routes.publish(routes_snapshot(versions={CHAT: version, BASE: version_route(BASE, chats=False)}))
@@ -45,20 +45,20 @@ async def routes(redis: Redis) -> Routes:
 
 
 @pytest_asyncio.fixture
-async def of_openai(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
+async def openai_client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=USER_KEY, max_retries=0) as client:
         yield client
 
 
 @pytest_asyncio.fixture
-async def of_ollama(url: str) -> AsyncIterator[ollama.AsyncClient]:
+async def ollama_client(url: str) -> AsyncIterator[ollama.AsyncClient]:
     async with ollama.AsyncClient(host=url) as client:
         yield client
 
 
 @asynccontextmanager
 async def answering(worker: Worker, script: Script) -> AsyncIterator[list[GenerateRequest]]:
-    """Answers one request; yields it once it was asked."""
+    """Answers one request with the script and yields the list that will hold the request."""
     asked: list[GenerateRequest] = []
 
     async def answer() -> None:
@@ -107,9 +107,9 @@ async def a_thought(answer: Answer) -> None:
     await answer.finished()
 
 
-async def test_openai_calls(of_openai: openai.AsyncOpenAI, worker: Worker) -> None:
+async def test_openai_tool_calls(openai_client: openai.AsyncOpenAI, worker: Worker) -> None:
     async with answering(worker, call_weather) as asked:
-        whole = await of_openai.chat.completions.create(model=MODEL, messages=HI, tools=TOOLS, tool_choice="required")
+        whole = await openai_client.chat.completions.create(model=MODEL, messages=HI, tools=TOOLS, tool_choice="required")
     assert isinstance(asked[0].prompt, ChatPrompt)
     assert asked[0].prompt.tools == (Tool("weather", parameters=PARAMETERS),)
     assert asked[0].prompt.tool_choice == ToolChoice("required")
@@ -124,10 +124,10 @@ async def test_openai_calls(of_openai: openai.AsyncOpenAI, worker: Worker) -> No
     assert whole.usage.completion_tokens_details is not None
     assert whole.usage.completion_tokens_details.reasoning_tokens == 1
 
-    said = choice.message.model_dump(exclude_none=True)
-    dialogue = [*HI, said, {"role": "tool", "tool_call_id": "call_1", "content": "Sunny"}]
+    message = choice.message.model_dump(exclude_none=True)
+    dialogue = [*HI, message, {"role": "tool", "tool_call_id": "call_1", "content": "Sunny"}]
     async with answering(worker, a_thought) as asked:
-        await of_openai.chat.completions.create(model=MODEL, messages=cast(Any, dialogue))
+        await openai_client.chat.completions.create(model=MODEL, messages=cast(Any, dialogue))
     assert isinstance(asked[0].prompt, ChatPrompt)
     assert asked[0].prompt.messages[1:] == (
         ChatMessage(
@@ -140,10 +140,10 @@ async def test_openai_calls(of_openai: openai.AsyncOpenAI, worker: Worker) -> No
     )
 
 
-async def test_openai_calls_in_a_stream(of_openai: openai.AsyncOpenAI, worker: Worker) -> None:
+async def test_openai_tool_calls_in_a_stream(openai_client: openai.AsyncOpenAI, worker: Worker) -> None:
     async with (
         answering(worker, call_weather),
-        of_openai.chat.completions.stream(model=MODEL, messages=HI, tools=TOOLS) as stream,
+        openai_client.chat.completions.stream(model=MODEL, messages=HI, tools=TOOLS) as stream,
     ):
         events = [event async for event in stream]
         final = await stream.get_final_completion()
@@ -158,25 +158,25 @@ async def test_openai_calls_in_a_stream(of_openai: openai.AsyncOpenAI, worker: W
     assert [event.arguments for event in done] == ['{"city":"Rome"}', '{"city":"Oslo"}']
 
 
-async def test_openai_choices(of_openai: openai.AsyncOpenAI, worker: Worker) -> None:
+async def test_openai_choices(openai_client: openai.AsyncOpenAI, worker: Worker) -> None:
     async with answering(worker, two_choices) as asked:
-        whole = await of_openai.chat.completions.create(model=MODEL, messages=HI, n=2)
+        whole = await openai_client.chat.completions.create(model=MODEL, messages=HI, n=2)
     assert asked[0].n == 2
     assert [(choice.message.content, choice.finish_reason) for choice in whole.choices] == [("a", "stop"), ("bB", "stop")]
     async with (
         answering(worker, two_choices),
-        of_openai.chat.completions.stream(model=MODEL, messages=HI, n=2) as stream,
+        openai_client.chat.completions.stream(model=MODEL, messages=HI, n=2) as stream,
     ):
         final = await stream.get_final_completion()
     assert [(choice.index, choice.message.content) for choice in final.choices] == [(0, "a"), (1, "bB")]
     async with answering(worker, two_choices):
-        text = await of_openai.completions.create(model=MODEL, prompt="> ", n=2, echo=True)
+        text = await openai_client.completions.create(model=MODEL, prompt="> ", n=2, echo=True)
     assert [choice.text for choice in text.choices] == ["> a", "> bB"]
 
 
-async def test_openai_logprobs(of_openai: openai.AsyncOpenAI, worker: Worker) -> None:
+async def test_openai_logprobs(openai_client: openai.AsyncOpenAI, worker: Worker) -> None:
     async with answering(worker, with_logprobs) as asked:
-        chat = await of_openai.chat.completions.create(model=MODEL, messages=HI, logprobs=True, top_logprobs=2)
+        chat = await openai_client.chat.completions.create(model=MODEL, messages=HI, logprobs=True, top_logprobs=2)
     assert asked[0].top_logprobs == 2
     assert chat.choices[0].logprobs is not None
     first, second = chat.choices[0].logprobs.content or ()
@@ -184,15 +184,15 @@ async def test_openai_logprobs(of_openai: openai.AsyncOpenAI, worker: Worker) ->
     assert [(top.token, top.logprob) for top in first.top_logprobs] == [("A", -0.5), ("B", -1.5)]
     assert (second.token, second.bytes) == ("\N{REPLACEMENT CHARACTER}", [0xE2, 0x82])
     async with answering(worker, with_logprobs):
-        text = await of_openai.completions.create(model=MODEL, prompt="Once", logprobs=2, max_tokens=2)
+        text = await openai_client.completions.create(model=MODEL, prompt="Once", logprobs=2, max_tokens=2)
     assert text.choices[0].logprobs is not None
     assert text.choices[0].logprobs.tokens == ["A", "bytes:\\xe2\\x82"]
     assert text.choices[0].logprobs.text_offset == [0, 1]
 
 
-async def test_openai_structured_answers(of_openai: openai.AsyncOpenAI, worker: Worker) -> None:
+async def test_openai_structured_answers(openai_client: openai.AsyncOpenAI, worker: Worker) -> None:
     async with answering(worker, a_city) as asked:
-        parsed = await of_openai.chat.completions.parse(model=MODEL, messages=HI, response_format=City)
+        parsed = await openai_client.chat.completions.parse(model=MODEL, messages=HI, response_format=City)
     assert parsed.choices[0].message.parsed == City(name="Rome", people=2_800_000)
     constraint = asked[0].constraint
     assert isinstance(constraint, JsonSchema)
@@ -200,22 +200,22 @@ async def test_openai_structured_answers(of_openai: openai.AsyncOpenAI, worker: 
     assert list(constraint.schema["properties"]) == ["name", "people"]
 
 
-async def test_openai_thoughts(of_openai: openai.AsyncOpenAI, worker: Worker) -> None:
+async def test_openai_reasoning(openai_client: openai.AsyncOpenAI, worker: Worker) -> None:
     async with answering(worker, a_thought) as asked:
-        whole = await of_openai.chat.completions.create(model=MODEL, messages=HI, reasoning_effort="minimal")
+        whole = await openai_client.chat.completions.create(model=MODEL, messages=HI, reasoning_effort="minimal")
     assert isinstance(asked[0].prompt, ChatPrompt)
     assert (asked[0].prompt.thinking, asked[0].prompt.reasoning_effort) == (True, "low")
     assert whole.choices[0].message.content == "Yes"
     assert whole.choices[0].message.model_extra == {"reasoning": "Hm"}
 
 
-async def test_what_cannot_be_compiled_is_a_bad_request(of_openai: openai.AsyncOpenAI, worker: Worker) -> None:
+async def test_an_invalid_grammar_is_a_bad_request(openai_client: openai.AsyncOpenAI, worker: Worker) -> None:
     async def refuse(answer: Answer) -> None:
         await answer.failed("invalid_request", "grammar: line 1: no rule is called 'x'")
 
     async with answering(worker, refuse):
         with pytest.raises(openai.BadRequestError, match="no rule is called 'x'"):
-            await of_openai.chat.completions.create(model=MODEL, messages=HI, extra_body={"grammar": "root ::= x"})
+            await openai_client.chat.completions.create(model=MODEL, messages=HI, extra_body={"grammar": "root ::= x"})
 
 
 def weather(city: str) -> str:
@@ -227,9 +227,9 @@ def weather(city: str) -> str:
     return f"Sunny in {city}"
 
 
-async def test_ollama_calls(of_ollama: ollama.AsyncClient, worker: Worker) -> None:
+async def test_ollama_tool_calls(ollama_client: ollama.AsyncClient, worker: Worker) -> None:
     async with answering(worker, call_weather) as asked:
-        whole = await of_ollama.chat(MODEL, messages=HI, tools=[weather])
+        whole = await ollama_client.chat(MODEL, messages=HI, tools=[weather])
     assert isinstance(asked[0].prompt, ChatPrompt)
     (tool,) = asked[0].prompt.tools
     assert (tool.name, tool.parameters["required"]) == ("weather", ["city"])
@@ -237,13 +237,13 @@ async def test_ollama_calls(of_ollama: ollama.AsyncClient, worker: Worker) -> No
     arguments = [call.function.arguments for call in whole.message.tool_calls or ()]
     assert arguments == [{"city": "Rome"}, {"city": "Oslo"}]
     async with answering(worker, call_weather):
-        parts = [part async for part in await of_ollama.chat(MODEL, messages=HI, tools=[weather], stream=True)]
+        parts = [part async for part in await ollama_client.chat(MODEL, messages=HI, tools=[weather], stream=True)]
     calls = [call.function.arguments for part in parts for call in part.message.tool_calls or ()]
     assert calls == arguments
 
     answers = [{"role": "tool", "tool_name": "weather", "content": weather("Rome")}]
     async with answering(worker, a_thought) as asked:
-        await of_ollama.chat(MODEL, messages=[*HI, whole.message, *answers])
+        await ollama_client.chat(MODEL, messages=[*HI, whole.message, *answers])
     assert isinstance(asked[0].prompt, ChatPrompt)
     called, answered = asked[0].prompt.messages[1:]
     assert (called.reasoning, [call.arguments for call in called.tool_calls]) == (
@@ -253,26 +253,26 @@ async def test_ollama_calls(of_ollama: ollama.AsyncClient, worker: Worker) -> No
     assert answered == ChatMessage("tool", "Sunny in Rome", tool_name="weather")
 
 
-async def test_ollama_thoughts(of_ollama: ollama.AsyncClient, worker: Worker) -> None:
+async def test_ollama_thinking(ollama_client: ollama.AsyncClient, worker: Worker) -> None:
     async with answering(worker, a_thought) as asked:
-        parts = [part async for part in await of_ollama.chat(MODEL, messages=HI, stream=True)]
+        parts = [part async for part in await ollama_client.chat(MODEL, messages=HI, stream=True)]
     assert isinstance(asked[0].prompt, ChatPrompt)
     assert asked[0].prompt.thinking is True
     assert [(part.message.thinking, part.message.content) for part in parts] == [("Hm", ""), (None, "Yes"), (None, "")]
     async with answering(worker, a_thought) as asked:
-        text = await of_ollama.generate(MODEL, "Hi", think=False)
+        text = await ollama_client.generate(MODEL, "Hi", think=False)
     assert isinstance(asked[0].prompt, ChatPrompt)
     assert asked[0].prompt.thinking is False
     assert (text.thinking, text.response) == ("Hm", "Yes")
 
 
-async def test_ollama_structured_answers_and_logprobs(of_ollama: ollama.AsyncClient, worker: Worker) -> None:
+async def test_ollama_structured_answers_and_logprobs(ollama_client: ollama.AsyncClient, worker: Worker) -> None:
     async with answering(worker, a_city) as asked:
-        answer = await of_ollama.chat(MODEL, messages=HI, format=City.model_json_schema())
+        answer = await ollama_client.chat(MODEL, messages=HI, format=City.model_json_schema())
     assert City.model_validate_json(answer.message.content or "") == City(name="Rome", people=2_800_000)
     assert isinstance(asked[0].constraint, JsonSchema)
     async with answering(worker, with_logprobs) as asked:
-        text = await of_ollama.generate(MODEL, "Hi", format="json", logprobs=True, top_logprobs=2)
+        text = await ollama_client.generate(MODEL, "Hi", format="json", logprobs=True, top_logprobs=2)
     assert (asked[0].constraint, asked[0].top_logprobs) == (JsonObject(), 2)
     first, second = text.logprobs or ()
     assert (first.token, first.logprob, second.token) == ("A", -0.5, "\N{REPLACEMENT CHARACTER}")

@@ -1,4 +1,4 @@
-"""Settings as they come from the environment."""
+"""The gateway's settings, read from the environment."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def test_bind_address(text: str, host: str, port: int) -> None:
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_what_is_no_address(text: str) -> None:
+def test_an_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(ValidationError, match="is no port|is no address|neither http nor https"):
         Settings(host=text, registry_token="x" * 16)  # type: ignore[arg-type]
 
 
-def test_ollamas_variables_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ollamas_variables_are_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORRAL_REGISTRY_TOKEN", "x" * 16)
     monkeypatch.setenv("HOST", "not-mine")
     monkeypatch.setenv("OLLAMA_HOST", "0.0.0.0:1")
@@ -37,5 +37,5 @@ def test_ollamas_variables_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.bind.host, settings.bind.port, settings.max_queue) == ("127.0.0.1", 2, 8)
 
 
-def test_the_token_is_not_shown() -> None:
+def test_the_token_is_not_in_the_repr() -> None:
     assert "secret-of-16-chars" not in repr(Settings(registry_token="secret-of-16-chars"))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a connection may cost: headers, open connections, and bodies that nothing reads."""
+"""Limits of a connection: the size of headers, the number of connections, unread answers."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/api/tags", "/v1/models"])
-async def test_headers_that_are_too_large(standing_url: str, path: str) -> None:
+async def test_headers_over_the_limit_are_refused(shared_url: str, path: str) -> None:
     start = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n".encode()
     for header in (
         b"X: " + b"x" * 70_000 + b"\r\n\r\n",
-        b"X: " + b"x" * 70_000,  # without its end
+        b"X: " + b"x" * 70_000,  # incomplete
         b"".join(b"X%d: %s\r\n" % (number, b"x" * 100) for number in range(700)) + b"\r\n",
         b"X: y\r\n" * 11_000,
     ):
-        answer = await answer_to(standing_url, start + header)
+        answer = await answer_to(shared_url, start + header)
         assert status_of(answer) == 431
         assert b"connection: close" in answer
         assert b"larger than 65536 bytes" in answer
         assert (b'"code":"headers_too_large"' in answer) == path.startswith("/v1")
-    answer = await answer_to(standing_url, b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n")
+    answer = await answer_to(shared_url, b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n")
     assert status_of(answer) == 431
 
 
-async def test_headers_that_are_large(standing_url: str) -> None:
-    answer = await answer_to(standing_url, GET + b"X: " + b"x" * 60_000 + b"\r\nConnection: close\r\n\r\n")
+async def test_large_headers_within_the_limit(shared_url: str) -> None:
+    answer = await answer_to(shared_url, GET + b"X: " + b"x" * 60_000 + b"\r\nConnection: close\r\n\r\n")
     assert status_of(answer) == 200
 
 
-async def test_a_header_of_many_megabytes_is_not_read(standing_url: str) -> None:
-    """The answer comes while the client still sends, and other clients are served meanwhile."""
+async def test_a_header_of_many_megabytes_is_not_read(shared_url: str) -> None:
+    """The response arrives while the client is still sending, and other clients are served meanwhile."""
     sent = 0
-    async with connected(standing_url) as (reader, writer), httpx.AsyncClient(base_url=standing_url) as other:
+    async with connected(shared_url) as (reader, writer), httpx.AsyncClient(base_url=shared_url) as other:
         answer = asyncio.create_task(reader.read())
         writer.write(GET + b"X: ")
         with contextlib.suppress(ConnectionError):
@@ -67,17 +67,17 @@ async def test_a_header_of_many_megabytes_is_not_read(standing_url: str) -> None
     assert sent < 2**30
 
 
-async def test_trailers_are_bounded_and_no_headers(standing_url: str) -> None:
+async def test_trailers_are_limited_and_not_treated_as_headers(shared_url: str) -> None:
     post = b"POST /api/show HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
-    answer = await answer_to(standing_url, post, b"X: ", b"x" * 700_000)
+    answer = await answer_to(shared_url, post, b"X: ", b"x" * 700_000)
     assert status_of(answer) == 431
-    answer = await answer_to(standing_url, post + b"X: " + b"x" * 100 + b"\r\n\r\n" + GET + b"Connection: close\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 400")  # of the route: no model
+    answer = await answer_to(shared_url, post + b"X: " + b"x" * 100 + b"\r\n\r\n" + GET + b"Connection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")  # from the route: the model is missing
     assert answer.count(b"HTTP/1.1 200") == 1
 
 
 async def headers_seen(scope: Any, receive: Any, send: Any) -> None:
-    """An application that answers with its request's headers, of the time after the body."""
+    """An application that responds with its request's headers, as they are after the body."""
     assert scope["type"] == "http"
     while (await receive()).get("more_body"):
         pass
@@ -88,8 +88,8 @@ async def headers_seen(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.mark.parametrize("trailer", ["Authorization: Bearer x", "X:", "A: 1\r\nX:\r\nB: 2"])
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_trailers_reach_no_request(trailer: str, at_once: bool) -> None:
-    """Neither their own nor the next one on the connection, which through a proxy may be another client's."""
+async def test_trailers_do_not_reach_any_request(trailer: str, at_once: bool) -> None:
+    """Neither their own request nor the next one on the connection, which may be another client's behind a proxy."""
     first = f"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n{trailer}\r\n\r\n".encode()
     second = b"GET / HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n"
     async with serving(headers_seen) as url, connected(url) as (reader, writer), asyncio.timeout(20):
@@ -104,19 +104,19 @@ async def test_trailers_reach_no_request(trailer: str, at_once: bool) -> None:
     ]
 
 
-async def test_what_is_no_http(standing_url: str) -> None:
-    answer = await answer_to(standing_url, b"hello there\r\n\r\n")
+async def test_invalid_http_gets_400(shared_url: str) -> None:
+    answer = await answer_to(shared_url, b"hello there\r\n\r\n")
     assert status_of(answer) == 400
     assert answer.endswith(b'{"error":"this is no valid HTTP request"}')
 
 
-async def test_requests_sent_ahead(standing_url: str) -> None:
-    ahead = await answer_to(standing_url, (GET + b"\r\n") * 20 + GET + b"Connection: close\r\n\r\n")
+async def test_pipelined_requests_are_limited(shared_url: str) -> None:
+    ahead = await answer_to(shared_url, (GET + b"\r\n") * 20 + GET + b"Connection: close\r\n\r\n")
     assert ahead.count(b"HTTP/1.1 200") == 21
-    assert (await answer_to(standing_url, (GET + b"\r\n") * 3000)).count(b"HTTP/1.1 200") < 3000
+    assert (await answer_to(shared_url, (GET + b"\r\n") * 3000)).count(b"HTTP/1.1 200") < 3000
 
 
-async def test_a_late_header(settings: Settings, routes: Routes) -> None:
+async def test_a_late_header_times_out(settings: Settings, routes: Routes) -> None:
     async with serving(create_app(settings), bounds=Bounds(header_s=0.5)) as url:
         await ready(url)
         assert await answer_to(url) == b""
@@ -128,7 +128,7 @@ async def test_a_late_header(settings: Settings, routes: Routes) -> None:
         assert answer.count(b"HTTP/1.1 408") == 1
 
 
-async def test_a_header_that_trickles(settings: Settings, routes: Routes) -> None:
+async def test_a_header_that_trickles_times_out(settings: Settings, routes: Routes) -> None:
     async with serving(create_app(settings), bounds=Bounds(header_s=0.5)) as url:
         await ready(url)
         async with connected(url) as (reader, writer):
@@ -145,7 +145,7 @@ async def test_a_header_that_trickles(settings: Settings, routes: Routes) -> Non
             assert status_of(await answer) == 408
 
 
-async def test_idle_connections_stay(settings: Settings, routes: Routes) -> None:
+async def test_idle_connections_stay_open(settings: Settings, routes: Routes) -> None:
     async with serving(create_app(settings), bounds=Bounds(header_s=0.2)) as url:
         await ready(url)
         async with connected(url) as (reader, writer):
@@ -155,7 +155,7 @@ async def test_idle_connections_stay(settings: Settings, routes: Routes) -> None
                 assert status_of(await reader.readuntil(b'{"status":"ok"}')) == 200
 
 
-async def test_connections_beyond_the_limit(settings: Settings, routes: Routes) -> None:
+async def test_connections_over_the_limit_get_503(settings: Settings, routes: Routes) -> None:
     async with serving(create_app(settings), bounds=Bounds(connections=3)) as url, contextlib.AsyncExitStack() as stack:
         await ready(url)
         for _ in range(3):
@@ -174,7 +174,7 @@ async def test_connections_beyond_the_limit(settings: Settings, routes: Routes) 
             assert status_of(await answer_to(url, GET + b"Connection: close\r\n\r\n")) == 200
 
 
-async def test_connections_of_one_address(settings: Settings, routes: Routes) -> None:
+async def test_connections_over_the_limit_of_one_address_get_503(settings: Settings, routes: Routes) -> None:
     bounds = Bounds(connections_per_peer=2)
     async with serving(create_app(settings), bounds=bounds) as url, contextlib.AsyncExitStack() as stack:
         for _ in range(2):
@@ -187,7 +187,7 @@ async def test_connections_of_one_address(settings: Settings, routes: Routes) ->
         await eventually(is_refused)
 
 
-async def test_so_many_that_none_is_told(settings: Settings, routes: Routes) -> None:
+async def test_connections_far_over_the_limit_are_reset(settings: Settings, routes: Routes) -> None:
     async with (
         serving(create_app(settings), bounds=Bounds(connections=1, linger_s=20)) as url,
         contextlib.AsyncExitStack() as stack,
@@ -205,7 +205,7 @@ async def test_so_many_that_none_is_told(settings: Settings, routes: Routes) -> 
         await eventually(is_reset)
 
 
-async def test_headers_in_all(settings: Settings, routes: Routes) -> None:
+async def test_headers_of_all_connections_share_a_limit(settings: Settings, routes: Routes) -> None:
     bounds = Bounds(headers_bytes=100_000)
     async with serving(create_app(settings), bounds=bounds) as url, contextlib.AsyncExitStack() as stack:
         _, first = await stack.enter_async_context(connected(url))
@@ -221,7 +221,7 @@ async def test_headers_in_all(settings: Settings, routes: Routes) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_an_answer_that_is_not_read(settings: Settings, routes: Routes, worker: Worker, stream: bool) -> None:
+async def test_an_unread_answer_is_given_up(settings: Settings, routes: Routes, worker: Worker, stream: bool) -> None:
     body = json.dumps({"model": "smollm2:135m", "messages": [{"role": "user", "content": "Hi"}], "stream": stream}).encode()
     head = f"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     async with serving(create_app(settings), bounds=Bounds(connections=1, unread_s=0.5)) as url:
@@ -238,22 +238,22 @@ async def test_an_answer_that_is_not_read(settings: Settings, routes: Routes, wo
             else:
                 await answer.finished()
 
-            async def has_a_place_again() -> bool:
+            async def is_accepted_again() -> bool:
                 return status_of(await answer_to(url, GET + b"Connection: close\r\n\r\n")) == 200
 
-            await eventually(has_a_place_again)
+            await eventually(is_accepted_again)
 
 
-async def test_http_1_0_gets_no_chunks(standing_url: str) -> None:
+async def test_http_1_0_gets_no_chunks(shared_url: str) -> None:
     for path in ("/healthz", "/api/tags", "/registry/v1/pulls"):
-        answer = await answer_to(standing_url, f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        answer = await answer_to(shared_url, f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         header, _, body = answer.partition(b"\r\n\r\n")
         assert b"transfer-encoding" not in header.lower()
         assert body.startswith(b"{")
         assert body.endswith(b"}")
 
 
-async def test_head_is_get_without_a_body(standing: httpx.AsyncClient) -> None:
+async def test_head_is_get_without_a_body(shared_http: httpx.AsyncClient) -> None:
     for path in (
         "/",
         "/api/tags",
@@ -265,13 +265,13 @@ async def test_head_is_get_without_a_body(standing: httpx.AsyncClient) -> None:
         "/health",
         "/readyz",
     ):
-        got, head = await standing.get(path), await standing.head(path)
+        got, head = await shared_http.get(path), await shared_http.head(path)
         assert (head.status_code, head.content) == (200, b""), path
         assert head.headers["content-type"] == got.headers["content-type"]
         assert head.headers["content-length"] == got.headers["content-length"]
-    assert (await standing.head("/registry/v1/nodes")).status_code == 200
-    assert (await standing.head("/v1/models/nope")).status_code == 404
-    assert (await standing.head("/api/chat")).status_code == 405
+    assert (await shared_http.head("/registry/v1/nodes")).status_code == 200
+    assert (await shared_http.head("/v1/models/nope")).status_code == 404
+    assert (await shared_http.head("/api/chat")).status_code == 405
 
 
 @pytest.mark.parametrize(
@@ -285,10 +285,10 @@ async def test_head_is_get_without_a_body(standing: httpx.AsyncClient) -> None:
         ("", ""),
     ],
 )
-def test_what_counts_as_one_peer(address: str, network: str) -> None:
+def test_addresses_of_one_network_are_one_peer(address: str, network: str) -> None:
     assert network_of(address) == network
 
 
 @given(st.ip_addresses(v=6))
-def test_any_address_has_a_network(address: object) -> None:
+def test_the_network_of_a_network_is_itself(address: object) -> None:
     assert network_of(network_of(str(address))) == network_of(str(address))

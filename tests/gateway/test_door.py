@@ -1,4 +1,4 @@
-"""Gateways that share a port which a door holds, as processes: one takes over from another, and nobody is refused."""
+"""Gateway processes that share the door's port: one replaces the other and no connection is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = "corral-" + "U" * 43
 
 @pytest_asyncio.fixture
 async def door(tmp_path: Path) -> AsyncIterator[tuple[Process, Path, str]]:
-    """Its process, its Unix socket, and the address that it holds."""
+    """The door's process, its Unix socket, and the URL of its port."""
     path, port = tmp_path / "door", free_port()
     process = await asyncio.create_subprocess_exec(sys.executable, "-I", str(DOOR), str(path), str(port))
     await eventually(path.is_socket)
@@ -36,7 +36,7 @@ async def door(tmp_path: Path) -> AsyncIterator[tuple[Process, Path, str]]:
 
 
 async def ask(url: str, worker: Worker) -> tuple[asyncio.Task[httpx.Response], Answer]:
-    """A request of its own connection that a worker has begun to answer."""
+    """Opens a connection and posts a chat, up to a worker's Started."""
     headers = {"Authorization": f"Bearer {KEY}"}
 
     async def post() -> httpx.Response:
@@ -55,7 +55,9 @@ async def end(asked: asyncio.Task[httpx.Response], answer: Answer) -> None:
     assert '"done":true' in (await asked).text
 
 
-async def test_a_gateway_takes_over(redis_url: str, routes: Routes, worker: Worker, door: tuple[Process, Path, str]) -> None:
+async def test_a_gateway_replaces_another(
+    redis_url: str, routes: Routes, worker: Worker, door: tuple[Process, Path, str]
+) -> None:
     _, path, url = door
     async with gateway(redis_url, CORRAL_DOOR=str(path)) as (first, _):
         of_first = await ask(url, worker)
@@ -80,7 +82,7 @@ async def test_requests_wait_for_the_next_gateway(
         await end(*await asking)
 
 
-async def test_connections_that_wait_for_a_request_are_served_to_their_end(
+async def test_requests_on_open_connections_are_answered_before_the_gateway_stops(
     redis_url: str, routes: Routes, worker: Worker, door: tuple[Process, Path, str]
 ) -> None:
     _, path, url = door
@@ -88,7 +90,7 @@ async def test_connections_that_wait_for_a_request_are_served_to_their_end(
         assert (await client.get("/healthz")).headers.get("connection") != "close"
         waiting, answer = await ask(url, worker)
         only.send_signal(signal.SIGTERM)
-        # A gateway that has closed its own port has told its connections to end.
+        # After it closes its listening socket, the gateway asks open connections to close.
         await eventually(lambda: _closing(only))
         answered = await client.get("/healthz")
         assert (answered.status_code, answered.headers["connection"]) == (200, "close")
@@ -96,7 +98,7 @@ async def test_connections_that_wait_for_a_request_are_served_to_their_end(
 
 
 def _closing(process: Process) -> bool:
-    """Whether it listens on no port of its own any more."""
+    """True once the process has no listening socket."""
     sockets = {
         link.readlink().name for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.readlink().name.startswith("socket:")
     }
@@ -112,7 +114,7 @@ async def test_a_gateway_without_its_door_stops(redis_url: str, routes: Routes, 
         assert await asyncio.wait_for(only.wait(), timeout=10) == 0
 
 
-async def test_a_door_that_is_not_there(tmp_path: Path) -> None:
+async def test_a_missing_door_is_an_error(tmp_path: Path) -> None:
     process = await start(
         CORRAL_HOST=f"127.0.0.1:{free_port()}", CORRAL_DOOR=str(tmp_path / "none"), CORRAL_REGISTRY_TOKEN=TOKEN
     )

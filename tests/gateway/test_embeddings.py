@@ -1,4 +1,4 @@
-"""Embeddings and reranking over HTTP: a gateway, and real workers with the embedder that has no weights."""
+"""Embeddings and reranking over HTTP: a gateway and real workers with the fake embedder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def snapshot() -> Any:
 
 @pytest_asyncio.fixture(scope="module")
 async def embedding_url(redis_url: str, registry_server: StandInRegistry) -> AsyncIterator[str]:
-    """Of a gateway with a worker for each of the two models, on a database of their own."""
+    """The URL of a gateway with a worker for each of the two models, on a separate Redis database."""
     database = redis_url.removesuffix("/0") + "/2"
     redis = connect(database)
     await Routes(redis).publish(snapshot())
@@ -103,7 +103,7 @@ async def test_ollamas_embed(http: httpx.AsyncClient) -> None:
     assert again == one
 
 
-async def test_ollamas_embed_cuts_to_the_dimensions(http: httpx.AsyncClient) -> None:
+async def test_ollamas_embed_truncates_vectors_to_the_dimensions(http: httpx.AsyncClient) -> None:
     (whole,) = (await post(http, "/api/embed", model="minilm", input="one"))["embeddings"]
     (cut,) = (await post(http, "/api/embed", model="minilm", input="one", dimensions=3))["embeddings"]
     assert cut == pytest.approx([value / length(whole[:3]) for value in whole[:3]])
@@ -117,7 +117,7 @@ async def test_ollamas_embed_without_input_loads_the_model(http: httpx.AsyncClie
     assert len((await post(http, "/api/embed", model="minilm", input=[""]))["embeddings"]) == 1
 
 
-async def test_ollamas_older_route_leaves_vectors_as_they_are(http: httpx.AsyncClient) -> None:
+async def test_ollamas_older_route_does_not_normalize(http: httpx.AsyncClient) -> None:
     answer = await post(http, "/api/embeddings", model="minilm", prompt="one")
     assert list(answer) == ["embedding"]
     raw = answer["embedding"]
@@ -157,7 +157,7 @@ async def test_openais_inputs_may_be_token_ids(http: httpx.AsyncClient) -> None:
     assert len(answer["data"][2]["embedding"]) == 4
 
 
-async def test_a_long_input_is_cut_or_refused(http: httpx.AsyncClient) -> None:
+async def test_a_long_input_is_truncated_or_refused(http: httpx.AsyncClient) -> None:
     long = "x" * 100
     assert (await post(http, "/api/embed", model="minilm", input=long))["prompt_eval_count"] == 32
     assert (await post(http, "/v1/embeddings", model="minilm", input=long))["usage"]["prompt_tokens"] == 32
@@ -199,11 +199,13 @@ async def test_a_long_input_is_cut_or_refused(http: httpx.AsyncClient) -> None:
         ("/api/rerank", {"model": "ranker", "query": "a", "documents": []}, 400, "documents: at least one is required"),
     ],
 )
-async def test_refusals(http: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, message: str) -> None:
+async def test_invalid_requests_are_refused(
+    http: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, message: str
+) -> None:
     assert await refused(http, path, **body) == (status, message)
 
 
-async def test_models_that_embed_do_not_generate(http: httpx.AsyncClient) -> None:
+async def test_an_embedding_model_does_not_generate(http: httpx.AsyncClient) -> None:
     assert await refused(http, "/api/generate", model="minilm", prompt="a") == (400, '"minilm" does not support generate')
     messages = [{"role": "user", "content": "a"}]
     assert await refused(http, "/v1/chat/completions", model="minilm", messages=messages) == (
@@ -212,8 +214,8 @@ async def test_models_that_embed_do_not_generate(http: httpx.AsyncClient) -> Non
     )
 
 
-async def test_rerank_puts_the_best_first(http: httpx.AsyncClient) -> None:
-    # The fake scores an input by its distinct bytes.
+async def test_rerank_sorts_by_score(http: httpx.AsyncClient) -> None:
+    # The fake's score is the number of distinct bytes.
     documents = ["a", "abcdef", {"text": "abc"}, "aa"]
     answer = await post(http, "/v1/rerank", model="ranker", query="a", documents=documents)
     assert list(answer) == ["id", "object", "model", "results", "usage"]
@@ -227,7 +229,7 @@ async def test_rerank_puts_the_best_first(http: httpx.AsyncClient) -> None:
     ]
 
 
-async def test_rerank_in_ollamas_manner(http: httpx.AsyncClient) -> None:
+async def test_rerank_on_ollamas_route(http: httpx.AsyncClient) -> None:
     answer = await post(http, "/api/rerank", model="ranker", query="a", documents=["b", "bcd"], top_n=0)
     assert list(answer) == ["model", "results", "total_duration", "load_duration", "prompt_eval_count"]
     assert [result["index"] for result in answer["results"]] == [1, 0]
@@ -237,7 +239,7 @@ async def test_rerank_in_ollamas_manner(http: httpx.AsyncClient) -> None:
     assert (status, message.partition(":")[0]) == (400, "the input length exceeds the context length")
 
 
-async def test_the_real_clients(embedding_url: str) -> None:
+async def test_the_real_clients_embed(embedding_url: str) -> None:
     async with openai.AsyncOpenAI(base_url=f"{embedding_url}/v1", api_key="none", max_retries=0) as client:
         by_openai = await client.embeddings.create(model="minilm", input=["one", "two"], dimensions=8)
     async with ollama.AsyncClient(host=embedding_url) as other:
@@ -259,8 +261,8 @@ async def test_many_inputs_come_back_in_order(http: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/embed", "/v1/embeddings"])
-async def test_a_worker_lost_in_the_middle_costs_no_vector(redis: Redis, settings: Any, path: str) -> None:
-    """What it had computed is computed again. Vectors may come in any order."""
+async def test_inputs_of_a_lost_worker_are_computed_again(redis: Redis, settings: Any, path: str) -> None:
+    """The remaining vectors may arrive in any order."""
     await Routes(redis).publish(snapshot())
 
     def vector(*values: float) -> bytes:
@@ -296,7 +298,7 @@ async def test_a_worker_lost_in_the_middle_costs_no_vector(redis: Redis, setting
     assert vectors == [[1.0], [2.0]]
 
 
-async def test_a_client_that_leaves_takes_its_request_along(redis: Redis, settings: Any) -> None:
+async def test_a_disconnected_client_cancels_its_request(redis: Redis, settings: Any) -> None:
     await Routes(redis).publish(snapshot())
     async with serving(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as http, working(redis, EMBED) as worker:
         await ready(url)

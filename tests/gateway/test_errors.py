@@ -1,4 +1,4 @@
-"""Refusals over HTTP: the status and the shape that each dialect's clients know."""
+"""Refusals over HTTP, with the status and the body that each dialect's clients expect."""
 
 from __future__ import annotations
 
@@ -39,15 +39,17 @@ HI = [{"role": "user", "content": "Hi"}]
         ("/api/pull", {"model": ""}, 400, "invalid model name"),
     ],
 )
-async def test_ollama(standing: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, message: str) -> None:
-    response = await standing.post(path, json=body)
+async def test_ollama_refusals(
+    shared_http: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, message: str
+) -> None:
+    response = await shared_http.post(path, json=body)
     assert (response.status_code, response.json()) == (status, {"error": message})
     assert response.headers["content-type"] == "application/json; charset=utf-8"
 
 
-async def test_ollama_without_a_body(standing: httpx.AsyncClient) -> None:
+async def test_ollama_without_a_body(shared_http: httpx.AsyncClient) -> None:
     for path in ("/api/chat", "/api/generate", "/api/show", "/api/pull"):
-        response = await standing.post(path)
+        response = await shared_http.post(path)
         assert (response.status_code, response.json()) == (400, {"error": "missing request body"})
 
 
@@ -90,12 +92,14 @@ async def test_ollama_without_a_body(standing: httpx.AsyncClient) -> None:
         ),
     ],
 )
-async def test_openai(standing: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, error: dict[str, Any]) -> None:
-    response = await standing.post(path, json=body)
+async def test_openai_refusals(
+    shared_http: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, error: dict[str, Any]
+) -> None:
+    response = await shared_http.post(path, json=body)
     assert (response.status_code, response.json()) == (status, {"error": error})
 
 
-async def test_unknown_paths_and_wrong_verbs(standing: httpx.AsyncClient) -> None:
+async def test_unknown_paths_and_wrong_methods(shared_http: httpx.AsyncClient) -> None:
     for method, path, status, text in (
         ("GET", "/nowhere", 404, "404 page not found"),
         ("GET", "/api/chat/", 404, "404 page not found"),
@@ -103,11 +107,11 @@ async def test_unknown_paths_and_wrong_verbs(standing: httpx.AsyncClient) -> Non
         ("GET", "/api/chat", 405, "405 method not allowed"),
         ("POST", "/api/tags", 405, "405 method not allowed"),
     ):
-        response = await standing.request(method, path)
+        response = await shared_http.request(method, path)
         assert (response.status_code, response.text) == (status, text)
         assert response.headers["content-type"].startswith("text/plain")
     for method, path in (("GET", "/v1/nowhere"), ("POST", "/v1/responses"), ("POST", "/v1/messages"), ("GET", "/v1")):
-        response = await standing.request(method, path)
+        response = await shared_http.request(method, path)
         error = {"message": f"404 page not found: {method} {path}", "type": "not_found_error", "param": None, "code": None}
         assert (response.status_code, response.json()) == (404, {"error": error})
-    assert (await standing.get("/v1/models/nope")).json()["error"]["message"] == "model 'nope' not found"
+    assert (await shared_http.get("/v1/models/nope")).json()["error"]["message"] == "model 'nope' not found"

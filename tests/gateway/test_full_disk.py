@@ -1,4 +1,4 @@
-"""The disk of Redis's append-only file is full: callers and /readyz hear it, and what is in flight goes on afterwards."""
+"""If the disk of Redis's append-only file is full, callers and /readyz get an error; requests in flight continue afterwards."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def worker(server: DiskValkey) -> AsyncIterator[Worker]:
         yield worker
 
 
-async def test_a_full_disk(server: DiskValkey, worker: Worker) -> None:
+async def test_a_full_disk_refuses_new_requests_and_keeps_those_in_flight(server: DiskValkey, worker: Worker) -> None:
     async with gateway(server.url) as (_, url), httpx.AsyncClient(base_url=url, timeout=30) as http:
         in_flight = asyncio.ensure_future(http.post("/api/chat", json=BODY))
         answer = await worker.take()

@@ -1,4 +1,4 @@
-"""Whatever a body holds, the caller gets an answer or a clear refusal in a few seconds, and other callers get theirs meanwhile."""
+"""Every body is answered or clearly refused within seconds, and other callers are served meanwhile."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ ANYTHING = st.recursive(
     max_leaves=4,
 )
 
-#: What llguidance compiles in time that grows with the square of the properties.
+#: llguidance's compile time grows with the square of the number of properties.
 COSTLY = {"type": "object", "properties": {str(n): True for n in range(6_900)}}
 
 GENERATION = {"model": "m", "stream": False}
 TURN = {"role": "user", "content": "hi"}
 OPTIONS = {"num_predict": 3}
-#: A request of each route that is answered, and the fields that are fuzzed.
+#: A request that each route answers, and the fields to fuzz.
 ROUTES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "/v1/chat/completions": (
         {**GENERATION, "messages": [TURN], "max_tokens": 3},
@@ -187,14 +187,14 @@ def bodies(path: str) -> st.SearchStrategy[dict[str, Any]]:
 
 @pytest_asyncio.fixture(scope="module")
 async def http(redis_url: str, registry_server: StandInRegistry) -> AsyncIterator[httpx.AsyncClient]:
-    """Of a gateway with a scripted worker process for each of three models."""
+    """A client of a gateway with a fake-runner process for each of three models."""
     async with cluster(redis_url.removesuffix("/0") + "/3", registry_server, {"RUNNER": "fake"}) as client:
         yield client
 
 
 @pytest_asyncio.fixture(scope="module")
 async def real_http(redis_url: str, registry_server: StandInRegistry, smollm2_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """Likewise, with SmolLM2 as the model that generates."""
+    """The same, with SmolLM2 as the generating model."""
     real = {"RUNNER": "llama", "MODEL_PATH": str(smollm2_path), "BATCH_TOKENS": "128", "THREADS": "1"}
     async with cluster(redis_url.removesuffix("/0") + "/4", registry_server, real) as client:
         yield client
@@ -202,7 +202,7 @@ async def real_http(redis_url: str, registry_server: StandInRegistry, smollm2_pa
 
 @asynccontextmanager
 async def cluster(database: str, registry: StandInRegistry, runner: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
-    """On a database of its own. All workers have to live to the end."""
+    """Uses a separate Redis database. All worker processes must survive."""
     redis = connect(database)
     capabilities = {CHAT: ("completion", "chat", "tools", "thinking", "insert"), EMBED: ("embedding",), RANK: ("rerank",)}
     versions = {digest: version_route(digest, chats=True, capabilities=known) for digest, known in capabilities.items()}
@@ -257,7 +257,7 @@ CHATS = "/v1/chat/completions"
     )
 )
 @example(asked=("/api/generate", {"model": "m", "prompt": "hi", "options": {"stop": [str(n) for n in range(200_000)]}}))
-async def test_any_body_is_answered_or_refused_and_others_go_on(
+async def test_any_body_is_answered_or_refused_and_others_are_served(
     http: httpx.AsyncClient, asked: tuple[str, dict[str, Any]]
 ) -> None:
     await check(http, *asked)
@@ -266,7 +266,9 @@ async def test_any_body_is_answered_or_refused_and_others_go_on(
 @settings(max_examples=25, deadline=None, suppress_health_check=NO_HURRY)
 @given(asked=REQUESTS)
 @example(asked=(CHATS, {**ROUTES[CHATS][0], "response_format": {"type": "json_object", "schema": COSTLY}}))
-async def test_with_a_real_model_too(real_http: httpx.AsyncClient, asked: tuple[str, dict[str, Any]]) -> None:
+async def test_a_real_model_answers_or_refuses_any_body(
+    real_http: httpx.AsyncClient, asked: tuple[str, dict[str, Any]]
+) -> None:
     await check(real_http, *asked)
 
 

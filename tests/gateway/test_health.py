@@ -1,4 +1,4 @@
-"""Alive, and ready."""
+"""The health and readiness endpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.gateway.conftest import routes_snapshot
 from tests.gateway.servers import serving
 
 
-async def test_not_ready_before_the_registry_has_published(settings: Settings, redis: Redis) -> None:
+async def test_not_ready_until_the_registry_publishes(settings: Settings, redis: Redis) -> None:
     async with serving(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as http:
 
         async def only_routes_are_missing() -> bool:
@@ -33,7 +33,7 @@ async def test_not_ready_before_the_registry_has_published(settings: Settings, r
         await eventually(is_ready)
 
 
-async def test_a_control_loop_that_fails_is_said_until_it_works_again(settings: Settings, redis: Redis) -> None:
+async def test_readyz_reports_a_failing_control_loop(settings: Settings, redis: Redis) -> None:
     reason = "the control loop fails (KeyError); the registry's log says where"
     async with serving(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as http:
         for fault, answer in (
@@ -50,7 +50,7 @@ async def test_a_control_loop_that_fails_is_said_until_it_works_again(settings: 
         assert (await http.get("/readyz")).status_code == 200
 
 
-async def test_without_redis(settings: Settings) -> None:
+async def test_not_ready_without_redis(settings: Settings) -> None:
     down = settings.model_copy(update={"redis_url": "redis://127.0.0.1:9/0"})
     async with serving(create_app(down)) as url, httpx.AsyncClient(base_url=url) as http:
         response = await http.get("/readyz")

@@ -1,5 +1,4 @@
-"""The gateway's background loops on input that they cannot take: a wrong type under a key ends the process, a message that does
-not decode costs itself."""
+"""The gateway's background loops with bad input: a key of the wrong type ends the process; an undecodable message is skipped."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from tests.gateway.process import gateway
 BODY = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "Hi"}], "stream": False}
 
 
-async def its_name(redis: Redis) -> str:
+async def gateway_name(redis: Redis) -> str:
     [member] = await redis.smembers("corral:gateways")
     return member.decode()
 
@@ -27,9 +26,11 @@ async def its_name(redis: Redis) -> str:
     ("key", "loop"),
     [("replies:{gateway}", "replies"), ("gateways", "lease"), ("workers", "claims"), ("routes", "routes")],
 )
-async def test_a_wrong_type_under_a_key(redis_url: str, redis: Redis, routes: Routes, key: str, loop: str) -> None:
+async def test_a_key_of_the_wrong_type_ends_the_process(
+    redis_url: str, redis: Redis, routes: Routes, key: str, loop: str
+) -> None:
     async with gateway(redis_url) as (process, _):
-        name = f"corral:{key.format(gateway=await its_name(redis))}"
+        name = f"corral:{key.format(gateway=await gateway_name(redis))}"
         async with redis.pipeline() as pipe:
             pipe.delete(name)
             pipe.rpush(name, "not what belongs here")
@@ -42,8 +43,8 @@ async def test_a_wrong_type_under_a_key(redis_url: str, redis: Redis, routes: Ro
     assert any(f"loop={one}" in stderr.decode() for one in named)
 
 
-async def test_messages_that_do_not_decode(redis_url: str, redis: Redis, routes: Routes, worker: Worker) -> None:
-    """On the reply stream and as routes: the gateway goes on with what it has."""
+async def test_undecodable_messages_are_skipped(redis_url: str, redis: Redis, routes: Routes, worker: Worker) -> None:
+    """On the reply stream and in the routes; the gateway keeps its last routes."""
     async with gateway(redis_url) as (process, url), httpx.AsyncClient(base_url=url, timeout=20) as http:
         asked = asyncio.ensure_future(http.post("/api/chat", json=BODY))
         answer = await worker.take()

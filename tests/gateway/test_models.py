@@ -1,4 +1,4 @@
-"""What the listings say, and that they need nothing but the snapshot."""
+"""Model listings, which need only the routes snapshot."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ DETAILS = {
 }
 
 
-async def test_heartbeat_and_version(standing: httpx.AsyncClient) -> None:
-    response = await standing.get("/")
+async def test_root_and_version(shared_http: httpx.AsyncClient) -> None:
+    response = await shared_http.get("/")
     assert (response.status_code, response.content) == (200, b"Ollama is running")
     assert response.headers["content-type"].startswith("text/plain")
-    assert (await standing.head("/")).status_code == 200
-    version = (await standing.get("/api/version")).json()
+    assert (await shared_http.head("/")).status_code == 200
+    version = (await shared_http.get("/api/version")).json()
     assert version["version"].count(".") == version["corral"].count(".") == 2
     assert version["version"] == "0.13.2", "0.13.3 promises /v1/responses, 0.14.0 /v1/messages"
-    assert (await standing.head("/api/version")).content == b""
-    assert (await standing.head("/api/tags")).status_code == 200
+    assert (await shared_http.head("/api/version")).content == b""
+    assert (await shared_http.head("/api/tags")).status_code == 200
 
 
-async def test_tags(standing: httpx.AsyncClient) -> None:
-    newest, older = (await standing.get("/api/tags")).json()["models"]
+async def test_ollamas_tags(shared_http: httpx.AsyncClient) -> None:
+    newest, older = (await shared_http.get("/api/tags")).json()["models"]
     modified_at = newest.pop("modified_at")
     assert newest == {
         "name": "smollm2:135m",
@@ -56,17 +56,17 @@ async def test_tags(standing: httpx.AsyncClient) -> None:
     assert older["name"] == "gemma3:latest"
 
 
-async def test_openai_models(standing: httpx.AsyncClient) -> None:
+async def test_openai_models(shared_http: httpx.AsyncClient) -> None:
     newest = {"id": "smollm2:135m", "object": "model", "created": 1_790_000_000, "owned_by": "library"}
-    listed = (await standing.get("/v1/models")).json()
+    listed = (await shared_http.get("/v1/models")).json()
     assert listed["object"] == "list"
     assert [model["id"] for model in listed["data"]] == ["smollm2:135m", "gemma3:latest"]
     assert listed["data"][0] == newest
-    assert (await standing.get("/v1/models/SmolLM2:135m")).json() == newest
-    assert (await standing.get("/v1/models/library/smollm2:135m")).json() == newest
+    assert (await shared_http.get("/v1/models/SmolLM2:135m")).json() == newest
+    assert (await shared_http.get("/v1/models/library/smollm2:135m")).json() == newest
 
 
-async def test_nothing_there(http: httpx.AsyncClient, routes: Routes) -> None:
+async def test_listings_without_models(http: httpx.AsyncClient, routes: Routes) -> None:
     await routes.publish(routes_snapshot(2, tags={}, versions={}, replicas=()))
 
     async def empty() -> bool:
@@ -77,7 +77,7 @@ async def test_nothing_there(http: httpx.AsyncClient, routes: Routes) -> None:
     assert (await http.get("/v1/models")).json() == {"object": "list", "data": []}
 
 
-async def test_a_pinned_model_never_expires(http: httpx.AsyncClient, routes: Routes, worker: Worker) -> None:
+async def test_a_pinned_model_never_expires_in_ps(http: httpx.AsyncClient, routes: Routes, worker: Worker) -> None:
     pinned = ReplicaRoute("r1", CHAT, "node1", "ready", 200, 0, 4096, 8, pinned=True)
     await routes.publish(routes_snapshot(2, replicas=(pinned,)))
 
@@ -91,7 +91,7 @@ async def test_a_pinned_model_never_expires(http: httpx.AsyncClient, routes: Rou
     await eventually(long)
 
 
-async def test_ps(http: httpx.AsyncClient, routes: Routes, redis: Redis, worker: Worker) -> None:
+async def test_ps_lists_loaded_models(http: httpx.AsyncClient, routes: Routes, redis: Redis, worker: Worker) -> None:
     replicas = (
         ReplicaRoute("r1", CHAT, "node2", "ready", 200, 20, 4096, 8),
         ReplicaRoute("r2", CHAT, "node1", "starting", 100, 10, 4096, 8),
@@ -127,8 +127,8 @@ async def test_ps(http: httpx.AsyncClient, routes: Routes, redis: Redis, worker:
     }
 
 
-async def test_ps_gives_the_name_that_was_asked_for(http: httpx.AsyncClient, routes: Routes, echo: None) -> None:
-    """Several tags name one version: the newest request decides, for as long as its tag is there."""
+async def test_ps_lists_the_name_that_was_requested(http: httpx.AsyncClient, routes: Routes, echo: None) -> None:
+    """If several tags name a version, the newest request decides, as long as its tag exists."""
     known = routes_snapshot(1).tags
     [plain] = [tag for tag in known.values() if tag.name == "smollm2:135m"]
     aliases = {
@@ -144,13 +144,13 @@ async def test_ps_gives_the_name_that_was_asked_for(http: httpx.AsyncClient, rou
         await eventually(named)
 
     await listed("a-copy:latest")
-    said = [
+    cases = [
         ("z-copy", "z-copy:latest"),
         ("smollm2:135m", "smollm2:135m"),
         ("a-copy", "a-copy:latest"),
         ("Z-Copy:latest", "z-copy:latest"),
     ]
-    for asked, name in said:
+    for asked, name in cases:
         message = {"role": "user", "content": "Hi"}
         answer = await http.post("/api/chat", json={"model": asked, "stream": False, "messages": [message]})
         assert answer.status_code == 200

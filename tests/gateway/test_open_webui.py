@@ -1,5 +1,5 @@
-"""What Open WebUI 0.12 asks with its defaults, for a model whose template has no tools: each request that tests/clients/open_webui.py
-recorded of the real one, in the same order and with the same fields. It brings 28 tools to every chat."""
+"""Open WebUI 0.12's requests with its defaults, for a model whose template has no tools: the requests that
+tests/clients/open_webui.py recorded, in the same order and with the same fields. Open WebUI adds 28 tools to every chat."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TOOLS = [
     for index in range(28)
 ]
 CHAT = {"model": MODEL, "messages": HELLO, "stream": True, "tools": TOOLS}
-#: Titles, tags and follow-up questions.
+#: Requests for titles, tags and follow-up questions.
 TASKS = (
     {"model": MODEL, "messages": HELLO, "options": {"num_predict": 1000}, "stream": False},
     {"model": MODEL, "messages": HELLO, "stream": False},
@@ -49,7 +49,7 @@ TASKS = (
 OPENAI_TASK = {"model": MODEL, "messages": HELLO, "stream": False, "max_completion_tokens": 1000}
 
 
-async def test_the_models_of_both_connections(http: httpx.AsyncClient) -> None:
+async def test_both_connections_list_the_model(http: httpx.AsyncClient) -> None:
     version = (await http.get("/api/version")).json()["version"]
     assert all(part.isdigit() for part in version.split("."))
     assert MODEL in [model["model"] for model in (await http.get("/api/tags")).json()["models"]]

@@ -1,4 +1,4 @@
-"""Browsers: whose pages may call, and which Host they may name."""
+"""Browsers: which origins may call, and which Host headers are allowed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from services.gateway.origins import OriginPolicy, local_host
         "http://10.0.0.7:11434",
     ],
 )
-def test_allowed(origin: str) -> None:
+def test_allowed_origins(origin: str) -> None:
     policy = OriginPolicy(["https://chat.team.example", " https://*.dev.example "])
     assert policy.allows(origin, host="10.0.0.7:11434")
 
@@ -32,11 +32,11 @@ def test_allowed(origin: str) -> None:
     "origin",
     ["https://evil.example", "null", "http://localhost.evil.example", "https://dev.example", "chrome-extension://abc", ""],
 )
-def test_refused(origin: str) -> None:
+def test_refused_origins(origin: str) -> None:
     assert not OriginPolicy(["https://*.dev.example", ""]).allows(origin, host="10.0.0.7:11434")
 
 
-def test_everybody() -> None:
+def test_a_wildcard_allows_every_origin() -> None:
     assert OriginPolicy(["*"]).allows("https://evil.example", host="x")
 
 
@@ -56,52 +56,52 @@ def test_everybody() -> None:
         "x.internal",
     ],
 )
-def test_local_hosts(host: str) -> None:
+def test_which_hosts_are_local(host: str) -> None:
     assert local_host(host)
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:11434", "localhost.evil.example", "8.8.8.8", "notlocal"])
-def test_foreign_hosts(host: str) -> None:
+def test_which_hosts_are_not_local(host: str) -> None:
     assert not local_host(host)
 
 
-async def test_over_http(standing: httpx.AsyncClient) -> None:
+async def test_origins_and_hosts_are_checked_over_http(shared_http: httpx.AsyncClient) -> None:
     local = {"Origin": "http://localhost:3000"}
-    response = await standing.get("/api/tags", headers=local)
+    response = await shared_http.get("/api/tags", headers=local)
     assert response.headers["access-control-allow-origin"] == "http://localhost:3000"
     assert response.headers["vary"] == "Origin"
-    assert (await standing.get("/nowhere", headers=local)).headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert (await shared_http.get("/nowhere", headers=local)).headers["access-control-allow-origin"] == "http://localhost:3000"
 
-    response = await standing.get("/api/tags", headers={"Origin": "https://evil.example"})
+    response = await shared_http.get("/api/tags", headers={"Origin": "https://evil.example"})
     assert (response.status_code, response.content) == (403, b"")
     assert "access-control-allow-origin" not in response.headers
 
-    assert (await standing.get("/api/tags")).headers.get("access-control-allow-origin") is None
-    rebound = await standing.get("/api/tags", headers={"Host": "evil.example"})
+    assert (await shared_http.get("/api/tags")).headers.get("access-control-allow-origin") is None
+    rebound = await shared_http.get("/api/tags", headers={"Host": "evil.example"})
     assert (rebound.status_code, rebound.content) == (403, b"")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"])
-async def test_a_preflight_allows_what_it_asks_for(standing: httpx.AsyncClient, method: str) -> None:
+async def test_a_preflight_allows_the_requested_headers(shared_http: httpx.AsyncClient, method: str) -> None:
     names = (
         "authorization,openai-organization,traceparent,x-priority,x-queue-updates,x-request-timeout,x-stainless-os,x-anything"
     )
     asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": names}
-    preflight = await standing.options("/v1/chat/completions", headers=asked | {"Origin": "http://localhost:3000"})
+    preflight = await shared_http.options("/v1/chat/completions", headers=asked | {"Origin": "http://localhost:3000"})
     assert (preflight.status_code, preflight.content) == (204, b"")
     assert preflight.headers["access-control-allow-origin"] == "http://localhost:3000"
     assert preflight.headers["access-control-allow-methods"] == method
     assert preflight.headers["access-control-allow-headers"] == names
     assert {"Origin", "Access-Control-Request-Headers"} <= set(preflight.headers["vary"].split(", "))
 
-    refused = await standing.options("/v1/chat/completions", headers=asked | {"Origin": "https://evil.example"})
+    refused = await shared_http.options("/v1/chat/completions", headers=asked | {"Origin": "https://evil.example"})
     assert (refused.status_code, refused.content) == (403, b"")
     assert not any(name.startswith("access-control-") for name in refused.headers)
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/api/tags"), ("POST", "/v1/chat/completions"), ("GET", "/nowhere")])
-async def test_pages_may_read_every_header_of_ours(standing: httpx.AsyncClient, method: str, path: str) -> None:
-    response = await standing.request(method, path, headers={"Origin": "http://localhost:3000"})
+async def test_browsers_may_read_every_header_of_ours(shared_http: httpx.AsyncClient, method: str, path: str) -> None:
+    response = await shared_http.request(method, path, headers={"Origin": "http://localhost:3000"})
     exposed = {name.lower() for name in response.headers["access-control-expose-headers"].split(", ")}
     assert {"x-request-id", "x-queue-position", "x-queue-estimated-wait", "retry-after"} <= exposed
     assert "Origin" in response.headers["vary"]

@@ -1,4 +1,4 @@
-"""`python -m services.gateway` as a process: start, refusals to start, and the order in which it stops."""
+"""`python -m services.gateway`: start, refusals to start, and shutdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.doubles.worker import Worker
 from tests.gateway.process import BODY, gateway, listens, start
 
 
-async def test_running_answers_end_before_it_stops(redis_url: str, routes: Routes, worker: Worker, redis: Redis) -> None:
+async def test_running_answers_finish_before_it_stops(redis_url: str, routes: Routes, worker: Worker, redis: Redis) -> None:
     async with gateway(redis_url) as (process, url), httpx.AsyncClient(base_url=url, timeout=20) as client:
         asked = asyncio.create_task(client.post("/api/chat", json=BODY))
         answer = await worker.take()
@@ -33,7 +33,9 @@ async def test_running_answers_end_before_it_stops(redis_url: str, routes: Route
         assert not await redis.keys("corral:replies:*")
 
 
-async def test_answers_that_take_too_long_are_given_up(redis_url: str, routes: Routes, worker: Worker, redis: Redis) -> None:
+async def test_answers_that_take_too_long_are_cancelled_at_shutdown(
+    redis_url: str, routes: Routes, worker: Worker, redis: Redis
+) -> None:
     async with gateway(redis_url, CORRAL_SHUTDOWN_S="1") as (process, url), httpx.AsyncClient(base_url=url) as client:
         asked = asyncio.create_task(client.post("/api/chat", json=BODY | {"stream": False}, timeout=20))
         answer = await worker.take()
@@ -47,7 +49,7 @@ async def test_answers_that_take_too_long_are_given_up(redis_url: str, routes: R
         assert not await redis.exists(f"corral:request:{answer.request.id}")
 
 
-async def test_a_port_in_use() -> None:
+async def test_a_port_in_use_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         host = f"127.0.0.1:{taken.getsockname()[1]}"
         process = await start(CORRAL_HOST=host, CORRAL_REGISTRY_TOKEN=TOKEN)
@@ -58,7 +60,7 @@ async def test_a_port_in_use() -> None:
     ]
 
 
-async def test_settings_that_are_wrong() -> None:
+async def test_wrong_settings_are_one_line() -> None:
     process = await start(CORRAL_HOST="127.0.0.1:http", CORRAL_MAX_QUEUE="0")
     _, stderr = await process.communicate()
     assert process.returncode == 2

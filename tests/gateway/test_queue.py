@@ -1,4 +1,4 @@
-"""The queue as callers meet it: refusals, deadlines, priorities, and what they are told of it."""
+"""The queue over HTTP: refusals, deadlines, priorities, and the reported positions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def gateway(settings: Settings, **changes: Any) -> AsyncIterator[httpx.Asy
 async def asked(
     http: httpx.AsyncClient, redis: Redis, *requests: dict[str, Any]
 ) -> AsyncIterator[list[asyncio.Task[httpx.Response]]]:
-    """So many chats that wait in the queue, one after the other."""
+    """Chats that wait in the queue, in the order of `requests`."""
     tasks: list[asyncio.Task[httpx.Response]] = []
     try:
         for request in requests:
@@ -69,7 +69,7 @@ async def depth(redis: Redis) -> int:
 
 
 class TestShares:
-    async def test_a_key_with_its_share_gets_429_in_each_dialect(
+    async def test_a_key_over_its_share_gets_429_in_each_dialect(
         self, settings: Settings, routes: Routes, redis: Redis
     ) -> None:
         user = {"headers": with_key(USER_KEY)}
@@ -101,11 +101,11 @@ class TestDeadlines:
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
         assert await depth(redis) == 0
 
-    async def test_by_the_settings(self, settings: Settings, routes: Routes) -> None:
+    async def test_the_settings_limit_the_wait(self, settings: Settings, routes: Routes) -> None:
         async with gateway(settings, request_timeout_s=0.05) as http:
             assert (await http.post(OLLAMA, json=chat())).status_code == 504
 
-    async def test_one_that_has_begun_may_go_on(self, http: httpx.AsyncClient, worker: Worker) -> None:
+    async def test_a_started_request_has_no_deadline(self, http: httpx.AsyncClient, worker: Worker) -> None:
         response = asyncio.create_task(http.post(OLLAMA, json=chat(stream=False), headers={"x-request-timeout": "0.2"}))
         answer = await worker.take()
         await answer.started()
@@ -116,7 +116,7 @@ class TestDeadlines:
         await answer.finished()
         assert (await response).json()["message"]["content"] == "Hello"
 
-    async def test_a_header_that_says_nothing_sensible(self, http: httpx.AsyncClient) -> None:
+    async def test_an_invalid_timeout_header_is_refused(self, http: httpx.AsyncClient) -> None:
         refused = await http.post(OPENAI, json=chat(), headers={"x-request-timeout": "soon"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_request")
 
@@ -131,13 +131,17 @@ class TestPriorities:
         ],
         ids=["header", "priority", "service_tier"],
     )
-    async def test_the_more_urgent_goes_first(self, http: httpx.AsyncClient, redis: Redis, urgent: dict[str, Any]) -> None:
+    async def test_the_more_urgent_request_goes_first(
+        self, http: httpx.AsyncClient, redis: Redis, urgent: dict[str, Any]
+    ) -> None:
         later = {"url": OPENAI, "json": chat("later", service_tier="flex")}
         async with asked(http, redis, later, {}, urgent):
             [found] = await Queue(redis).depths()
             assert found.waiting == {Priority.INTERACTIVE: 1, Priority.NORMAL: 1, Priority.BATCH: 1}
 
-    async def test_no_more_urgent_than_the_key_allows(self, http: httpx.AsyncClient, redis: Redis, routes: Routes) -> None:
+    async def test_a_request_is_not_more_urgent_than_its_key_allows(
+        self, http: httpx.AsyncClient, redis: Redis, routes: Routes
+    ) -> None:
         key = "corral-" + "B" * 43
         caller = Caller("k3", "nightly", "", admin=False, priority=Priority.BATCH)
         await routes.publish(routes_snapshot(2, callers={key_hash(key): caller}))
@@ -152,7 +156,7 @@ class TestPriorities:
 
 
 class TestHeaders:
-    async def test_tell_where_the_request_stood(self, http: httpx.AsyncClient, redis: Redis, routes: Routes) -> None:
+    async def test_give_the_position_in_the_queue(self, http: httpx.AsyncClient, redis: Redis, routes: Routes) -> None:
         async with asked(http, redis, {}, {"json": chat(stream=True)}) as (first, second), echoing(redis, CHAT):
             assert (await first).headers["x-queue-position"] == "1"
             assert (await second).headers["x-queue-position"] == "2"
@@ -162,9 +166,7 @@ class TestHeaders:
 
 
 class TestUpdates:
-    async def test_a_stream_that_asks_is_told_where_its_request_stands(
-        self, http: httpx.AsyncClient, redis: Redis, routes: Routes
-    ) -> None:
+    async def test_an_openai_stream_reports_its_position(self, http: httpx.AsyncClient, redis: Redis, routes: Routes) -> None:
         updates = {"x-queue-updates": "true"}
         async with asked(http, redis, {}), http.stream("POST", OPENAI, json=chat(stream=True), headers=updates) as response:
             lines = response.aiter_lines()
@@ -176,15 +178,13 @@ class TestUpdates:
         assert events[0].startswith("data: {")
         assert events[-1] == "data: [DONE]"
 
-    async def test_an_error_is_an_event_then(self, http: httpx.AsyncClient) -> None:
+    async def test_an_error_after_an_update_is_an_event(self, http: httpx.AsyncClient) -> None:
         headers = {"x-queue-updates": "true", "x-request-timeout": "0.05"}
         late = await http.post(OPENAI, json=chat(stream=True), headers=headers)
         assert late.status_code == 200
         assert '"code":"deadline_exceeded"' in late.text
 
-    async def test_ollamas_streams_have_lines_with_the_place(
-        self, http: httpx.AsyncClient, redis: Redis, routes: Routes
-    ) -> None:
+    async def test_an_ollama_stream_reports_its_position(self, http: httpx.AsyncClient, redis: Redis, routes: Routes) -> None:
         updates = {"x-queue-updates": "true"}
         async with asked(http, redis, {}), http.stream("POST", OLLAMA, json=chat(stream=True), headers=updates) as response:
             lines = response.aiter_lines()
@@ -195,14 +195,14 @@ class TestUpdates:
         assert answer[0]["message"]["role"] == "assistant"
         assert answer[-1]["done"]
 
-    async def test_whole_answers_have_none(self, http: httpx.AsyncClient) -> None:
+    async def test_a_whole_answer_reports_no_position(self, http: httpx.AsyncClient) -> None:
         headers = {"x-queue-updates": "true", "x-request-timeout": "0.05"}
         assert (await http.post(OPENAI, json=chat(), headers=headers)).status_code == 504
         assert (await http.post(OLLAMA, json=chat(stream=False), headers=headers)).status_code == 504
 
 
 class TestListing:
-    async def test_admins_see_whose_requests_wait(self, http: httpx.AsyncClient, redis: Redis, worker: Worker) -> None:
+    async def test_administrators_see_which_callers_wait(self, http: httpx.AsyncClient, redis: Redis, worker: Worker) -> None:
         await worker.report(running=3)
         await worker.die()
         ada, bob = {"headers": with_key(ADMIN_KEY)}, {"headers": with_key(USER_KEY) | {"x-priority": "batch"}}
@@ -216,11 +216,11 @@ class TestListing:
             [model] = (await http.get("/api/queue", headers=with_key(USER_KEY))).json()["models"]
             assert (model["waiting"], model["callers"]) == (3, [{"caller": "bob", "waiting": 2}])
 
-    async def test_counts_what_runs(self, http: httpx.AsyncClient, redis: Redis, worker: Worker) -> None:
+    async def test_running_requests_are_counted(self, http: httpx.AsyncClient, redis: Redis, worker: Worker) -> None:
         await worker.report(running=3)
         await Queue(redis).touch(CHAT, keep_alive_ms=None)
         [model] = (await http.get("/api/queue")).json()["models"]
         assert (model["waiting"], model["running"], model["slots"]) == (0, 3, 8)
 
-    async def test_needs_a_good_key(self, http: httpx.AsyncClient) -> None:
+    async def test_needs_a_valid_key(self, http: httpx.AsyncClient) -> None:
         assert (await http.get("/api/queue", headers=with_key("corral-" + "X" * 43))).status_code == 401

@@ -1,4 +1,4 @@
-"""Tiny models, wheels that hold them, and real agents in processes of their own."""
+"""Tiny models, wheels with models, and real agents as processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def index(wheelhouse: Wheelhouse) -> Iterator[Index]:
 
 @pytest.fixture
 def start_agent(tmp_path: Path, redis_url: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts an agent on the test's own store and state; keywords are further environment variables."""
+    """Starts an agent with the test's store and state; keywords are additional environment variables."""
     agents: list[subprocess.Popen[bytes]] = []
 
     def start(**environment: str) -> subprocess.Popen[bytes]:

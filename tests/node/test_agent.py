@@ -1,4 +1,4 @@
-"""Real agents: `python -m services.node` against a real Valkey, with real workers."""
+"""Real agents (`python -m services.node`) with a real Valkey and real workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def alive(pid: int) -> bool:
 
 
 async def running(driver: Driver) -> int:
-    """The pid of the one worker that the node reports."""
+    """The pid of the only worker that the node reports."""
 
     async def pid() -> int | None:
         report = await driver.report()
@@ -39,7 +39,7 @@ async def running(driver: Driver) -> int:
     return found
 
 
-async def test_a_models_whole_life(start_agent: StartAgent, driver: Driver, tiny_gguf: Path, tmp_path: Path) -> None:
+async def test_a_model_from_pull_to_delete(start_agent: StartAgent, driver: Driver, tiny_gguf: Path, tmp_path: Path) -> None:
     agent = start_agent(CORRAL_RUNNER="llama")
     report = await driver.reports()
     assert (report.node, report.blobs, report.processes, report.jobs) == (NODE, (), (), ())
@@ -95,7 +95,7 @@ async def test_adapters_may_be_blobs_of_the_store(
     ],
     ids=["no blob", "elsewhere", "upwards", "by a link", "a typing error"],
 )
-async def test_no_other_file_is_an_adapter(
+async def test_other_files_are_refused_as_adapters(
     start_agent: StartAgent, driver: Driver, tiny_gguf: Path, tmp_path: Path, file: str, message: str
 ) -> None:
     start_agent()
@@ -107,7 +107,9 @@ async def test_no_other_file_is_an_adapter(
     assert (refusal.code, refusal.message) == ("model_refused", message.format(store=store))
 
 
-async def test_what_cannot_be_done_is_told(start_agent: StartAgent, driver: Driver, tiny_gguf: Path, tmp_path: Path) -> None:
+async def test_a_failed_job_reports_its_reason(
+    start_agent: StartAgent, driver: Driver, tiny_gguf: Path, tmp_path: Path
+) -> None:
     start_agent()
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(tiny_gguf.read_bytes()[:-1])
@@ -134,18 +136,18 @@ async def test_what_cannot_be_done_is_told(start_agent: StartAgent, driver: Driv
     assert await driver.pull(str(tiny_gguf), "registry.ollama.ai/other/tiny:latest"), "the agent lives on"
 
 
-async def test_a_job_that_comes_twice_is_done_once(start_agent: StartAgent, driver: Driver, tiny_gguf: Path) -> None:
+async def test_a_job_delivered_twice_runs_once(start_agent: StartAgent, driver: Driver, tiny_gguf: Path) -> None:
     start_agent()
     pulled = await driver.pull(str(tiny_gguf))
     job = start_job(pulled)
     for _ in range(4):
         driver.send(job)
 
-    async def told() -> bool:
+    async def reported() -> bool:
         await driver.read()
         return [event.job for event in driver.seen].count(job.job) >= 1 and not (await driver.reports()).jobs
 
-    await eventually(told)
+    await eventually(reported)
     pid = await running(driver)
     assert isinstance(await driver.do(Stop(new_id(), "r1")), JobSucceeded)
     driver.send(job)
@@ -154,7 +156,7 @@ async def test_a_job_that_comes_twice_is_done_once(start_agent: StartAgent, driv
     assert await driver.workers() == [], "an old start that comes once more starts nothing"
 
 
-async def test_a_crashed_agents_workers_are_adopted_and_drained_in_the_end(
+async def test_workers_of_a_crashed_agent_are_adopted_and_later_drained(
     start_agent: StartAgent, driver: Driver, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     agent = start_agent()
@@ -185,7 +187,7 @@ async def test_a_crashed_agents_workers_are_adopted_and_drained_in_the_end(
     assert not list((tmp_path / "state" / "workers").glob("*.json"))
 
 
-async def test_a_pull_goes_on_with_the_next_agent(
+async def test_the_next_agent_continues_a_pull(
     start_agent: StartAgent, driver: Driver, wheelhouse: Wheelhouse, index: Index, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     wheelhouse.add("tiny", {"tiny/model.gguf": tiny_gguf.read_bytes()})

@@ -1,4 +1,4 @@
-"""What the agent's settings mean for its workers."""
+"""The workers' settings that follow from the agent's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from services.node.config import Settings, worker_metrics
         "processes of a further machine",
         "containers",
         "containers of a further machine",
-        "containers that nobody reaches",
+        "containers without a reachable address",
         "containers with the machine's ports",
         "containers with a further machine's ports",
     ],
@@ -36,5 +36,5 @@ def test_where_workers_serve_metrics(settings: dict[str, str], host: str, port: 
     }
 
 
-def test_without_metrics_workers_serve_none() -> None:
+def test_without_a_metrics_port_workers_serve_no_metrics() -> None:
     assert worker_metrics(Settings(node="n", metrics_port=0)) == {"CORRAL_METRICS_PORT": "0"}

@@ -14,7 +14,7 @@ from tests.conditions import eventually
 
 
 class OneProcess:
-    """What an agent sees of the processes, of which there is one."""
+    """The runtime of an agent with one process."""
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
@@ -26,7 +26,7 @@ class OneProcess:
         return [ProcessReport("replica", 1, self.exit_code, "")]
 
 
-async def test_a_crash_is_known_even_if_the_process_outlives_its_lease(redis: Redis) -> None:
+async def test_a_crash_is_recorded_even_after_the_lease_expired(redis: Redis) -> None:
     process, queue = OneProcess(), Queue(redis)
     report = WorkerReport("worker", "replica", "f" * 64, "here", WorkerState.READY)
     await queue.report(report, lease_ms=int(4000 * WORKER_LIST_INTERVAL_S))

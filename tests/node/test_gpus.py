@@ -1,4 +1,4 @@
-"""Accelerators as NVIDIA's library tells of them. There is none on most machines that run these tests, so the library is a stand-in."""
+"""GPUs through NVIDIA's library. Most test machines have none, so the library is a stand-in."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from services.node.gpus import Gpu, Gpus
 
 
 class NVMLError(Exception):
-    """As the library's own."""
+    """The error of the stand-in library."""
 
 
 class Nvml:
-    """Two accelerators; the second one does not tell of its power and load."""
+    """Two GPUs; the second one does not report its power and load."""
 
     NVMLError = NVMLError
     NVML_TEMPERATURE_GPU = 0
@@ -51,17 +51,17 @@ class Nvml:
         return 40 + handle
 
 
-def test_what_the_driver_tells() -> None:
+def test_gpus_of_the_driver() -> None:
     assert Gpus(Nvml()).look() == [
         Gpu(0, "NVIDIA H100", 80, 20, 0.5, 350.0, 40),
         Gpu(1, "Tesla T4", 80, 21, None, None, 41),
     ]
 
 
-def test_without_a_driver_there_are_none() -> None:
+def test_no_driver_means_no_gpus() -> None:
     assert Gpus(Nvml(driver=False)).look() == []
 
 
-def test_the_real_library_may_find_none() -> None:
+def test_the_real_library_may_find_no_gpus() -> None:
     for gpu in Gpus().look():
         assert gpu.memory_total

@@ -1,4 +1,4 @@
-"""What a machine says of itself, on this one and on machines made of files."""
+"""A machine's cores, memory and devices: on this machine, and on machines made of files."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def container(root: Path, **files: str) -> Path:
     return root
 
 
-def test_this_machine() -> None:
+def test_this_machine_has_plausible_values() -> None:
     memory = hardware.memory()
     assert 0 < memory.available <= memory.total <= psutil.virtual_memory().total
     assert 1 <= hardware.cpus() <= (os.cpu_count() or 1)
 
 
-def test_limits_of_a_container_count(tmp_path: Path) -> None:
+def test_container_limits_count(tmp_path: Path) -> None:
     root = container(
         tmp_path,
         memory_max=str(GIB),
@@ -44,7 +44,7 @@ def test_limits_of_a_container_count(tmp_path: Path) -> None:
 
 
 def old_container(root: Path, **files: str) -> Path:
-    """Cgroups of version 1, as a container sees them: its own are at the top, under a path that only the host knows."""
+    """Cgroups version 1 as a container sees them: its files are at the top, although the path is the host's."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(
         "9:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n0::/docker/abc\n"
@@ -57,7 +57,7 @@ def old_container(root: Path, **files: str) -> Path:
     return root
 
 
-def test_limits_of_a_container_with_old_cgroups_count(tmp_path: Path) -> None:
+def test_container_limits_of_cgroups_1_count(tmp_path: Path) -> None:
     root = old_container(
         tmp_path,
         memory_limit_in_bytes=str(GIB),
@@ -70,7 +70,7 @@ def test_limits_of_a_container_with_old_cgroups_count(tmp_path: Path) -> None:
     assert hardware.cpus(root) == 1
 
 
-def test_old_cgroups_without_limits(tmp_path: Path) -> None:
+def test_cgroups_1_without_limits(tmp_path: Path) -> None:
     root = old_container(
         tmp_path, memory_limit_in_bytes="9223372036854771712", cpu_cfs_quota_us="-1", cpu_cfs_period_us="100000"
     )
@@ -84,21 +84,21 @@ def test_a_container_without_limits(tmp_path: Path) -> None:
     assert hardware.cpus(root) == len(os.sched_getaffinity(0))
 
 
-def test_accelerators_are_those_that_a_worker_sees() -> None:
+def test_devices_are_those_that_a_worker_lists() -> None:
     card = '[{"kind": "cuda", "name": "H100", "memory_bytes": 85899345920}]'
     assert hardware.devices(["sh", "-c", 'echo "$CARDS"'], {"CARDS": card}) == (Device("cuda", "H100", 80 * GIB),)
     assert hardware.devices(["echo", "[]"], {}) == ()
 
 
-def test_the_worker_of_this_machine_tells_its_accelerators() -> None:
+def test_the_real_worker_lists_devices() -> None:
     assert hardware.devices([sys.executable, "-m", "services.worker.accelerators"], os.environ) is not None
 
 
 @pytest.mark.parametrize("script", ["exit 9", "exec sleep 60", "echo no JSON", "echo '[{}]'"])
-def test_what_does_not_answer(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+def test_no_devices_if_the_program_fails(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setattr("services.node.hardware._DEVICES_TIMEOUT_S", 0.2)
     assert hardware.devices(["sh", "-c", script], {}) is None
 
 
-def test_a_program_that_is_not_there() -> None:
+def test_no_devices_if_the_program_is_missing() -> None:
     assert hardware.devices(["/nowhere"], {}) is None

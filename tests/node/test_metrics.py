@@ -1,4 +1,4 @@
-"""A real agent's metrics, and those of the worker that it starts."""
+"""The metrics of a real agent and of the worker that it starts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.scraping import Scrape, scrape
 StartAgent = Callable[..., "subprocess.Popen[bytes]"]
 
 
-async def told(driver: Driver) -> Scrape:
+async def scraped(driver: Driver) -> Scrape:
     found = await scrape((await driver.reports()).metrics)
     found.require_documented()
     return found
 
 
-async def test_the_machine_and_its_store(start_agent: StartAgent, driver: Driver, tiny_gguf: Path) -> None:
+async def test_metrics_of_the_machine_and_its_store(start_agent: StartAgent, driver: Driver, tiny_gguf: Path) -> None:
     start_agent(CORRAL_METRICS_PORT="auto")
     report = await driver.reports()
-    found = await told(driver)
+    found = await scraped(driver)
     assert found.sum("corral_node_cpu_cores") == report.cpus
     assert found.sum("corral_node_memory_bytes") == report.memory_total
     assert 0 < found.sum("corral_node_memory_available_bytes") < report.memory_total
@@ -35,7 +35,7 @@ async def test_the_machine_and_its_store(start_agent: StartAgent, driver: Driver
 
     pulled = await driver.pull(str(tiny_gguf))
     assert (await driver.refusal(Pull(new_id(), "/nowhere.gguf", NAME))).code == "not_found"
-    found = await told(driver)
+    found = await scraped(driver)
     size = sum(layer.size for layer in (pulled.config, *pulled.layers))
     assert found.sum("corral_node_pulls_total", outcome="succeeded") == 1
     assert found.sum("corral_node_pulls_total", outcome="failed") == 1
@@ -45,7 +45,7 @@ async def test_the_machine_and_its_store(start_agent: StartAgent, driver: Driver
     assert found.sum("corral_node_store_bytes") == size
 
 
-async def test_each_worker_gets_a_port_of_its_own(start_agent: StartAgent, driver: Driver, tiny_gguf: Path) -> None:
+async def test_each_worker_gets_a_separate_port(start_agent: StartAgent, driver: Driver, tiny_gguf: Path) -> None:
     start_agent(CORRAL_METRICS_PORT="auto")
     await driver.reports()
     pulled = await driver.pull(str(tiny_gguf))
@@ -57,12 +57,12 @@ async def test_each_worker_gets_a_port_of_its_own(start_agent: StartAgent, drive
         assert (await scrape(address)).sum("corral_worker_slots") == 2
 
     async def both_run() -> bool:
-        return (await told(driver)).sum("corral_node_workers") == 2
+        return (await scraped(driver)).sum("corral_node_workers") == 2
 
     await eventually(both_run)
 
 
-async def test_without_a_port_nothing_is_served(start_agent: StartAgent, driver: Driver, tiny_gguf: Path) -> None:
+async def test_without_a_port_no_metrics_are_served(start_agent: StartAgent, driver: Driver, tiny_gguf: Path) -> None:
     start_agent()
     assert (await driver.reports()).metrics == ""
     pulled = await driver.pull(str(tiny_gguf))

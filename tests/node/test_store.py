@@ -1,4 +1,4 @@
-"""The store: what is in it is whole, shared, and gone when nobody needs it."""
+"""The model store: complete files, shared blobs, and deletion of what is unused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sha256(data: bytes) -> str:
 
 
 def put(store: Store, name: ModelName, *blobs: bytes) -> set[str]:
-    """Publishes a model that consists of these blobs; the first is its config. Returns their digests."""
+    """Publishes a model with these blobs, the first of which is its config. Returns their digests."""
     with store.staging() as staging:
         staged = [staging.write([blob]) for blob in blobs]
         layers = tuple(Layer(MODEL_TYPE, blob.digest, blob.size) for blob in staged)
@@ -51,7 +51,7 @@ def files(store: Store) -> list[str]:
     return sorted(str(path.relative_to(store.root)) for path in store.root.rglob("*") if path.is_file())
 
 
-def test_layout_is_ollamas(store: Store) -> None:
+def test_the_layout_is_ollamas(store: Store) -> None:
     put(store, ModelName.parse("hf.co/org/repo:Q4_K_M"), b"config", b"model")
     assert files(store) == sorted(
         [
@@ -75,7 +75,7 @@ def test_models_share_blobs(store: Store) -> None:
     assert list((store.root / "manifests").iterdir()) == []
 
 
-def test_deleting_twice_does_no_harm(store: Store) -> None:
+def test_deleting_twice_does_nothing(store: Store) -> None:
     kept = put(store, ModelName.parse("b"), b"config", b"weights")
     store.delete(NAME)
     store.delete(NAME)
@@ -97,8 +97,8 @@ def test_a_replaced_model_stays_until_its_version_is_deleted(store: Store) -> No
     assert len(files(store)) == 1 + len(new) + 1
 
 
-def test_a_versions_deletion_takes_every_tag_of_its_model_that_still_names_it(store: Store) -> None:
-    """A node that never pulled the newer version has the older one under the tag."""
+def test_deleting_a_version_deletes_every_tag_that_names_it(store: Store) -> None:
+    """On a node that never pulled the newer version, the tag names the older one."""
     other = put(store, ModelName.parse("other"), b"config", b"weights")
     put(store, NAME, b"config", b"weights")
     version = manifest_digest(store, NAME)
@@ -110,13 +110,13 @@ def test_a_versions_deletion_takes_every_tag_of_its_model_that_still_names_it(st
     assert digests(store) == other
 
 
-def test_the_same_model_again_keeps_no_second_copy(store: Store) -> None:
+def test_the_same_model_is_stored_once(store: Store) -> None:
     blobs = put(store, NAME, b"config", b"weights")
     put(store, NAME, b"config", b"weights")
     assert len(files(store)) == 1 + len(blobs) + 1
 
 
-def test_names_match_in_any_case(store: Store) -> None:
+def test_names_are_case_insensitive(store: Store) -> None:
     put(store, ModelName.parse("Tiny:Q4"), b"config", b"old")
     old = manifest_digest(store, ModelName.parse("tiny:q4"))
     put(store, ModelName.parse("tiny:q4"), b"config", b"new")
@@ -124,13 +124,13 @@ def test_names_match_in_any_case(store: Store) -> None:
     assert [Path(file).name for file in files(store)[-2:]] == ["Q4", f"sha256-{old}"]
 
 
-def test_wrong_checksum_leaves_nothing(store: Store) -> None:
+def test_a_wrong_checksum_leaves_no_files(store: Store) -> None:
     with store.staging() as staging, pytest.raises(InvalidModelFile, match=f"want sha256:{'0' * 64}, got sha256:"):
         staging.write([b"data"], sha256="0" * 64)
     assert files(store) == [".lock"]
 
 
-def test_a_failure_while_staging_leaves_nothing(store: Store) -> None:
+def test_a_failure_while_staging_leaves_no_files(store: Store) -> None:
     def fail() -> None:
         with store.staging() as staging:
             staging.write([b"data"])
@@ -142,14 +142,14 @@ def test_a_failure_while_staging_leaves_nothing(store: Store) -> None:
     assert list((store.root / ".staging").iterdir()) == []
 
 
-def test_a_manifest_that_cannot_be_written_leaves_nothing(store: Store) -> None:
+def test_a_manifest_that_cannot_be_written_leaves_no_blobs(store: Store) -> None:
     (store.root / "manifests" / "registry.ollama.ai").write_text("in the way")
     with pytest.raises(OSError, match="registry.ollama.ai"):
         put(store, NAME, b"config", b"weights")
     assert digests(store) == set()
 
 
-def test_reused_blob_survives_a_deletion_meanwhile(store: Store) -> None:
+def test_a_reused_blob_survives_a_concurrent_deletion(store: Store) -> None:
     put(store, NAME, b"config", b"weights")
     with store.staging() as staging:
         blob = staging.reuse(f"sha256:{sha256(b'weights')}")
@@ -159,12 +159,12 @@ def test_reused_blob_survives_a_deletion_meanwhile(store: Store) -> None:
     assert store.blob(blob.digest).read_bytes() == b"weights"
 
 
-def test_one_agent_at_a_time(store: Store) -> None:
+def test_one_agent_per_store(store: Store) -> None:
     with pytest.raises(Conflict, match=rf"{store.root} is in use by another node agent \(process {os.getpid()}\)"):
         Store(store.root)
 
 
-def test_lock_is_not_inherited_and_ends_with_the_agent(tmp_path: Path) -> None:
+def test_the_lock_is_not_inherited_and_ends_with_the_agent(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys; from pathlib import Path; from services.node.store import Store\n"
         f"Store(Path({str(tmp_path)!r}))\n"
@@ -177,7 +177,7 @@ def test_lock_is_not_inherited_and_ends_with_the_agent(tmp_path: Path) -> None:
         os.kill(sleeper, 9)
 
 
-def test_what_a_crash_left_is_cleared_away(store: Store) -> None:
+def test_leftovers_of_a_crash_are_removed(store: Store) -> None:
     kept = put(store, NAME, b"config", b"weights")
     store.close()
     (store.root / ".staging" / "dead").mkdir()
@@ -189,7 +189,7 @@ def test_what_a_crash_left_is_cleared_away(store: Store) -> None:
     again.close()
 
 
-def test_no_blob_goes_while_a_manifest_cannot_be_read(store: Store) -> None:
+def test_no_blob_is_deleted_while_a_manifest_is_unreadable(store: Store) -> None:
     held = put(store, ModelName.parse("other"), b"config", b"weights")
     path = store.root / "manifests" / "registry.ollama.ai" / "library" / "broken" / "latest"
     path.parent.mkdir(parents=True)
@@ -201,12 +201,12 @@ def test_no_blob_goes_while_a_manifest_cannot_be_read(store: Store) -> None:
 @pytest.mark.parametrize(
     "digest", ["sha256:../../etc/passwd", "sha256:" + "A" * 64, "sha256-" + "0" * 64, "", "sha256:" + "0" * 63]
 )
-def test_digests_are_no_paths(store: Store, digest: str) -> None:
+def test_digests_with_paths_are_refused(store: Store, digest: str) -> None:
     with pytest.raises(NotFound):
         store.blob(digest)
 
 
-def test_a_manifest_cannot_reach_out_of_the_store(store: Store, tmp_path: Path) -> None:
+def test_a_manifest_cannot_delete_files_outside_the_store(store: Store, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_text("mine")
     path = store.root / "manifests" / "registry.ollama.ai" / "library" / "evil" / "latest"
@@ -219,7 +219,7 @@ def test_a_manifest_cannot_reach_out_of_the_store(store: Store, tmp_path: Path) 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(alphabet="a./:\\-_~%A0é\0 ", max_size=30))
-def test_any_name_stays_inside(store: Store, text: str) -> None:
+def test_any_name_stays_inside_the_store(store: Store, text: str) -> None:
     try:
         name = ModelName.parse(text)
     except BadRequest:
@@ -230,12 +230,12 @@ def test_any_name_stays_inside(store: Store, text: str) -> None:
     store.delete(name)
 
 
-def test_full_disk_names_need_and_free(store: Store) -> None:
+def test_a_full_disk_is_an_error_with_needed_and_free_space(store: Store) -> None:
     with pytest.raises(Unavailable, match=r"not enough disk space in .*: 1000000000000.0 MB needed, [\d.]+ MB free"):
         store.require_room(10**18)
 
 
-def test_the_manifest_of_a_file_is_always_the_same(tiny_gguf: Path) -> None:
+def test_the_manifest_of_a_file_is_reproducible(tiny_gguf: Path) -> None:
     from services.weights import gguf
 
     model = gguf.read(tiny_gguf)
@@ -250,7 +250,7 @@ def test_the_manifest_of_a_file_is_always_the_same(tiny_gguf: Path) -> None:
     ("count", "text"),
     [(134_515_008, "134.52M"), (3_200_000_000, "3.2B"), (7_000_000_000, "7B"), (1_000_000, "1M"), (12_345, "12K"), (7, "7")],
 )
-def test_parameter_counts_read_as_ollamas(count: int, text: str) -> None:
+def test_parameter_counts_have_ollamas_format(count: int, text: str) -> None:
     assert manifests.human_number(count) == text
 
 
@@ -259,7 +259,7 @@ NAMES = st.sampled_from(["x", "y", "z"]).map(ModelName.parse)
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Against the simplest model there is: a name has blobs."""
+    """Compares the store with a simple model: each name has a set of blobs."""
 
     root: Path
 
@@ -306,12 +306,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = Store(self.root)
 
     @invariant()
-    def holds_what_the_models_need_and_no_more(self) -> None:
+    def holds_exactly_the_blobs_of_its_models(self) -> None:
         assert digests(self.store) == set().union(*self.models.values(), *self.kept.values())
         for blob in self.store.blobs():
             assert sha256(self.store.blob(blob.digest).read_bytes()) == blob.digest.removeprefix("sha256:")
 
 
-def test_any_sequence_of_changes(tmp_path: Path) -> None:
+def test_any_sequence_of_changes_keeps_exactly_the_needed_blobs(tmp_path: Path) -> None:
     StoreMachine.root = tmp_path
     run_state_machine_as_test(StoreMachine, settings=settings(max_examples=20, stateful_step_count=10, deadline=None))

@@ -1,4 +1,4 @@
-"""Archives that are made to exhaust whoever opens them."""
+"""Archives that try to exhaust the memory of the reader."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def archive(folder: Path, members: dict[str, bytes], *, packed: int = zipfile.ZI
     return path
 
 
-def test_many_licences_are_cut_short(tmp_path: Path) -> None:
+def test_many_licences_are_truncated(tmp_path: Path) -> None:
     page = b"Do as you like. " * 65_536
     path = archive(tmp_path, {f"evil-1.0.dist-info/licenses/LICENSE-{number}": page for number in range(100)})
     with little_memory(), Wheel(path) as wheel:
@@ -45,26 +45,26 @@ def test_many_licences_are_cut_short(tmp_path: Path) -> None:
     assert len(text) < MIB
 
 
-def test_a_few_licences_are_whole(tmp_path: Path) -> None:
+def test_a_few_licences_are_complete(tmp_path: Path) -> None:
     names = [f"evil-1.0.dist-info/licenses/{name}" for name in ("COPYING", "LICENSE")]
     with Wheel(archive(tmp_path, dict(zip(names, (b"a\0", b"b"), strict=True)))) as wheel:
         assert wheel.license() == "a\nb"
 
 
-def test_many_checksums_are_read_as_far_as_a_model_needs(tmp_path: Path) -> None:
+def test_reading_many_checksums_takes_little_memory(tmp_path: Path) -> None:
     lines = b"".join(b"%064x  m.gguf\n" % number for number in range(20_000))
     with little_memory(), Wheel(archive(tmp_path, {f"{number}/SHA256SUMS": lines for number in range(50)})) as wheel:
         assert list(wheel.sums()) == ["m.gguf"]
 
 
-def test_a_list_of_files_longer_than_any_model_needs(tmp_path: Path) -> None:
+def test_too_long_a_list_of_files_is_refused(tmp_path: Path) -> None:
     path = archive(tmp_path, {f"{number:0100}": b"" for number in range(30_000)}, packed=zipfile.ZIP_STORED)
     with little_memory(), pytest.raises(InvalidModelFile, match="holds more files than a package with a model has"):
         Wheel(path)
 
 
 @pytest.mark.parametrize("packed", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA], ids=["bzip2", "lzma"])
-def test_a_packing_that_unpacks_without_bound(tmp_path: Path, packed: int) -> None:
+def test_unsupported_compression_is_refused(tmp_path: Path, packed: int) -> None:
     path = archive(tmp_path, {"m.gguf": bytes(64 * MIB)}, packed=packed)
     with little_memory(), Wheel(path) as wheel, pytest.raises(InvalidModelFile, match="is not packed as wheels are"):
         list(wheel.chunks("m.gguf"))

@@ -1,4 +1,4 @@
-"""Prometheus and promtool: installed ones, or Debian's package, unpacked into the tests' cache without installing it."""
+"""Prometheus and promtool: installed, or from Debian's package, unpacked into the tests' cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNPACKED = CACHE / "prometheus"
 
 
 def program(name: str) -> Path | None:
-    """`prometheus` or `promtool`; None where there is neither one nor a Debian to get it from."""
+    """`prometheus` or `promtool`; None if neither is installed nor available from Debian."""
     if installed := shutil.which(name):
         return Path(installed)
     unpacked = _UNPACKED / "usr" / "bin" / name

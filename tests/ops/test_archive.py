@@ -1,5 +1,5 @@
-"""`ops/backup.sh` and `ops/restore.sh` with a stand-in for Docker: what is in the archive, and which ones are refused before anything is touched.
-The round trip of a real cluster is in tests/compose/operations.py."""
+"""`ops/backup.sh` and `ops/restore.sh` with a stand-in for Docker: the contents of an archive, and refusals before anything is
+changed. tests/compose/operations.py backs up and restores a real cluster."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCHEMA = "2026_11_22_catalog"
 
-#: Answers as Compose does, keeps a database in a file and a store in a folder, and notes what it was told to do.
+#: Answers like Compose, keeps a database in a file and a store in a folder, and logs its calls.
 DOCKER = """#!/usr/bin/env bash
-echo "$*" >>"$SITE/said"
+echo "$*" >>"$SITE/calls"
 case "$*" in
     *"ps --quiet"*) cat "$SITE/running" ;;
     *"config --format json"*) printf '{\\n  "name": "corral",\\n}\\n' ;;
@@ -34,12 +34,12 @@ esac
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with secrets, and a cluster of the stand-in."""
+    """A checkout with secrets and a cluster of the stand-in."""
     for folder in ("ops", "bin", "migrations/versions", "site/models/blobs", "site/models/manifests/host/library/model"):
         (tmp_path / folder).mkdir(parents=True)
     for script in ("backup.sh", "restore.sh", "secrets.sh"):
         shutil.copy(ROOT / "ops" / script, tmp_path / "ops")
-    write_script(tmp_path / "ops" / "cluster.sh", '#!/usr/bin/env bash\necho "cluster $*" >>"$SITE/said"\n')
+    write_script(tmp_path / "ops" / "cluster.sh", '#!/usr/bin/env bash\necho "cluster $*" >>"$SITE/calls"\n')
     write_script(tmp_path / "bin" / "docker", DOCKER)
     shutil.copy(ROOT / ".env.example", tmp_path)
     (tmp_path / "migrations" / "versions" / "first.py").write_text(f'revision = "{SCHEMA}"\n')
@@ -82,7 +82,7 @@ def lose_everything(checkout: Path) -> None:
     (checkout / ".env").unlink()
     (checkout / "site" / "database").unlink()
     (checkout / "site" / "running").write_text("")
-    (checkout / "site" / "said").write_text("")
+    (checkout / "site" / "calls").write_text("")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -90,7 +90,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def refusal(checkout: Path, *arguments: str, script: str = "restore.sh") -> str:
-    """The one sentence; nothing was changed on the way to it."""
+    """The error message; asserts that nothing was changed."""
     before = {name: contents(checkout / name) for name in ("secrets", "site/models") if (checkout / name).exists()}
     done = run(checkout, script, *arguments)
     assert done.returncode == 1
@@ -100,7 +100,7 @@ def refusal(checkout: Path, *arguments: str, script: str = "restore.sh") -> str:
     return line.removeprefix("Error: ")
 
 
-def test_a_round_trip(checkout: Path) -> None:
+def test_a_restored_backup_is_the_same_cluster(checkout: Path) -> None:
     (checkout / ".env").write_text((checkout / ".env").read_text() + "CORRAL_PORT=8080\n")
     before = {name: contents(checkout / name) for name in ("secrets", "site/models")}
     database = (checkout / "site" / "database").read_bytes()
@@ -114,10 +114,10 @@ def test_a_round_trip(checkout: Path) -> None:
     assert (checkout / "site" / "database").read_bytes() == database
     assert "CORRAL_PORT=8080" in (checkout / ".env").read_text()
     assert "CORRAL_DOCKER_GID=\n" not in (checkout / ".env").read_text(), "the socket's group is this machine's"
-    assert (checkout / "site" / "said").read_text().endswith("cluster up\n")
+    assert (checkout / "site" / "calls").read_text().endswith("cluster up\n")
 
 
-def test_models_are_saved_where_they_are_asked_for(checkout: Path) -> None:
+def test_models_are_saved_only_if_requested(checkout: Path) -> None:
     with tarfile.open(backup(checkout), ignore_zeros=True) as archive:
         names = archive.getnames()
     assert names[0] == "manifest"
@@ -125,7 +125,7 @@ def test_models_are_saved_where_they_are_asked_for(checkout: Path) -> None:
     assert not [name for name in names if name.startswith("models")]
 
 
-def test_only_its_owner_can_read_an_archive(checkout: Path) -> None:
+def test_only_the_owner_can_read_an_archive(checkout: Path) -> None:
     file = backup(checkout)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     with tarfile.open(file) as archive:
@@ -135,17 +135,17 @@ def test_only_its_owner_can_read_an_archive(checkout: Path) -> None:
     assert stat.S_IMODE((checkout / "secrets").stat().st_mode) == 0o700
 
 
-def test_a_backup_that_fails_leaves_nothing(checkout: Path) -> None:
+def test_a_failed_backup_leaves_no_file(checkout: Path) -> None:
     (checkout / "site" / "running").write_text("")
     (checkout / "backups").mkdir()
-    said = refusal(checkout, str(checkout / "backups"), script="backup.sh")
-    assert said.startswith("the cluster's database does not run")
+    error = refusal(checkout, str(checkout / "backups"), script="backup.sh")
+    assert error.startswith("the cluster's database does not run")
     assert list((checkout / "backups").iterdir()) == []
     assert refusal(checkout, str(checkout / "nowhere" / "file"), script="backup.sh").startswith("there is no folder")
     assert refusal(checkout, script="backup.sh").startswith("ops/backup.sh takes")
 
 
-def test_an_existing_file_is_not_written_over(checkout: Path) -> None:
+def test_an_existing_file_is_not_overwritten(checkout: Path) -> None:
     file = backup(checkout)
     assert "is there already" in refusal(checkout, str(file), script="backup.sh")
 
@@ -164,17 +164,17 @@ def test_a_damaged_archive_is_refused(checkout: Path, where: float) -> None:
     assert not (checkout / "secrets").exists()
 
 
-def test_an_archive_that_was_cut_off_is_refused(checkout: Path) -> None:
+def test_a_truncated_archive_is_refused(checkout: Path) -> None:
     file = backup(checkout, "--models")
     lose_everything(checkout)
     content = file.read_bytes()
     for length in (0, 100, 2000, len(content) // 2):
         file.write_bytes(content[:length])
         assert str(file) in refusal(checkout, str(file))
-    assert (checkout / "site" / "said").read_text() == "", "nothing was begun"
+    assert (checkout / "site" / "calls").read_text() == "", "nothing was started"
 
 
-def test_other_files_are_refused(checkout: Path) -> None:
+def test_a_file_that_is_not_a_backup_is_refused(checkout: Path) -> None:
     assert refusal(checkout, str(checkout / "nowhere.tar")).startswith("there is no archive")
     stranger = checkout / "stranger.tar"
     with tarfile.open(stranger, "w") as archive:
@@ -182,7 +182,7 @@ def test_other_files_are_refused(checkout: Path) -> None:
     assert refusal(checkout, str(stranger)) == f"{stranger} is no archive of ops/backup.sh"
 
 
-def test_a_member_that_no_backup_has_is_refused(checkout: Path) -> None:
+def test_an_archive_with_other_members_is_refused(checkout: Path) -> None:
     file = backup(checkout)
     with tarfile.open(file, "a") as archive:
         archive.add(checkout / ".env", "secrets/../../escaped")
@@ -196,7 +196,7 @@ def test_a_newer_schema_is_refused(checkout: Path) -> None:
     assert "newer than this release (schema 2031_01_01_future, of release v7)" in refusal(checkout, str(file))
 
 
-def test_a_cluster_is_not_replaced_unasked(checkout: Path) -> None:
+def test_a_cluster_is_not_replaced_without_replace(checkout: Path) -> None:
     file = backup(checkout)
     assert refusal(checkout, str(file)).startswith("a cluster runs here")
     (checkout / "site" / "running").write_text("")
@@ -212,16 +212,16 @@ def test_a_cluster_is_not_replaced_unasked(checkout: Path) -> None:
     assert (checkout / "secrets" / "grafana_password").read_text() != "another\n"
 
 
-def test_a_restore_that_fails_leaves_nothing(checkout: Path) -> None:
+def test_a_failed_restore_leaves_nothing(checkout: Path) -> None:
     file = backup(checkout)
     (checkout / "site" / "running").write_text("")
     before = contents(checkout / "secrets")
     (checkout / "site" / "broken").touch()
-    said = refusal(checkout, str(file))
-    assert said == "the database cannot be restored: pg_restore: error: out of order; nothing of the restore was left"
+    error = refusal(checkout, str(file))
+    assert error == "the database cannot be restored: pg_restore: error: out of order; nothing of the restore was left"
     assert contents(checkout / "secrets") == before
     assert {stat.S_IMODE(file.stat().st_mode) for file in (checkout / "secrets").iterdir()} == {0o644}
-    assert (checkout / "site" / "said").read_text().endswith("cluster down --volumes\n")
+    assert (checkout / "site" / "calls").read_text().endswith("cluster down --volumes\n")
     lose_everything(checkout)
     assert run(checkout, "restore.sh", str(file)).returncode == 1
     assert not (checkout / "secrets").exists()

@@ -1,4 +1,4 @@
-"""`ops/bootstrap.sh` in a checkout of its own, with a uv that does what each test needs."""
+"""`ops/bootstrap.sh` in a separate checkout, with a scripted uv."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-#: What the script uses, and what every Debian has.
+#: The programs that the script uses and that every Debian has.
 TOOLS = (
     *("bash", "cat", "cut", "df", "dirname", "env", "grep", "head", "ln", "mkdir", "nproc", "rm"),
     *("sed", "sha256sum", "sleep", "sort", "tail", "tee", "tr"),
@@ -52,7 +52,7 @@ class Checkout:
         return log.read_text().splitlines() if log.exists() else []
 
     def program(self, name: str, folder: Path | None = None) -> Path:
-        """One that does nothing, on the PATH or elsewhere."""
+        """Creates a program that does nothing, on the PATH or in `folder`."""
         program = (folder or self.bin) / name
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text("#!/bin/sh\n")
@@ -83,7 +83,7 @@ def test_everything_is_installed_once(checkout: Checkout) -> None:
     assert (second.returncode, second.stderr, len(checkout.asked)) == (0, "", 1)
 
 
-def test_the_index_is_asked_only_for_what_is_not_here_yet(checkout: Checkout) -> None:
+def test_the_index_is_used_only_for_missing_packages(checkout: Checkout) -> None:
     checkout.uv(f'[ "$2" != --offline ] || exit 1\n{SUCCESS}')
     done = checkout.run()
     assert done.returncode == 0, done.stderr
@@ -91,7 +91,7 @@ def test_the_index_is_asked_only_for_what_is_not_here_yet(checkout: Checkout) ->
     assert offline.replace(" --offline", "") == online
 
 
-def test_a_change_of_the_lock_installs_again_without_talk_of_compiling(checkout: Checkout) -> None:
+def test_a_changed_lock_installs_again_without_a_message_about_compiling(checkout: Checkout) -> None:
     checkout.uv(SUCCESS)
     checkout.run()
     with (checkout.path / "uv.lock").open("a") as lock:
@@ -101,7 +101,7 @@ def test_a_change_of_the_lock_installs_again_without_talk_of_compiling(checkout:
     assert "compiled" not in again.stderr
 
 
-def test_a_group_is_added_when_it_is_asked_for_and_then_stays(checkout: Checkout) -> None:
+def test_a_requested_group_is_added_and_stays(checkout: Checkout) -> None:
     checkout.uv(SUCCESS)
     checkout.run()
     checkout.run("bench")
@@ -111,7 +111,7 @@ def test_a_group_is_added_when_it_is_asked_for_and_then_stays(checkout: Checkout
     assert len(checkout.asked) == 2
 
 
-def test_an_installation_without_the_group_is_not_taken_for_one_with_it(checkout: Checkout) -> None:
+def test_an_installation_without_the_group_does_not_count_as_one_with_it(checkout: Checkout) -> None:
     checkout.uv(SUCCESS)
     checkout.run("bench")
     with (checkout.path / "uv.lock").open("a") as lock:
@@ -121,12 +121,12 @@ def test_an_installation_without_the_group_is_not_taken_for_one_with_it(checkout
     assert len(checkout.asked) == 3
 
 
-def test_progress_of_the_compilation(checkout: Checkout) -> None:
+def test_the_progress_of_the_compilation_is_shown(checkout: Checkout) -> None:
     checkout.uv(f"echo 'DEBUG [69/78] /usr/bin/g++ -c x.cpp' >&2; sleep 1; {SUCCESS}")
     assert "compiling llama.cpp: 69 of 78, less than a minute left\n" in checkout.run().stderr
 
 
-def test_without_a_compiler_nothing_is_tried(checkout: Checkout) -> None:
+def test_a_missing_compiler_is_an_error_before_anything_runs(checkout: Checkout) -> None:
     checkout.uv(SUCCESS)
     (checkout.bin / "c++").unlink()
     done = checkout.run()
@@ -155,7 +155,7 @@ def test_failures_are_one_sentence_with_the_log(checkout: Checkout, output: str,
     assert checkout.run().returncode == 1, "it is tried again, not taken for done"
 
 
-def test_an_old_uv_is_passed_over(checkout: Checkout) -> None:
+def test_an_old_uv_is_ignored(checkout: Checkout) -> None:
     checkout.uv(SUCCESS, version="0.8.22")
     (checkout.bin / "python3").unlink()
     done = checkout.run()
@@ -163,8 +163,8 @@ def test_an_old_uv_is_passed_over(checkout: Checkout) -> None:
     assert done.stderr == "Error: there is no python3; install it, on Debian with: apt install python3 python3-venv\n"
 
 
-def test_python_without_venv_and_pip_still_gets_uv(checkout: Checkout) -> None:
-    """The third way, with a stand-in for the download."""
+def test_uv_is_downloaded_if_python_has_no_venv_and_no_pip(checkout: Checkout) -> None:
+    """With a stand-in for the download."""
     (checkout.bin / "python3").unlink()
     checkout.uv(SUCCESS)
     (checkout.bin / "uv").rename(checkout.path / "uv")
@@ -184,7 +184,7 @@ esac
 CUDA = "--config-settings-package llama-cpp-python:cmake.define.GGML_CUDA=ON"
 
 
-def test_cuda_where_its_compiler_and_a_driver_are(checkout: Checkout) -> None:
+def test_cuda_is_chosen_with_its_compiler_and_a_driver(checkout: Checkout) -> None:
     checkout.uv('echo "$CUDACXX" >"$0.cudacxx"; ' + SUCCESS)
     nvcc = checkout.program("nvcc")
     checkout.program("nvidia-smi")
@@ -194,14 +194,14 @@ def test_cuda_where_its_compiler_and_a_driver_are(checkout: Checkout) -> None:
     assert (checkout.bin / "uv.cudacxx").read_text() == f"{nvcc}\n"
 
 
-def test_a_cuda_compiler_in_a_folder_of_its_own(checkout: Checkout) -> None:
+def test_cuda_home_is_searched_for_the_compiler(checkout: Checkout) -> None:
     checkout.uv(SUCCESS)
     checkout.program("nvidia-smi")
     nvcc = checkout.program("nvcc", checkout.path / "cuda" / "bin")
     assert f", with {nvcc}." in checkout.run(CUDA_HOME=str(checkout.path / "cuda")).stderr
 
 
-def test_a_compiler_without_a_driver(checkout: Checkout) -> None:
+def test_without_a_driver_cuda_is_not_chosen(checkout: Checkout) -> None:
     checkout.uv(SUCCESS)
     checkout.program("nvcc")
     done = checkout.run()
@@ -209,7 +209,7 @@ def test_a_compiler_without_a_driver(checkout: Checkout) -> None:
     assert "config-settings" not in checkout.asked[0]
 
 
-def test_metal_on_apple_silicon(checkout: Checkout) -> None:
+def test_metal_is_chosen_on_apple_silicon(checkout: Checkout) -> None:
     checkout.uv(SUCCESS)
     done = checkout.run(OSTYPE="darwin23", HOSTTYPE="arm64")
     assert "It is compiled for Metal too.\n" in done.stderr
@@ -219,7 +219,7 @@ def test_metal_on_apple_silicon(checkout: Checkout) -> None:
 @pytest.mark.parametrize(
     ("accelerator", "option"), [("vulkan", "GGML_VULKAN"), ("rocm", "GGML_HIP"), ("cuda", "GGML_CUDA"), ("none", "")]
 )
-def test_an_accelerator_that_was_chosen(checkout: Checkout, accelerator: str, option: str) -> None:
+def test_a_configured_accelerator_is_used(checkout: Checkout, accelerator: str, option: str) -> None:
     checkout.uv(SUCCESS)
     for name in ("nvcc", "nvidia-smi"):
         checkout.program(name)
@@ -227,14 +227,14 @@ def test_an_accelerator_that_was_chosen(checkout: Checkout, accelerator: str, op
     assert (f"cmake.define.{option}=ON" in checkout.asked[0]) == bool(option)
 
 
-def test_an_accelerator_that_is_none(checkout: Checkout) -> None:
+def test_an_unknown_accelerator_is_refused(checkout: Checkout) -> None:
     checkout.uv(SUCCESS)
     done = checkout.run(CORRAL_ACCELERATOR="tpu")
     assert (done.returncode, checkout.asked) == (1, [])
     assert done.stderr == "Error: CORRAL_ACCELERATOR is tpu; it may be none, cuda, metal, vulkan or rocm\n"
 
 
-def test_a_card_that_comes_compiles_again_and_one_that_goes_takes_its_build_along(checkout: Checkout) -> None:
+def test_llama_cpp_is_compiled_again_if_a_card_is_added_or_removed(checkout: Checkout) -> None:
     checkout.uv(SUCCESS)
     assert "It is compiled for the processor alone: " in checkout.run().stderr
     added = [checkout.program(name) for name in ("nvcc", "nvidia-smi")]
@@ -246,14 +246,14 @@ def test_a_card_that_comes_compiles_again_and_one_that_goes_takes_its_build_alon
     assert [CUDA in asked for asked in checkout.asked] == [False, True, False]
 
 
-def test_a_compilation_for_an_accelerator_that_fails_says_how_to_do_without(checkout: Checkout) -> None:
+def test_a_failed_accelerator_build_suggests_building_without(checkout: Checkout) -> None:
     checkout.uv("echo 'nvcc fatal: unsupported' >&2; exit 2")
     *_, hint, last = checkout.run(CORRAL_ACCELERATOR="cuda").stderr.splitlines()
     assert hint == "CORRAL_ACCELERATOR=none compiles llama.cpp for the processor alone."
     assert last.startswith("Error: the environment could not be made: nvcc fatal: unsupported")
 
 
-def test_stopping_it_stops_the_compilers_too(checkout: Checkout) -> None:
+def test_stopping_the_script_stops_the_compilers(checkout: Checkout) -> None:
     checkout.uv('sleep 600 & echo $! >"$0.child"; wait')
     variables = {"PATH": str(checkout.bin), "HOME": str(checkout.path)}
     with subprocess.Popen(["ops/bootstrap.sh"], cwd=checkout.path, env=variables, stderr=subprocess.DEVNULL) as script:

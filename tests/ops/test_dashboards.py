@@ -1,4 +1,4 @@
-"""The dashboards: the JSON that Grafana reads is what the code says, and asks only for metrics that there are."""
+"""The dashboards: their JSON matches the code, and their queries use existing metrics."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def test_json_and_code_agree(board: Board) -> None:
     assert (FOLDER / f"{board.uid}.json").read_text() == rendered(board), "run python -m ops.grafana.build"
 
 
-def test_no_other_files_are_there() -> None:
+def test_there_are_no_other_json_files() -> None:
     assert sorted(path.stem for path in FOLDER.glob("*.json")) == sorted(board.uid for board in BOARDS)
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
-def test_panels_ask_for_documented_metrics(board: Board) -> None:
+def test_panels_use_documented_metrics(board: Board) -> None:
     recorded = {name for path in RULES for name in re.findall(r"record: (\S+)", path.read_text())}
     for expression in expressions(board):
         assert not unknown(expression), expression
         assert set(_RECORDED.findall(expression)) <= recorded, expression
 
 
-def test_rules_ask_for_documented_metrics() -> None:
+def test_rules_use_documented_metrics() -> None:
     for path in RULES:
         assert not unknown(path.read_text()), path
 
@@ -72,7 +72,7 @@ def provisioned() -> list[dict[str, Any]]:
 
 
 def references(node: Any) -> Iterator[dict[str, Any]]:
-    """Every datasource that something in a dashboard names."""
+    """Every datasource reference in a dashboard."""
     if isinstance(node, dict):
         if "datasource" in node:
             yield node["datasource"]
@@ -84,8 +84,8 @@ def references(node: Any) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
-def test_panels_ask_a_datasource_that_is_provisioned(board: Board) -> None:
-    """By its uid, or by a variable that is to choose one of its type."""
+def test_panels_use_a_provisioned_datasource(board: Board) -> None:
+    """By its uid, or by a variable that selects one of its type."""
     shown = json.loads((FOLDER / f"{board.uid}.json").read_text())
     chosen = {
         f"${{{variable['name']}}}": variable["query"]
@@ -100,13 +100,12 @@ def test_panels_ask_a_datasource_that_is_provisioned(board: Board) -> None:
         assert reference["type"] in known.values()
 
 
-def test_one_datasource_is_chosen_where_nobody_chooses() -> None:
+def test_prometheus_is_the_default_datasource() -> None:
     assert [source["name"] for source in provisioned() if source["isDefault"]] == ["Prometheus"]
 
 
-def test_grafana_finds_what_is_provisioned() -> None:
-    """The provider's folder is one that holds the dashboards, at its path within the container, and Prometheus is where the datasource
-    looks for it."""
+def test_the_provisioning_matches_the_compose_file() -> None:
+    """The provider's path is where the container mounts the dashboards, and the datasource's URL is the address of Prometheus."""
     cluster = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     mounted = {
         inside: ROOT / outside for outside, inside, *_ in (volume.split(":") for volume in cluster["grafana"]["volumes"])
@@ -122,15 +121,15 @@ def test_grafana_finds_what_is_provisioned() -> None:
 
 
 def panels() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of every dashboard, as Grafana reads them, with a name for messages."""
+    """The panels of every dashboard, as Grafana reads them, with a name for messages."""
     for board in BOARDS:
         for panel in json.loads((FOLDER / f"{board.uid}.json").read_text())["panels"]:
             if panel["type"] != "row":
                 yield f"{board.uid}: {panel['title']}", panel
 
 
-def test_axes_show_what_there_is_to_see() -> None:
-    """Percentages go to 100, except the one that says how far an estimate is off, which may be below 0 too."""
+def test_axes_have_sensible_limits() -> None:
+    """Percentages end at 100, except the error of a memory estimate, which may also be negative."""
     for name, panel in panels():
         axis = panel["fieldConfig"]["defaults"]
         if "Memory against its estimate" in name:
@@ -141,7 +140,7 @@ def test_axes_show_what_there_is_to_see() -> None:
             assert panel["type"] == "stat" or axis["min"] == 0, name
 
 
-def test_red_means_that_someone_should_look() -> None:
+def test_only_panels_that_need_attention_turn_red() -> None:
     """Grafana's default would paint everything above 80 red."""
     red = set()
     for name, panel in panels():
@@ -155,7 +154,7 @@ def test_red_means_that_someone_should_look() -> None:
     assert {"corral-slo: Answered", "corral-queue: Longest wait now", "corral-overview: Time to first token"} <= red
 
 
-def test_red_begins_where_alerts_do() -> None:
+def test_panels_turn_red_at_the_limits_of_the_alerts() -> None:
     rules = " ".join(path.read_text() for path in RULES)
     for name, value in vars(limits).items():
         if name.isupper() and name not in ("MEMORY_TAKEN", "MAY_FAIL", "MAY_BE_LATE"):
@@ -165,7 +164,7 @@ def test_red_begins_where_alerts_do() -> None:
     assert f"< {1 - limits.MEMORY_TAKEN:.2f}" in rules
 
 
-def test_few_requests_make_lines_without_gaps() -> None:
+def test_few_requests_still_draw_lines_without_gaps() -> None:
     for name, panel in panels():
         if panel["type"] == "timeseries":
             assert panel["fieldConfig"]["defaults"]["custom"]["spanNulls"] >= 60_000, name
@@ -173,23 +172,25 @@ def test_few_requests_make_lines_without_gaps() -> None:
             assert "histogram_quantile" not in target["expr"] or re.search(r"\[5m\].*\) >= 0$", target["expr"]), name
 
 
-def test_what_a_caller_does_wrong_is_no_error_of_the_cluster() -> None:
+def test_errors_of_callers_do_not_count_as_errors_of_the_cluster() -> None:
     asked = [expression for board in BOARDS for expression in expressions(board)] + [path.read_text() for path in RULES]
     assert not [text for text in asked if 'outcome!="cancelled"' in text]
 
 
-def test_the_cluster_can_be_narrowed_to_models_and_teams() -> None:
+def test_the_overview_can_be_filtered_by_model_and_team() -> None:
     assert [variable.name for variable in OVERVIEW.variables] == ["model", "team"]
     metrics = documented()
     for expression in (query.expr for row in OVERVIEW.rows for panel in row.panels for query in panel.queries):
         for name, chosen in re.findall(r"\b(corral_\w+)(?:\{([^}]*)\})?", expression):
             labels = metrics[name if name in metrics else _PARTS.sub("", name)].labels
-            for label in {"model", "team"} & (labels | ({"model"} if "_worker_" in name else set())):  # of its target
+            for label in {"model", "team"} & (
+                labels | ({"model"} if "_worker_" in name else set())
+            ):  # the model is a label of the worker's target
                 assert f'{label}=~"${label}"' in chosen, expression
 
 
-def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
-    """As rules, since promtool checks no query alone."""
+def test_prometheus_parses_every_query(tmp_path: Path) -> None:
+    """As rules, because promtool does not check a single query."""
     asked = [query.expr for board in BOARDS for row in board.rows for panel in row.panels for query in panel.queries]
     rules = [
         {"record": f"query:{number}", "expr": re.sub(r"\$__\w+", "5m", expr).replace("$", "")}
@@ -200,7 +201,7 @@ def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
     promtool("check", "rules", file)
 
 
-def test_the_runbook_names_dashboards_that_there_are() -> None:
+def test_the_runbook_names_existing_dashboards() -> None:
     named = re.findall(r"[Dd]ashboards? \*([^*]+)\*", (ROOT / "ops" / "runbook.md").read_text())
     assert named
     assert {name.lower() for name in named} <= {board.title.removeprefix("Corral: ").lower() for board in BOARDS}

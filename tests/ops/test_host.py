@@ -1,4 +1,4 @@
-"""What `make test-compose` does to its machine: what it records, puts back and compares, and when it is a skip."""
+"""How `make test-compose` records, restores and compares its machine, and when it is skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORWARD_DROP = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:DOCKER - [0:
 OPEN = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"
 
 
-def test_every_change_of_an_engine_is_a_difference() -> None:
+def test_every_change_by_an_engine_is_a_difference() -> None:
     changed = Host(
         switches={"net/ipv4/ip_forward": "1", "net/bridge/bridge-nf-call-iptables": "1"},
         firewalls={"iptables": FORWARD_DROP, "ip6tables": ""},
@@ -39,26 +39,25 @@ def test_every_change_of_an_engine_is_a_difference() -> None:
     ]
 
 
-def test_tables_that_accept_everything_are_as_none() -> None:
+def test_tables_that_accept_everything_count_as_empty() -> None:
     assert not EMPTY.differences(replace(EMPTY, firewalls={"iptables": OPEN, "ip6tables": OPEN}))
 
 
-def test_a_firewall_is_put_back_with_its_own_rules() -> None:
+def test_a_firewall_is_restored_with_its_rules() -> None:
     mine = "*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n"
     nat = "*nat\n:POSTROUTING ACCEPT [0:0]\n:DOCKER - [0:0]\n-A POSTROUTING -j MASQUERADE\nCOMMIT\n"
     assert complete(mine, FORWARD_DROP + nat) == mine + "*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n"
     assert complete("", FORWARD_DROP) == OPEN
 
 
-def test_this_machine_does_not_differ_from_itself(tmp_path: Path) -> None:
+def test_this_machine_has_no_differences_to_itself(tmp_path: Path) -> None:
     file = tmp_path / "host.json"
     Host.look().save(file)
     assert not Host.load(file).differences(Host.look())
 
 
 @pytest.mark.parametrize(("code", "error"), [(3, preparation.Unavailable), (1, preparation.PreparationFailed)])
-def test_only_what_cannot_be_had_is_a_skip(tmp_path: Path, code: int, error: type[Exception]) -> None:
-    """However long it took."""
+def test_only_an_unavailable_resource_is_a_skip(tmp_path: Path, code: int, error: type[Exception]) -> None:
     script = tmp_path / "script.sh"
     script.write_text(f"#!/bin/sh\necho first\necho the reason\nexit {code}\n")
     script.chmod(stat.S_IRWXU)
@@ -67,7 +66,7 @@ def test_only_what_cannot_be_had_is_a_skip(tmp_path: Path, code: int, error: typ
 
 
 def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
-    """And goes on when the first has ended, also by SIGKILL."""
+    """It continues when the first has ended, also by SIGKILL."""
     lock = f"\0corral-tests-{os.getpid()}"
     code = f"from tests.compose.preparation import alone\nwith alone({lock!r}):\n    print('in', flush=True)\n    input()\n"
     one, two = tmp_path / "1", tmp_path / "2"

@@ -1,4 +1,4 @@
-"""What several files say of the images and the cluster, and must say alike."""
+"""Values in the files of the images and the cluster that must agree."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ ROOT = Path(__file__).parents[2]
 COMPOSE_FILES = sorted(ROOT.glob("compose*.yaml"))
 
 
-def test_one_version_of_uv() -> None:
+def test_one_version_of_uv_is_used() -> None:
     text = "\n".join((ROOT / name).read_text() for name in ("ops/bootstrap.sh", "Dockerfile", "Dockerfile.worker"))
     versions = re.findall(r"UV_VERSION=([0-9.]+)", text)
     assert len(versions) == 3
     assert len(set(versions)) == 1
 
 
-def test_every_variable_of_the_cluster_is_in_the_example() -> None:
+def test_every_variable_of_the_compose_files_is_in_the_example() -> None:
     example = (ROOT / ".env.example").read_text()
     for file in COMPOSE_FILES:
         for name in re.findall(r"(?<!\$)\$\{([A-Z_]+)", file.read_text()):
-            if name != "COMPOSE_PROJECT_NAME":  # compose's own
+            if name != "COMPOSE_PROJECT_NAME":  # set by Compose itself
                 assert re.search(rf"^#?{name}=", example, re.MULTILINE), f"{name} of {file.name}"
 
 
-def test_defaults_in_the_example_are_those_of_the_files() -> None:
+def test_defaults_in_the_example_match_the_compose_files() -> None:
     text = "\n".join(file.read_text() for file in COMPOSE_FILES)
     for name, value in re.findall(r"^#(CORRAL_[A-Z_]+)=(.+)$", (ROOT / ".env.example").read_text(), re.MULTILINE):
         for default in re.findall(rf"\$\{{{name}:-([^}}]*)\}}", text):
             assert default == value, name
 
 
-def test_no_secret_has_a_place_in_an_environment() -> None:
+def test_no_secret_is_in_an_environment() -> None:
     for file in COMPOSE_FILES:
         assert not re.search(r"^\s*[A-Z_]*(PASSWORD|TOKEN|KEY|DATABASE_URL|REDIS_URL):", file.read_text(), re.MULTILINE), (
             file.name
@@ -44,14 +44,14 @@ def test_no_secret_has_a_place_in_an_environment() -> None:
 
 
 class ComposeLoader(yaml.SafeLoader):
-    """Reads compose's own tags as what stands after them."""
+    """Reads Compose's own tags as the values after them."""
 
 
 ComposeLoader.add_constructor("!reset", lambda loader, node: loader.construct_sequence(node))
 
 
 def services() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Those that a file defines, not those that it only adds to."""
+    """The services that a file defines, without those that it only extends."""
     for file in COMPOSE_FILES:
         for name, service in yaml.load(file.read_text(), ComposeLoader)["services"].items():
             if "restart" in service:
@@ -59,7 +59,7 @@ def services() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("name", "service"), list(services()), ids=lambda value: value if isinstance(value, str) else "")
-def test_every_container_has_few_rights_and_limits(name: str, service: dict[str, Any]) -> None:
+def test_every_container_has_few_rights_and_has_limits(name: str, service: dict[str, Any]) -> None:
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
     assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name.endswith("caddy") else [])
@@ -67,7 +67,7 @@ def test_every_container_has_few_rights_and_limits(name: str, service: dict[str,
     assert service["deploy"]["resources"]["limits"].keys() == {"memory", "pids"}
 
 
-def test_the_page_has_the_sum_of_the_limits() -> None:
+def test_the_page_has_the_sum_of_the_memory_limits() -> None:
     cluster = yaml.load((ROOT / "compose.yaml").read_text(), ComposeLoader)["services"]
     running = [service for service in cluster.values() if service["restart"] != "no"]
     total = sum(_mebibytes(service["deploy"]["resources"]["limits"]["memory"]) for service in running)

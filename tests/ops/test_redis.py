@@ -1,4 +1,4 @@
-"""What compose gives Redis, and what Redis takes of it."""
+"""The memory that Compose gives Redis, and the part that Redis uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 async def test_redis_uses_about_seventy_percent_of_its_containers_memory(tmp_path: Path) -> None:
-    """Read by a real server, which knows the units."""
+    """A real server parses the setting, so the unit is checked too."""
     settings = dict(line.split(maxsplit=1) for line in _lines())
     async with disk_valkey(tmp_path) as server, connect(server.url) as redis:
         await redis.config_set("maxmemory", settings["maxmemory"])

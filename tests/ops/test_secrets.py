@@ -1,4 +1,4 @@
-"""`ops/secrets.sh` in a folder of its own."""
+"""`ops/secrets.sh` in a separate folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def contents(checkout: Path) -> dict[str, str]:
     return {file.name: file.read_text().strip() for file in (checkout / "secrets").iterdir()}
 
 
-def test_they_are_made_once(checkout: Path) -> None:
+def test_secrets_are_created_once(checkout: Path) -> None:
     done = run(checkout)
     assert (done.returncode, done.stderr) == (0, "")
     made = contents(checkout)
@@ -47,7 +47,7 @@ def test_they_are_made_once(checkout: Path) -> None:
     assert run(checkout, "check").returncode == 0
 
 
-def test_they_fit_together_and_are_long(checkout: Path) -> None:
+def test_secrets_match_each_other_and_are_long(checkout: Path) -> None:
     run(checkout)
     made = contents(checkout)
     assert f":{made['postgres_password']}@postgres:5432/" in made["corral_database_url"]
@@ -63,7 +63,7 @@ def test_only_containers_and_their_owner_can_read_them(checkout: Path) -> None:
     assert {stat.S_IMODE((checkout / "secrets" / name).stat().st_mode) for name in FILES} == {0o644}
 
 
-def test_the_environment_file(checkout: Path) -> None:
+def test_the_env_file_is_created_or_extended(checkout: Path) -> None:
     run(checkout)
     lines = (checkout / ".env").read_text().splitlines()
     assert "CORRAL_SECRETS=./secrets" in lines
@@ -73,7 +73,7 @@ def test_the_environment_file(checkout: Path) -> None:
     assert (checkout / ".env").read_text() == "CORRAL_PORT=80\nCORRAL_DOCKER_GID=7\nCORRAL_SECRETS=./secrets\n"
 
 
-def test_what_is_missing_is_said_in_one_sentence(checkout: Path) -> None:
+def test_a_missing_secret_is_an_error_in_one_sentence(checkout: Path) -> None:
     assert run(checkout, "check").stderr == "Error: there are no secrets yet; run `make secrets` first\n"
     run(checkout)
     file = checkout / "secrets" / "redis_auth"

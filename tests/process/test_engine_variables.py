@@ -1,4 +1,4 @@
-"""Engine settings on their way: as JSON in a Start job, as environment variables to a worker."""
+"""Engine settings in transit: as JSON in a Start job, and as environment variables of a worker."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def from_environment(variables: dict[str, str]) -> EngineSettings:
 
 
 @given(engine_settings())
-def test_what_is_deployed_is_what_the_worker_reads(engine: EngineSettings) -> None:
+def test_a_worker_reads_the_deployed_settings(engine: EngineSettings) -> None:
     start = Start("j", "r", "v", "sha256:m", engine)
     arrived = job_from_payload(msgspec.json.decode(msgspec.json.encode(job_to_payload(start))))
     assert isinstance(arrived, Start)
     assert from_environment(to_environment(arrived.engine)) == engine
 
 
-def test_every_setting_is_told_defaults_too() -> None:
+def test_every_setting_is_passed_on_even_defaults() -> None:
     variables = to_environment(EngineSettings())
     assert set(variables) == {f"CORRAL_{name.upper()}" for name in EngineSettings.__struct_fields__}
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +38,7 @@ def test_every_setting_is_told_defaults_too() -> None:
         assert from_environment(variables).slots == 8
 
 
-def test_the_variables_have_the_messages_defaults() -> None:
+def test_the_variables_have_the_same_defaults_as_the_message() -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in EngineSettings.__struct_fields__:
             patch.delenv(f"CORRAL_{name.upper()}", raising=False)
@@ -75,7 +75,7 @@ def test_the_variables_have_the_messages_defaults() -> None:
         ("image", "a worker"),
     ],
 )
-def test_a_job_and_an_environment_refuse_the_same(name: str, value: Any) -> None:
+def test_a_job_and_an_environment_refuse_the_same_values(name: str, value: Any) -> None:
     with pytest.raises(msgspec.ValidationError, match=name):
         msgspec.convert({name: value}, EngineSettings)
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
@@ -83,7 +83,7 @@ def test_a_job_and_an_environment_refuse_the_same(name: str, value: Any) -> None
         from_environment({f"CORRAL_{name.upper()}": text})
 
 
-def test_quantised_values_need_flash_attention() -> None:
+def test_a_quantised_v_cache_needs_flash_attention() -> None:
     with pytest.raises(msgspec.ValidationError, match="kv_type_v q8_0 needs flash attention"):
         msgspec.convert({"kv_type_v": "q8_0", "flash_attention": "off"}, EngineSettings)
     with pytest.raises(ValidationError, match="kv_type_v q8_0 needs flash attention"):

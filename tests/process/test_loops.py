@@ -1,4 +1,4 @@
-"""A background loop that breaks off ends its process: with one line that names it, the traceback, and an exit code."""
+"""A background loop that fails ends its process: with a line that names it, a traceback, and an exit code."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("program", [_TASK, _THREAD], ids=["task", "thread"])
-def test_a_loop_that_breaks_off(program: str) -> None:
+def test_a_failed_loop_ends_the_process(program: str) -> None:
     done = run(program)
     assert done.returncode == EXIT_CODE
     assert done.stderr.startswith("background loop broke off, the process ends: loop=the broken one\n")
     assert done.stderr.rstrip().endswith("ValueError: a bug")
 
 
-def test_a_loop_that_is_stopped() -> None:
+def test_a_stopped_loop_is_not_an_error() -> None:
     done = run(_ORDERLY)
     assert (done.returncode, done.stderr) == (0, "")

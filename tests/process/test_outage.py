@@ -1,8 +1,7 @@
-"""One line when an outage begins, one when it ends, however many loops wait it out."""
+"""An outage is logged once when it begins and once when it ends, however many loops wait."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 import pytest
@@ -13,20 +12,16 @@ from services.protocol.errors import Unavailable
 log = logging.getLogger(__name__)
 
 
-@pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    waits: list[float] = []
+class Waits(list[float]):
+    """The waits of an Outage that does not take the time."""
 
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    return waits
+    async def sleep(self, seconds: float) -> None:
+        self.append(seconds)
 
 
-async def test_two_loops_share_an_outage(caplog: pytest.LogCaptureFixture, slept: list[float]) -> None:
+async def test_loops_share_an_outage(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    outage, gone = Outage(log), Unavailable("Redis does not answer")
+    outage, gone = Outage(log, sleep=Waits().sleep), Unavailable("Redis does not answer")
     for loop in ("claims", "reports", "claims"):
         await outage.wait(loop, gone)
     assert outage.seconds > 0
@@ -40,12 +35,13 @@ async def test_two_loops_share_an_outage(caplog: pytest.LogCaptureFixture, slept
     assert caplog.messages[1].startswith("outage over: seconds=")
 
 
-async def test_each_wait_is_longer_up_to_a_limit_and_none_is_exact(slept: list[float]) -> None:
-    outage, gone = Outage(log), Unavailable("Redis does not answer")
+async def test_waits_grow_up_to_a_limit_with_jitter() -> None:
+    waits = Waits()
+    outage, gone = Outage(log, sleep=waits.sleep), Unavailable("Redis does not answer")
     for _ in range(12):
         await outage.wait("claims", gone)
     limits = [min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**number) for number in range(12)]
-    assert all(limit / 2 <= wait <= limit for wait, limit in zip(slept, limits, strict=True))
+    assert all(limit / 2 <= wait <= limit for wait, limit in zip(waits, limits, strict=True))
     outage.over("claims")
     await outage.wait("claims", gone)
-    assert slept[-1] <= FIRST_WAIT_S
+    assert waits[-1] <= FIRST_WAIT_S

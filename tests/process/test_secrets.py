@@ -1,4 +1,4 @@
-"""Settings that come as files, as containers get their secrets."""
+"""Settings from secret files, as containers get them."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_every_service_reads_its_secrets_from_files(folder: Path) -> None:
     assert key.get_secret_value() == ADMIN_KEY
 
 
-def test_a_variable_wins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_overrides_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORRAL_REDIS_URL", "redis://elsewhere:6379/0")
     assert NodeSettings(_secrets_dir=folder).redis_url == "redis://elsewhere:6379/0"  # type: ignore[call-arg]
 
 
-#: Classes are made when they are imported: each in a process that has the folder.
+#: Settings classes look for the folder at import, so each runs in a process that has it.
 READ = """
 import sys
 from pathlib import Path
@@ -74,7 +74,7 @@ print(Settings({arguments}).redis_url)
     ("service", "arguments"),
     [("gateway", ""), ("registry", ""), ("node", ""), ("worker", "node='n', replica='r', version='0' * 64")],
 )
-def test_every_service_looks_where_containers_have_them(folder: Path, service: str, arguments: str) -> None:
+def test_every_service_reads_the_secrets_folder_of_containers(folder: Path, service: str, arguments: str) -> None:
     program = READ.format(module=f"services.{service}.config", arguments=arguments)
     done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == (REDIS, "")
@@ -99,7 +99,7 @@ def test_a_placeholder_is_refused(folder: Path, settings: type[BaseSettings], na
         settings(_secrets_dir=folder)
 
 
-def test_an_admin_key_is_a_key(folder: Path) -> None:
+def test_an_admin_key_must_have_the_prefix(folder: Path) -> None:
     (folder / "corral_admin_key").write_text("some-secret-without-its-prefix")
     with pytest.raises(ValidationError, match="an API key begins with corral-"):
         RegistrySettings(_secrets_dir=folder)  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""A TCP relay in front of Redis that can lose an answer: the command is carried out and nobody hears of it."""
+"""A TCP relay in front of Redis that can lose a reply: the command is executed, but its reply does not arrive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 class Relay:
-    """`url` is the relay's own. Set `lose_answers` and connections break as soon as Redis answers on them."""
+    """`url` is the relay's address. While `lose_answers` is set, each connection is closed when Redis replies on it."""
 
     def __init__(self, upstream: str) -> None:
         parts = urlsplit(upstream)

@@ -1,4 +1,4 @@
-"""Messages with whatever a test does not care about filled in."""
+"""Messages with default values for the fields that a test does not need."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEASE_MS = 600_000
 _KV_TYPES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 _COUNT = st.integers(0, 10**9)
 _SHARE = st.floats(0, 1e6)
-# What an environment variable can hold.
+# Characters that an environment variable can hold.
 _FILE = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\n"), min_size=1)
 _ADAPTER = st.one_of(
     _FILE.map(lambda name: f"/{name}"), st.binary(min_size=32, max_size=32).map(lambda raw: f"sha256:{raw.hex()}")
@@ -52,13 +52,13 @@ def a_report(
 
 
 async def join(queue: Queue, *workers: str, version: str = VERSION, lease_ms: int = LEASE_MS) -> None:
-    """The workers take up their leases."""
+    """Each worker reports once, which starts its lease."""
     for worker in workers:
         await queue.report(a_report(worker, version=version), lease_ms=lease_ms)
 
 
 def engine_settings() -> st.SearchStrategy[EngineSettings]:
-    """Any that agree with each other."""
+    """Any consistent engine settings."""
     fields: dict[str, st.SearchStrategy[Any]] = {
         "slots": st.integers(1, 256),
         "context_tokens": _COUNT,

@@ -1,4 +1,4 @@
-"""A cancelled call to Redis ends as cancelled: services that stop rely on it."""
+"""A cancelled call to Redis ends as cancelled. Services depend on it when they stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from services.protocol.queue import Queue
 
 
-async def test_no_cancellation_is_swallowed(redis: Redis) -> None:
+async def test_cancellations_are_not_swallowed(redis: Redis) -> None:
     queue = Queue(redis)
     await queue.demand()
     ended_as_cancelled = 0

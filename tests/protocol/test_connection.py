@@ -1,4 +1,4 @@
-"""What a client of Redis gets from us besides the driver: long waits that are no failures, and failures of one kind."""
+"""Our Redis client: long blocking reads are not failures, and failures have one type."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.conditions import eventually
 
 @pytest.fixture
 async def silent_url() -> AsyncIterator[str]:
-    """A server that takes connections and commands and never answers."""
+    """The URL of a server that accepts connections and commands but never answers."""
     writers: list[asyncio.StreamWriter] = []
 
     async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -32,8 +32,8 @@ async def silent_url() -> AsyncIterator[str]:
         await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
 
-async def test_a_wait_longer_than_the_sockets_time_out_is_no_failure(redis: Redis, redis_url: str) -> None:
-    """The socket's time-out notices a Redis that hangs; one that has nothing to tell is well."""
+async def test_a_read_longer_than_the_socket_timeout_is_not_a_failure(redis: Redis, redis_url: str) -> None:
+    """The socket timeout detects a Redis that hangs, not one without news."""
     async with connect(f"{redis_url}?socket_timeout=1.5") as patient:
         assert await asyncio.gather(
             Queue(patient).next_control("worker-1", timeout_s=1.8),
@@ -50,10 +50,11 @@ async def test_a_redis_that_hangs_is_unavailable(silent_url: str) -> None:
             await Queue(redis).next_control("worker-1", timeout_s=5)
 
 
-async def test_a_connection_that_broke_is_replaced(redis: Redis) -> None:
+async def test_a_broken_connection_is_replaced(redis: Redis, redis_url: str) -> None:
     queue = Queue(redis)
     await queue.demand()
-    await redis.client_kill_filter(_type="normal", skipme=False)
+    async with connect(redis_url) as other:
+        await other.client_kill_filter(_type="normal")
 
     async def answers() -> bool:
         try:
@@ -64,8 +65,8 @@ async def test_a_connection_that_broke_is_replaced(redis: Redis) -> None:
     await eventually(answers, timeout_s=5)
 
 
-async def test_what_redis_refuses_is_no_outage(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """A wrong type under a key; the traceback is in the log, the key's content in neither."""
+async def test_a_refused_command_is_not_an_outage(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """For example, a key has the wrong type. The traceback is logged; the key's content is not."""
     await redis.set("corral:demand", "a secret")
     with pytest.raises(RedisRefused, match=r"^Redis refuses a command \(WRONGTYPE\)$"):
         await Queue(redis).demand()
@@ -75,7 +76,7 @@ async def test_what_redis_refuses_is_no_outage(redis: Redis, caplog: pytest.LogC
         await Records(redis).held("worker-1")
 
 
-async def test_a_wrong_password_is_no_outage(redis: Redis, redis_url: str) -> None:
+async def test_a_wrong_password_is_not_an_outage(redis: Redis, redis_url: str) -> None:
     await redis.execute_command("ACL", "SETUSER", "someone", "on", ">right", "~*", "+@all")
     async with connect(redis_url.replace("://", "://someone:wrong@")) as stranger:
         with pytest.raises(RedisRefused, match="password"):
@@ -84,15 +85,15 @@ async def test_a_wrong_password_is_no_outage(redis: Redis, redis_url: str) -> No
             await Records(stranger).held("worker-1")
 
 
-async def test_a_command_that_is_not_allowed_is_no_outage(redis: Redis, redis_url: str) -> None:
+async def test_a_command_without_permission_is_not_an_outage(redis: Redis, redis_url: str) -> None:
     await redis.execute_command("ACL", "SETUSER", "reader", "on", ">right", "~*", "+@connection")
     async with connect(redis_url.replace("://", "://reader:right@")) as stranger:
         with pytest.raises(RedisRefused, match="NOPERM|NoPermission|password"):
             await Records(stranger).held("worker-1")
 
 
-async def test_a_redis_that_is_read_only_for_a_while_is_unavailable(redis: Redis) -> None:
-    """As during a failover: it passes by itself."""
+async def test_a_read_only_redis_is_unavailable(redis: Redis) -> None:
+    """As during a failover, which ends without our help."""
     await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
     try:
         with pytest.raises(Unavailable):
@@ -101,8 +102,8 @@ async def test_a_redis_that_is_read_only_for_a_while_is_unavailable(redis: Redis
         await redis.execute_command("REPLICAOF", "NO", "ONE")
 
 
-async def test_a_read_that_waits_when_redis_becomes_a_replica_is_unavailable(redis: Redis) -> None:
-    """Redis breaks off what waits in it, and any loop that reads goes on after the failover."""
+async def test_a_blocked_read_is_unavailable_when_redis_becomes_a_replica(redis: Redis) -> None:
+    """Redis aborts blocked commands then; loops that read continue after the failover."""
     read = asyncio.ensure_future(ReplyReader(redis, "gateway-1").read(timeout_s=30))
 
     async def waits() -> bool:
@@ -117,7 +118,7 @@ async def test_a_read_that_waits_when_redis_becomes_a_replica_is_unavailable(red
         await redis.execute_command("REPLICAOF", "NO", "ONE")
 
 
-async def test_a_redis_that_is_busy_with_a_script_is_unavailable(redis: Redis, redis_url: str) -> None:
+async def test_a_redis_busy_with_a_script_is_unavailable(redis: Redis, redis_url: str) -> None:
     await redis.config_set("busy-reply-threshold", 10)
     async with connect(redis_url) as other:
         endless = asyncio.ensure_future(other.eval("while true do end", 0))

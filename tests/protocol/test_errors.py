@@ -1,4 +1,4 @@
-"""The error tree: what is drawn at the top of errors.py is what the classes say, and codes cross processes."""
+"""The error classes: the tree in the docstring of errors.py matches the classes, and codes cross processes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def tree(root: type[CorralError], depth: int = 0) -> Iterator[tuple[int, type[Co
 CLASSES = [error for _, error in tree(CorralError)]
 
 
-def drawn() -> list[tuple[int, str, int, str]]:
-    """(depth, class, status, code) of each line of the drawing."""
+def documented() -> list[tuple[int, str, int, str]]:
+    """(depth, class, status, code) of each line of the tree in the docstring."""
     assert errors.__doc__
     lines = re.findall(r"^([│├└─ ]*)(\w+) +(\d{3})  (\w+)$", errors.__doc__, re.MULTILINE)
     return [(len(branch) // 4, name, int(status), code) for branch, name, status, code in lines]
 
 
-def test_the_drawing_matches_the_classes() -> None:
-    assert drawn() == [(depth, error.__name__, error.status, error.code) for depth, error in tree(CorralError)]
+def test_the_documented_tree_matches_the_classes() -> None:
+    assert documented() == [(depth, error.__name__, error.status, error.code) for depth, error in tree(CorralError)]
 
 
-def test_every_class_has_a_code_of_its_own() -> None:
+def test_every_class_has_its_own_code() -> None:
     codes = [error.code for error in CLASSES]
     assert len(codes) == len(set(codes))
     assert all("code" in vars(error) for error in CLASSES)
@@ -40,7 +40,7 @@ def test_every_class_has_a_code_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
-def test_an_error_crosses_as_code_and_message(error: type[CorralError]) -> None:
+def test_an_error_is_restored_from_its_code_and_message(error: type[CorralError]) -> None:
     sent = error("what happened")
     received = from_code(sent.code, sent.message)
     assert type(received) is error
@@ -48,19 +48,19 @@ def test_an_error_crosses_as_code_and_message(error: type[CorralError]) -> None:
     assert received.status == sent.status
 
 
-def test_a_code_of_a_newer_release_is_an_internal_error() -> None:
+def test_an_unknown_code_is_an_internal_error() -> None:
     error = from_code("invented_next_year", "what happened")
     assert type(error) is CorralError
     assert (error.status, error.message) == (500, "what happened")
 
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
-def test_every_class_says_what_it_means_and_has_an_error_status(error: type[CorralError]) -> None:
+def test_every_class_has_a_docstring_and_an_error_status(error: type[CorralError]) -> None:
     assert error.__doc__
     assert 400 <= error.status < 600
 
 
-def test_refusals_of_a_kind_share_its_status() -> None:
+def test_subclasses_share_the_status_of_their_parent() -> None:
     for error in CLASSES:
         [parent] = error.__bases__
         if parent not in (Exception, CorralError):

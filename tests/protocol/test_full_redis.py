@@ -1,4 +1,4 @@
-"""A Redis whose memory or disk is full: new requests are refused, requests in flight reach their end, nothing is lost."""
+"""Redis with full memory or a full disk: new requests are refused, requests in flight finish, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def frame(request: str, *, text: str = "a") -> StepReply:
     return StepReply("worker-1", (Frame(request, 1, 0, (1,), text),))
 
 
-async def test_requests_fill_the_memory_up_to_a_reserve(queue: Queue, redis: Redis) -> None:
+async def test_requests_may_fill_the_memory_except_a_reserve(queue: Queue, redis: Redis) -> None:
     used = (await redis.info("memory"))["used_memory"]
     await redis.config_set("maxmemory", used + 16 * MEGABYTE)
     waiting = []
@@ -67,7 +67,7 @@ async def test_requests_fill_the_memory_up_to_a_reserve(queue: Queue, redis: Red
         await redis.config_set("maxmemory", 0)
 
 
-async def test_requests_in_flight_reach_their_end_in_a_full_memory(queue: Queue, redis: Redis) -> None:
+async def test_requests_in_flight_finish_while_the_memory_is_full(queue: Queue, redis: Redis) -> None:
     gateways, reader, writer = Gateways(redis), ReplyReader(redis, "gateway-1"), ReplyWriter(redis)
     await gateways.renew("gateway-1")
     await report(queue)
@@ -90,7 +90,7 @@ async def test_requests_in_flight_reach_their_end_in_a_full_memory(queue: Queue,
     assert await enqueue(queue)
 
 
-async def test_the_control_plane_goes_on_in_a_full_memory(redis: Redis) -> None:
+async def test_the_control_plane_works_while_the_memory_is_full(redis: Redis) -> None:
     node = NodeReport("n1", "agent", 2, 1, 1, 1, 1, (), (), (), ())
     snapshot = RoutesSnapshot(3, 300, {}, {}, (), {})
     async with full_memory(redis):
@@ -104,7 +104,7 @@ async def test_the_control_plane_goes_on_in_a_full_memory(redis: Redis) -> None:
         await Gateways(redis).clean_up_dead("gateway-9")
 
 
-async def test_a_gateway_that_does_not_read_holds_a_bounded_part_of_the_memory(redis: Redis) -> None:
+async def test_the_reply_stream_of_a_gateway_that_does_not_read_is_bounded(redis: Redis) -> None:
     await Gateways(redis).renew("gateway-1", lease_ms=600_000, stream_ms=600_000)
     size = 4 * MEGABYTE
     for _ in range(2 * STREAM_BYTES // size):
@@ -112,7 +112,7 @@ async def test_a_gateway_that_does_not_read_holds_a_bounded_part_of_the_memory(r
     assert await redis.memory_usage("corral:replies:gateway-1") <= STREAM_BYTES + 4 * size
 
 
-async def test_what_was_read_is_trimmed_by_its_size(redis: Redis) -> None:
+async def test_read_replies_are_trimmed_by_size(redis: Redis) -> None:
     await Gateways(redis).renew("gateway-1")
     reader, writer = ReplyReader(redis, "gateway-1"), ReplyWriter(redis)
     for _ in range(6):
@@ -121,7 +121,7 @@ async def test_what_was_read_is_trimmed_by_its_size(redis: Redis) -> None:
     assert await redis.memory_usage("corral:replies:gateway-1") <= 3 * MEGABYTE
 
 
-async def test_a_full_disk_is_said_and_passes(tmp_path: Path) -> None:
+async def test_a_full_disk_is_unavailable_until_there_is_room(tmp_path: Path) -> None:
     async with disk_valkey(tmp_path) as server, connect(server.url) as redis:
         queue = Queue(redis)
         await report(queue)
@@ -131,12 +131,12 @@ async def test_a_full_disk_is_said_and_passes(tmp_path: Path) -> None:
                 await report(queue)
             with pytest.raises(Unavailable, match="^the queue's disk is full$"):
                 await JobEvents(redis).publish(JobProgress("job", "pulling"))
-        await eventually(lambda: takes_reports(queue))
+        await eventually(lambda: accepts_reports(queue))
         claims = (await queue.claim(VERSION, "worker-1", capacity=1)).claims
         assert [claim.request.id for claim in claims] == [kept]
 
 
-async def takes_reports(queue: Queue) -> bool:
+async def accepts_reports(queue: Queue) -> bool:
     try:
         await report(queue)
     except Unavailable:

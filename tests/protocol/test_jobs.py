@@ -1,4 +1,4 @@
-"""Jobs on their way to the agents, and what comes of them on its way back."""
+"""Jobs on the way to the agents, and their events on the way back."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_job_survives_json(job: Job) -> None:
     [{}, {"type": "pull"}, {"type": "explode", "job": "j1"}, {"type": "stop", "job": 1, "replica": "r"}, [], None],
     ids=repr,
 )
-def test_what_is_no_job_is_refused(payload: dict[str, object]) -> None:
+def test_an_invalid_job_is_refused(payload: dict[str, object]) -> None:
     with pytest.raises(msgspec.ValidationError):
         job_from_payload(payload)
 
@@ -105,21 +105,21 @@ async def test_a_reader_waits_for_the_next_event(events: JobEvents) -> None:
     assert event == JobSucceeded("j1", "node-1")
 
 
-async def test_an_event_of_another_release_does_not_stop_the_reader(redis: Redis, events: JobEvents) -> None:
+async def test_an_undecodable_event_is_skipped(redis: Redis, events: JobEvents) -> None:
     await redis.xadd("corral:job-events", {"e": b"\x63of another release"})
     assert await events.read(b"0-0", timeout_s=0.01) == []
     await events.publish(JobSucceeded("j1", "node-1"))
     assert [event for _, event in await events.read(b"0-0", timeout_s=5)] == [JobSucceeded("j1", "node-1")]
 
 
-async def test_old_events_make_room(redis: Redis, events: JobEvents, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_events_are_trimmed(redis: Redis, events: JobEvents, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.protocol.jobs.EVENT_LIMIT", 200)
     for number in range(600):
         await events.publish(JobProgress("j1", str(number)))
     assert 200 <= await redis.xlen("corral:job-events") <= 400
 
 
-async def test_says_unavailable_without_redis(unused_tcp_port: int) -> None:
+async def test_events_without_redis_are_unavailable(unused_tcp_port: int) -> None:
     async with connect(f"redis://127.0.0.1:{unused_tcp_port}/0") as redis:
         for call in (JobEvents(redis).publish(JobSucceeded("j1", "n")), JobEvents(redis).read(b"0-0", timeout_s=1)):
             with pytest.raises(Unavailable):
@@ -141,7 +141,7 @@ async def test_says_unavailable_without_redis(unused_tcp_port: int) -> None:
     ],
     ids=lambda lie: next(iter(lie)),
 )
-async def test_a_success_that_no_row_can_hold_is_the_failure_of_its_job(events: JobEvents, lie: dict[str, Any]) -> None:
+async def test_a_result_that_cannot_be_stored_becomes_a_failure(events: JobEvents, lie: dict[str, Any]) -> None:
     await events.publish(JobSucceeded("j1", "node-1", msgspec.structs.replace(PULLED, **lie)))
     [(_, event)] = await events.read(b"0-0", timeout_s=5)
     assert isinstance(event, JobFailed)

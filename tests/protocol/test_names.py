@@ -1,4 +1,4 @@
-"""Model names: what users may type, what it means, and that no name can leave its folder."""
+"""Model names: what users may type, what it means, and that no name leaves its folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.protocol.names import ModelName
 parts = st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,20}", fullmatch=True)
 hosts = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9.-]{0,20}(:[0-9]{1,5})?", fullmatch=True)
 names = st.builds(ModelName, hosts, parts, parts, parts)
-#: Mostly what a name is made of, so that many of them are names or nearly.
+#: Mostly the characters of names, so that many of these texts are valid or nearly valid.
 spellings = st.text(st.sampled_from("aZ09._-:/\\ ~%\0\n") | st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
@@ -32,7 +32,7 @@ spellings = st.text(st.sampled_from("aZ09._-:/\\ ~%\0\n") | st.characters(exclud
         ("_private/_m:_t", "registry.ollama.ai/_private/_m:_t", "_private/_m:_t"),
     ],
 )
-def test_what_users_type(text: str, full: str, display: str) -> None:
+def test_short_names_are_completed(text: str, full: str, display: str) -> None:
     name = ModelName.parse(text)
     assert (name.full, name.display) == (full, display)
 
@@ -68,8 +68,8 @@ def test_what_users_type(text: str, full: str, display: str) -> None:
         "a\0b",
         "a\nb",
         "mödel",
-        "ſmollm2",  # folds to s
-        "\u212alingon",  # the Kelvin sign folds to k
+        "ſmollm2",  # case-folds to s
+        "\u212alingon",  # the Kelvin sign case-folds to k
         "٣",
         "m" * 81,
         "n" * 81 + "/m",
@@ -77,27 +77,27 @@ def test_what_users_type(text: str, full: str, display: str) -> None:
         "h" * 256 + "/n/m",
     ],
 )
-def test_what_is_no_name(text: str) -> None:
+def test_an_invalid_name_is_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="invalid model name"):
         ModelName.parse(text)
 
 
 @settings(deadline=None)
 @given(names)
-def test_the_full_form_means_the_same_name(name: ModelName) -> None:
+def test_the_full_form_parses_to_the_same_name(name: ModelName) -> None:
     assert ModelName.parse(name.full) == name
 
 
 @settings(deadline=None)
 @given(names)
 @example(ModelName("REGISTRY.ollama.ai", "Library", "m", "latest"))
-def test_the_display_form_means_the_same_name(name: ModelName) -> None:
+def test_the_display_form_parses_to_the_same_name(name: ModelName) -> None:
     assert ModelName.parse(name.display).key == name.key
 
 
 @settings(deadline=None)
 @given(names)
-def test_spellings_that_differ_in_case_are_one_name(name: ModelName) -> None:
+def test_names_are_case_insensitive(name: ModelName) -> None:
     assert ModelName.parse(name.full.upper()).key == ModelName.parse(name.full.lower()).key == name.key
 
 
@@ -114,7 +114,7 @@ def test_different_names_have_different_keys(one: ModelName, other: ModelName) -
 @example("a/..")
 @example("..:..")
 @example("a:b/c")
-def test_every_name_stays_in_its_folder(text: str) -> None:
+def test_no_name_leaves_the_store(text: str) -> None:
     try:
         name = ModelName.parse(text)
     except BadRequest:

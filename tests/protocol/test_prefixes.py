@@ -1,4 +1,4 @@
-"""Two prompts have the prefixes in common that they begin with, and no others."""
+"""Two prompts share exactly the prefixes within their common start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.protocol.prefixes import GROWTH, SHORTEST, pack, prefixes
 from services.protocol.prompts import ChatMessage, ChatPrompt, Tool
 from tests.protocol.samples import a_request
 
-# Long enough to have some prefixes, of few letters so that many begin alike.
+# Long enough to have some prefixes, and from few pieces, so that many start alike.
 texts = st.lists(st.sampled_from(["a" * 97, "b" * 97, "é" * 41]), max_size=40).map("".join)
 
 
@@ -29,7 +29,7 @@ def of_chat(*contents: str, tools: tuple[Tool, ...] = ()) -> set[bytes]:
 
 
 @given(texts, texts)
-def test_prompts_share_the_prefixes_that_lie_in_what_they_share(one: str, other: str) -> None:
+def test_prompts_share_the_prefixes_within_their_common_start(one: str, other: str) -> None:
     common = len(os.path.commonprefix([one.encode(), other.encode()]))
     first, second = of_text(one), of_text(other)
     assert {length for length in first.keys() & second.keys() if first[length] == second[length]} == {
@@ -44,14 +44,14 @@ def test_the_longest_prefix_is_most_of_the_prompt(text: str) -> None:
     assert len(text.encode()) < max(SHORTEST, GROWTH * (lengths[-1] + 1))
 
 
-def test_a_chat_that_goes_on_begins_as_it_did() -> None:
+def test_a_continued_chat_keeps_its_prefixes() -> None:
     before = of_chat("You are a pirate. " * 50, "Hello!")
     assert before < of_chat("You are a pirate. " * 50, "Hello!", "Arr! " * 100, "What?")
     assert not before & of_chat("You are a parrot. " * 50, "Hello!")
 
 
 @given(texts)
-def test_two_isolation_domains_have_no_prefix_in_common(text: str) -> None:
+def test_isolation_domains_share_no_prefixes(text: str) -> None:
     def of_domain(domain: str) -> set[bytes]:
         request = msgspec.structs.replace(a_request(text=text), isolation=domain)
         return {prefix.digest for prefix in prefixes(request)}
@@ -60,12 +60,12 @@ def test_two_isolation_domains_have_no_prefix_in_common(text: str) -> None:
     assert not of_domain("red") & (of_domain("blue") | of_domain(""))
 
 
-def test_who_said_it_and_the_tools_make_a_difference() -> None:
+def test_roles_and_tools_change_the_prefixes() -> None:
     assert not of_chat("x" * 300, "") & of_chat("", "x" * 300)
     assert not of_chat("x" * 300) & of_chat("x" * 300, tools=(Tool("weather"),))
 
 
-def test_the_tokens_before_the_prompt_belong_to_its_beginning() -> None:
+def test_context_tokens_are_part_of_the_prefixes() -> None:
     def of_context(*tokens: int) -> set[bytes]:
         request = msgspec.structs.replace(a_request(text=""), context=tokens)
         return {prefix.digest for prefix in prefixes(request)}
@@ -74,9 +74,9 @@ def test_the_tokens_before_the_prompt_belong_to_its_beginning() -> None:
     assert not of_context(*range(100)) & of_context(*range(1, 101))
 
 
-def test_what_is_not_generated_has_none() -> None:
+def test_an_embedding_request_has_no_prefixes() -> None:
     assert prefixes(EmbedRequest("id", "v", "g", "c", ("text " * 1000,))) == ()
 
 
-def test_a_very_long_prompt_has_a_bounded_number() -> None:
+def test_a_very_long_prompt_has_a_limited_number_of_prefixes() -> None:
     assert len(pack(prefixes(a_request(text="x" * 10**6)))) == 32 * 12

@@ -1,4 +1,4 @@
-"""The queue from outside: what gateways, workers and the registry may rely on."""
+"""The queue's promises to gateways, workers and the registry."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def waiting(queue: Queue, version: str = VERSION) -> int:
 
 
 async def end_lease(queue: Queue, worker: str) -> None:
-    """The worker falls silent, and its lease is over."""
+    """Lets the worker's lease expire."""
     await queue.report(a_report(worker), lease_ms=1)
 
     async def silent() -> bool:
@@ -49,11 +49,11 @@ async def end_lease(queue: Queue, worker: str) -> None:
 
 
 class TestAdmission:
-    async def test_says_where_the_request_stands(self, queue: Queue) -> None:
+    async def test_returns_the_position_of_the_request(self, queue: Queue) -> None:
         assert (await queue.enqueue(a_request(), cost=10, limit=5)).position == 1
         assert (await queue.enqueue(a_request(), cost=10, limit=5)).position == 2
 
-    async def test_a_full_queue_refuses_and_keeps_nothing_of_the_request(self, queue: Queue, redis: Redis) -> None:
+    async def test_a_full_queue_refuses_and_stores_nothing(self, queue: Queue, redis: Redis) -> None:
         await queue.enqueue(a_request("first"), cost=10, limit=1)
         before = set(await redis.keys("*"))
         with pytest.raises(QueueFull, match="too many requests wait"):
@@ -70,32 +70,32 @@ class TestAdmission:
 
 
 class TestClaim:
-    async def test_hands_out_the_request_as_it_came_in(self, queue: Queue) -> None:
+    async def test_returns_the_request_unchanged(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         request = a_request(text="naïve 🐎")
         await queue.enqueue(request, cost=10, limit=10)
         [claim] = (await queue.claim(VERSION, "worker-1", capacity=1)).claims
         assert (claim.request, claim.epoch) == (request, 1)
 
-    async def test_takes_no_more_than_it_asked_for(self, queue: Queue) -> None:
+    async def test_returns_at_most_capacity_requests(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1", "2", "3")
         assert await take(queue, capacity=2) == ["1", "2"]
         assert await take(queue, capacity=2) == ["3"]
         assert await take(queue, capacity=2) == []
 
-    async def test_takes_only_its_own_version(self, queue: Queue) -> None:
+    async def test_returns_only_requests_of_the_workers_version(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "other", version=OTHER_VERSION)
         assert await take(queue) == []
 
-    async def test_one_caller_is_served_in_order_and_callers_take_turns(self, queue: Queue) -> None:
+    async def test_a_caller_is_served_in_order_and_callers_take_turns(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "a1", "a2", "a3", caller="alice")
         await put(queue, "b1", "b2", "b3", caller="bob")
         assert await take(queue, capacity=6) == ["a1", "b1", "a2", "b2", "a3", "b3"]
 
-    async def test_one_caller_is_served_in_order_when_earlier_ones_cost_less_than_estimated(self, queue: Queue) -> None:
+    async def test_a_caller_is_served_in_order_if_earlier_requests_cost_less_than_estimated(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "z", "y", "x", "w", cost=4000)
         await take(queue, capacity=2)
@@ -104,7 +104,7 @@ class TestClaim:
         await put(queue, "v", "u", cost=4000)
         assert await take(queue, capacity=4) == ["x", "w", "v", "u"]
 
-    async def test_one_caller_is_served_in_order_when_earlier_ones_are_cancelled(self, queue: Queue) -> None:
+    async def test_a_caller_is_served_in_order_if_earlier_requests_are_cancelled(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "z", "y", "x", cost=1e9)
         await queue.cancel("z")
@@ -112,15 +112,15 @@ class TestClaim:
         await put(queue, "w", "v")
         assert await take(queue, capacity=3) == ["x", "w", "v"]
 
-    async def test_a_worker_without_a_lease_gets_nothing(self, queue: Queue) -> None:
-        """If it died with a claim, nobody would ever see that claim as lost."""
+    async def test_a_worker_without_a_lease_gets_no_requests(self, queue: Queue) -> None:
+        """If it died with a claim, the claim would never count as lost."""
         await put(queue, "1")
         assert await take(queue) == []
         await join(queue, "worker-1")
         assert await take(queue) == ["1"]
 
-    async def test_a_claim_whose_answer_was_lost_is_answered_again(self, queue: Queue, redis_url: str) -> None:
-        """The worker lives on and reports, so its lease would never end: the requests would hang for ever."""
+    async def test_a_claim_whose_reply_was_lost_is_returned_again(self, queue: Queue, redis_url: str) -> None:
+        """The worker still reports, so its lease would never expire and the requests would hang."""
         await join(queue, "worker-1")
         await put(queue, "1", "2", "3")
         async with relay_to(redis_url) as relay, connect(relay.url) as redis:
@@ -136,14 +136,14 @@ class TestClaim:
 
 
 class TestWake:
-    async def test_an_idle_worker_is_woken_by_a_request(self, queue: Queue) -> None:
+    async def test_a_request_wakes_an_idle_worker(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await take(queue)
         blocked = asyncio.create_task(queue.next_control("worker-1", timeout_s=5))
         await put(queue, "1")
         assert await asyncio.wait_for(blocked, 1) == Wake()
 
-    async def test_nothing_is_lost_when_several_requests_come_for_one_idle_worker(self, queue: Queue) -> None:
+    async def test_several_requests_for_one_idle_worker_are_all_served(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await take(queue)
         await asyncio.gather(*(put(queue, f"{number:02}") for number in range(20)))
@@ -162,14 +162,14 @@ class TestWake:
         woken = Counter([await queue.next_control(worker, timeout_s=0.01) for worker in workers])
         assert woken == {Wake(): 2, None: 2}
 
-    async def test_a_worker_that_got_all_it_asked_for_is_not_woken(self, queue: Queue) -> None:
+    async def test_a_worker_that_got_its_full_capacity_is_not_woken(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1")
         await take(queue)
         await put(queue, "2")
         assert await queue.next_control("worker-1", timeout_s=0.01) is None
 
-    async def test_a_worker_that_came_by_itself_and_is_busy_now_is_not_woken(self, queue: Queue) -> None:
+    async def test_a_worker_that_is_busy_again_is_not_woken(self, queue: Queue) -> None:
         workers = {"worker-1", "worker-2"}
         await join(queue, *workers)
         for worker in workers:
@@ -181,8 +181,8 @@ class TestWake:
         await put(queue, "2")
         assert await queue.next_control(other, timeout_s=0.01) is None
 
-    async def test_a_dead_worker_is_passed_over(self, queue: Queue) -> None:
-        for _ in range(8):  # who is woken is drawn at random
+    async def test_a_dead_worker_is_skipped(self, queue: Queue) -> None:
+        for _ in range(8):  # the worker to wake is chosen at random
             await join(queue, "alive", "dead", "left")
             for worker in ("alive", "dead", "left"):
                 await take(queue, worker=worker)
@@ -205,7 +205,7 @@ class TestWake:
         await join(queue, other)
         assert await queue.next_control(other, timeout_s=5) == Wake()
 
-    async def test_a_worker_that_was_passed_over_in_a_stall_is_woken_when_it_reports_again(self, queue: Queue) -> None:
+    async def test_a_worker_skipped_during_a_stall_is_woken_at_its_next_report(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await take(queue)
         await end_lease(queue, "worker-1")
@@ -224,12 +224,12 @@ class TestWake:
         ],
         ids=["full", "loading", "draining", "failed"],
     )
-    async def test_a_report_wakes_nobody_who_could_not_claim(self, queue: Queue, busy: Any) -> None:
+    async def test_a_report_does_not_wake_a_worker_that_cannot_claim(self, queue: Queue, busy: Any) -> None:
         await put(queue, "1")
         await queue.report(busy, lease_ms=LEASE_MS)
         assert await queue.next_control("worker-1", timeout_s=0.01) is None
 
-    async def test_wakes_do_not_pile_up_for_a_worker_that_does_not_read(self, queue: Queue) -> None:
+    async def test_unread_wakes_do_not_accumulate(self, queue: Queue) -> None:
         await put(queue, "1")
         for _ in range(3):
             await queue.report(a_report(), lease_ms=LEASE_MS)
@@ -238,14 +238,14 @@ class TestWake:
 
 
 class TestCancel:
-    async def test_a_waiting_request_leaves_the_queue(self, queue: Queue) -> None:
+    async def test_removes_a_waiting_request(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1", "2")
         assert await queue.cancel("1") == "waiting"
         assert await take(queue, capacity=2) == ["2"]
         assert await queue.cancel("1") == "gone"
 
-    async def test_a_waiting_request_costs_its_caller_nothing(self, queue: Queue) -> None:
+    async def test_a_cancelled_waiting_request_costs_its_caller_nothing(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "blocker", caller="carol")
         await put(queue, "1", cost=5000, caller="alice")
@@ -255,7 +255,7 @@ class TestCancel:
         await put(queue, "4", caller="bob")
         assert await take(queue, capacity=3) == ["2", "3", "blocker"]
 
-    async def test_the_worker_of_a_claimed_request_is_told(self, queue: Queue) -> None:
+    async def test_the_worker_of_a_claimed_request_gets_a_cancel(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1")
         await take(queue)
@@ -275,7 +275,7 @@ class TestCancel:
         await queue.requeue("1", 1)
         assert await queue.cancel("1") == "waiting"
 
-    async def test_a_message_for_a_worker_that_died_does_not_stay_for_ever(self, queue: Queue, redis: Redis) -> None:
+    async def test_a_message_to_a_dead_worker_expires(self, queue: Queue, redis: Redis) -> None:
         await join(queue, "worker-1")
         await put(queue, "1")
         await take(queue)
@@ -292,7 +292,7 @@ class TestSettle:
         assert await queue.settle("1", 1, cost=10)
         assert not await queue.settle("1", 1, cost=10)
 
-    async def test_of_a_superseded_claim_changes_nothing(self, queue: Queue) -> None:
+    async def test_a_superseded_claim_changes_nothing(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1")
         await take(queue)
@@ -302,13 +302,13 @@ class TestSettle:
         assert claim.epoch == 3
         assert await queue.settle("1", 3, cost=10)
 
-    async def test_a_waiting_request_can_be_ended(self, queue: Queue) -> None:
+    async def test_a_waiting_request_can_be_settled(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1")
         assert await queue.settle("1", 0, cost=0)
         assert await take(queue) == []
 
-    async def test_gives_back_what_was_estimated_too_high(self, queue: Queue) -> None:
+    async def test_refunds_an_overestimate(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "a1", cost=1000, caller="alice")
         await put(queue, "b1", "b2", "b3", cost=100, caller="bob")
@@ -317,7 +317,7 @@ class TestSettle:
         await put(queue, "a2", caller="alice")
         assert await take(queue, capacity=3) == ["b2", "a2", "b3"]
 
-    async def test_charges_what_was_estimated_too_low(self, queue: Queue) -> None:
+    async def test_charges_an_underestimate(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "a1", cost=10, caller="alice")
         await put(queue, "b1", "b2", "b3", cost=100, caller="bob")
@@ -328,7 +328,7 @@ class TestSettle:
 
 
 class TestRequeue:
-    async def test_keeps_the_place_under_the_next_epoch(self, queue: Queue) -> None:
+    async def test_keeps_the_position_with_the_next_epoch(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1", "2", "3")
         await take(queue, capacity=2)
@@ -338,7 +338,7 @@ class TestRequeue:
         claims = (await queue.claim(VERSION, "worker-1", capacity=4)).claims
         assert [(claim.request.id, claim.epoch) for claim in claims] == [("1", 3), ("2", 3), ("4", 1), ("3", 1)]
 
-    async def test_only_the_current_claim_can_be_put_back(self, queue: Queue) -> None:
+    async def test_only_the_current_claim_can_be_requeued(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1")
         assert not await queue.requeue("1", 0)
@@ -349,7 +349,7 @@ class TestRequeue:
         assert await waiting(queue) == 1
         assert not await queue.requeue("never-heard-of", 1)
 
-    async def test_is_not_held_up_by_a_full_queue(self, queue: Queue) -> None:
+    async def test_ignores_the_limit_of_the_queue(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await queue.enqueue(a_request("1"), cost=10, limit=1)
         await take(queue)
@@ -367,7 +367,7 @@ class TestRequeue:
 
 
 class TestLost:
-    async def test_a_claim_is_lost_when_the_lease_ends(self, queue: Queue) -> None:
+    async def test_a_claim_is_lost_when_the_lease_expires(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1")
         await take(queue)
@@ -391,7 +391,7 @@ class TestLost:
         assert [report.worker for report in await queue.departed()] == ["worker-1"]
         assert all([0 < await redis.pttl(key) <= 60_000 for key in await redis.keys("*:departed*")])
 
-    async def test_each_gateway_hears_of_its_own(self, queue: Queue) -> None:
+    async def test_each_gateway_gets_its_own_lost_requests(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1", gateway="gateway-1")
         await put(queue, "2", gateway="gateway-2")
@@ -401,7 +401,7 @@ class TestLost:
         assert [lost.request for lost in await queue.lost("gateway-2")] == ["2"]
         assert await queue.lost("gateway-3") == []
 
-    async def test_until_it_is_put_back_or_ended(self, queue: Queue) -> None:
+    async def test_until_it_is_requeued_or_settled(self, queue: Queue) -> None:
         await join(queue, "worker-1", "worker-2")
         await put(queue, "1", "2", "3")
         await take(queue, capacity=3)
@@ -414,7 +414,7 @@ class TestLost:
         assert await take(queue, worker="worker-2") == ["1"]
         assert [lost.request for lost in await queue.lost("gateway-1")] == ["3"]
 
-    async def test_not_when_the_worker_reports_again_in_time(self, queue: Queue) -> None:
+    async def test_not_if_the_worker_reports_again_in_time(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1")
         await take(queue)
@@ -422,8 +422,8 @@ class TestLost:
         await join(queue, "worker-1")
         assert await queue.lost("gateway-1") == []
 
-    async def test_the_claim_of_a_worker_that_stalled_while_idle(self, queue: Queue) -> None:
-        """Its name was cleared away in the stall; what it claims later must still be seen as lost."""
+    async def test_a_claim_made_after_a_stall(self, queue: Queue) -> None:
+        """The stall removed the worker from the list; its later claims must still count as lost."""
         await join(queue, "worker-1")
         await put(queue, "1")
         await end_lease(queue, "worker-1")
@@ -433,26 +433,26 @@ class TestLost:
 
 
 class TestReports:
-    async def test_of_workers_whose_lease_holds(self, queue: Queue) -> None:
+    async def test_only_of_workers_with_a_lease(self, queue: Queue) -> None:
         await join(queue, "worker-1", "worker-2", "worker-3")
         await end_lease(queue, "worker-1")
         await queue.leave("worker-2", VERSION)
         assert await queue.workers() == [a_report("worker-3")]
 
-    async def test_the_newest_counts(self, queue: Queue) -> None:
+    async def test_the_latest_report_counts(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         newest = a_report(state=WorkerState.DRAINING, running=3)
         await queue.report(newest, lease_ms=LEASE_MS)
         assert await queue.workers() == [newest]
 
-    async def test_of_another_release_is_passed_over(self, queue: Queue, redis: Redis) -> None:
+    async def test_an_undecodable_report_is_skipped(self, queue: Queue, redis: Redis) -> None:
         await join(queue, "worker-1", "worker-2")
         await redis.set("corral:worker:worker-1", b"\x63of another release", keepttl=True)
         assert await queue.workers() == [a_report("worker-2")]
 
 
 class TestDemand:
-    async def test_remembers_the_name_of_the_newest_request_that_gave_one(self, queue: Queue) -> None:
+    async def test_keeps_the_name_of_the_latest_request_that_gave_one(self, queue: Queue) -> None:
         for id, name in (("1", "m:latest"), ("2", "other:latest"), ("3", "")):
             await queue.enqueue(a_request(id), cost=1, limit=9, name=name)
         assert [demand.name for demand in await queue.demand()] == ["other:latest"]
@@ -461,7 +461,7 @@ class TestDemand:
         await queue.touch(VERSION, keep_alive_ms=None)
         assert [demand.name for demand in await queue.demand()] == [""]
 
-    async def test_counts_what_waits_and_remembers_keep_alive(self, queue: Queue) -> None:
+    async def test_counts_waiting_requests_and_keeps_keep_alive(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         assert await queue.demand() == []
         await put(queue, "1", "2")
@@ -474,7 +474,7 @@ class TestDemand:
         }
         assert all(0 <= demand.unused_ms < 10_000 for demand in demands.values())
 
-    async def test_time_since_the_last_use_starts_again_with_each(self, queue: Queue) -> None:
+    async def test_every_use_resets_the_unused_time(self, queue: Queue) -> None:
         await join(queue, "worker-1")
 
         async def unused_ms() -> int:
@@ -495,13 +495,13 @@ class TestDemand:
             await take(queue)
             await eventually(unused_for_a_while, timeout_s=5)
 
-    async def test_a_use_without_keep_alive_leaves_the_one_that_was_given(self, queue: Queue) -> None:
+    async def test_a_use_without_keep_alive_keeps_the_earlier_value(self, queue: Queue) -> None:
         await queue.touch(VERSION, keep_alive_ms=0)
         await queue.touch(VERSION, keep_alive_ms=None)
         [demand] = await queue.demand()
         assert (demand.waiting, demand.keep_alive_ms) == (0, 0)
 
-    async def test_is_forgotten_unless_requests_wait(self, queue: Queue) -> None:
+    async def test_can_be_forgotten_unless_requests_wait(self, queue: Queue) -> None:
         await queue.touch(VERSION, keep_alive_ms=5000)
         await put(queue, "1")
         assert not await queue.forget(VERSION)
@@ -511,7 +511,7 @@ class TestDemand:
         await queue.touch(VERSION, keep_alive_ms=None)
         assert [demand.keep_alive_ms for demand in await queue.demand()] == [None]
 
-    async def test_signals_when_nobody_is_idle(self, queue: Queue) -> None:
+    async def test_signals_if_no_worker_is_idle(self, queue: Queue) -> None:
         async with queue.signals() as signals:
             assert not await signals.wait(timeout_s=0.01)
             await put(queue, "1")
@@ -519,7 +519,7 @@ class TestDemand:
             await queue.touch(VERSION, keep_alive_ms=0)
             assert await signals.wait(timeout_s=1)
 
-    async def test_does_not_signal_when_an_idle_worker_takes_the_request(self, queue: Queue) -> None:
+    async def test_does_not_signal_if_an_idle_worker_is_woken(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await take(queue)
         async with queue.signals() as signals:
@@ -528,7 +528,7 @@ class TestDemand:
 
 
 class TestRefuse:
-    async def test_takes_every_waiting_request_of_the_version_out(self, queue: Queue) -> None:
+    async def test_removes_every_waiting_request_of_the_version(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "claimed")
         await take(queue)
@@ -542,7 +542,7 @@ class TestRefuse:
         assert await queue.settle("claimed", 1, cost=10)
         assert await waiting(queue, OTHER_VERSION) == 1
 
-    async def test_tells_the_epoch_of_a_request_that_was_put_back(self, queue: Queue) -> None:
+    async def test_returns_the_epoch_of_a_requeued_request(self, queue: Queue) -> None:
         await join(queue, "worker-1")
         await put(queue, "1")
         await take(queue)
@@ -602,7 +602,7 @@ class TestWithoutRedis:
             "signals",
         ],
     )
-    async def test_every_method_says_unavailable_and_keeps_the_password(
+    async def test_every_method_is_unavailable_and_the_password_is_not_shown(
         self, call: Callable[[Queue], Awaitable[object]], unused_tcp_port: int
     ) -> None:
         async with connect(f"redis://:sesame@127.0.0.1:{unused_tcp_port}/0") as redis:
@@ -610,7 +610,7 @@ class TestWithoutRedis:
                 await call(Queue(redis))
         assert "sesame" not in str(caught.value)
 
-    async def test_goes_on_after_redis_lost_its_memory(self, queue: Queue, redis: Redis) -> None:
+    async def test_continues_after_redis_lost_its_data(self, queue: Queue, redis: Redis) -> None:
         await join(queue, "worker-1")
         await put(queue, "1")
         await redis.flushdb()
@@ -619,5 +619,5 @@ class TestWithoutRedis:
         await put(queue, "2")
         assert await take(queue) == ["2"]
 
-    async def test_no_wait_is_no_wait(self, queue: Queue) -> None:
+    async def test_a_timeout_of_0_does_not_wait(self, queue: Queue) -> None:
         assert await asyncio.wait_for(queue.next_control("worker-1", timeout_s=0), 1) is None

@@ -1,4 +1,4 @@
-"""Who is served when several callers want more than there is: measured on what requests really cost."""
+"""How the queue divides the cluster between callers, measured in the real cost of their requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ SLOTS = 4
 
 
 class Load:
-    """Callers that keep their number of requests outstanding, and one worker with SLOTS slots that ends them at random."""
+    """Callers that each keep a number of requests outstanding, and a worker with SLOTS slots that finishes them in random
+    order."""
 
     def __init__(self, queue: Queue, outstanding: dict[str, int], *, seed: int = 0) -> None:
         self.queue = queue
@@ -46,7 +47,7 @@ class Load:
                 await self._enqueue(caller)
 
     async def run(self, requests: int) -> None:
-        """Until so many requests have been served."""
+        """Runs until this many requests have been served."""
         for _ in range(requests):
             for claim in (await self.queue.claim(VERSION, WORKER, capacity=SLOTS - len(self._running))).claims:
                 self._running[claim.request.id] = (claim.request.caller, claim.epoch)
@@ -59,7 +60,7 @@ class Load:
 
 
 def jain(shares: list[float]) -> float:
-    """1: all equal; 1/n: one has everything (Jain, Chiu, Hawe, 1984)."""
+    """1 if all shares are equal; 1/n if one caller has everything (Jain, Chiu, Hawe, 1984)."""
     return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares))
 
 
@@ -68,14 +69,14 @@ def queue(redis: Redis) -> Queue:
     return Queue(redis)
 
 
-async def test_equal_callers_get_equal_shares_whatever_their_number_of_requests(queue: Queue) -> None:
+async def test_callers_get_equal_shares_whatever_their_number_of_requests(queue: Queue) -> None:
     load = Load(queue, {"flood": 200} | {f"caller-{number}": 3 for number in range(7)})
     await load.start()
     await load.run(600)
     assert jain([load.served[caller] for caller in load.outstanding]) > 0.95
 
 
-async def test_shares_follow_the_weights(queue: Queue) -> None:
+async def test_shares_are_proportional_to_the_weights(queue: Queue) -> None:
     load = Load(queue, {"light": 20, "heavy": 20})
     load.weights = {"light": 1, "heavy": 3}
     await load.start()
@@ -83,8 +84,9 @@ async def test_shares_follow_the_weights(queue: Queue) -> None:
     assert load.served["heavy"] / load.served["light"] == pytest.approx(3, rel=0.2)
 
 
-async def test_what_was_estimated_too_high_is_given_back(queue: Queue) -> None:
-    """Equal answers, but one caller sets max_tokens forty times too high: it is behind until its first ones are settled."""
+async def test_overestimates_are_refunded(queue: Queue) -> None:
+    """Equal answers, but one caller sets max_tokens forty times too high. It is served less until its first requests are
+    settled."""
     load = Load(queue, {"exact": SLOTS, "generous": SLOTS})
     load.estimate = lambda caller: 100 if caller == "exact" else 4000
     load.actual = lambda caller, estimate: 100
@@ -104,7 +106,7 @@ async def test_a_flood_does_not_delay_another_caller(queue: Queue) -> None:
     assert "newcomer" in claimed
 
 
-async def test_nobody_saves_up_a_claim_on_the_cluster_by_being_idle(queue: Queue) -> None:
+async def test_an_idle_caller_does_not_accumulate_credit(queue: Queue) -> None:
     load = Load(queue, {"steady": 10, "back-from-holiday": 1})
     await load.start()
     load.outstanding.pop("back-from-holiday")

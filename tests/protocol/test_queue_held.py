@@ -1,4 +1,5 @@
-"""A claim says how much of its prompt the queue believes the worker to hold: what a metric compares with what it did hold."""
+"""A claim reports how many bytes of the prompt the queue expects in the worker's cache; a metric compares this with the real
+cache."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ async def held(queue: Queue, *, dropped: tuple[bytes, ...] = ()) -> int:
     return claim.held_bytes
 
 
-async def test_a_claim_says_what_the_worker_held_before(redis: Redis) -> None:
+async def test_a_claim_reports_what_the_worker_held_before(redis: Redis) -> None:
     queue = Queue(redis)
     await join(queue, "w1")
     await put(queue, "first")

@@ -1,4 +1,4 @@
-"""Random interleavings of everything that gateways, workers and the registry do to the queue, against a model in Python."""
+"""Random interleavings of all queue operations of gateways, workers and the registry, compared with a model in Python."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ arrivals = st.lists(
 
 @dataclass
 class Entry:
-    """A request that has not ended. `worker` is None while it waits; where it is `overdue` it waits in vain."""
+    """A request that has not ended. `worker` is None while it waits; if it is `overdue`, no worker will get it."""
 
     number: int
     version: str
@@ -68,12 +68,12 @@ class Entry:
         return f"{self.number:06}"
 
     def is_like(self, other: Entry) -> bool:
-        """Whether what is passed over for one of them is passed over for the other."""
+        """True if the queue skips both in the same cases."""
         return (self.caller, self.priority, self.begins) == (other.caller, other.priority, other.begins)
 
 
-#: A claim passes a request over for some milliseconds. On a busy machine they may end between a run and its replay, which Hypothesis
-#: refuses; what the machine itself asserts fails at once.
+#: A claim skips a request for some milliseconds. On a busy machine these may pass between a run and its replay, which
+#: Hypothesis reports as flaky; an assertion of the machine fails at once.
 ATTEMPTS = 5
 
 
@@ -110,18 +110,19 @@ class QueueMachine(RuleBasedStateMachine):
             self.report(worker)
         self.arrive(data)
 
-    # One rule with weights, not a rule for each: Hypothesis leaves most rules out of most runs, and claims need several.
+    # One weighted rule instead of one rule per operation: Hypothesis leaves most rules out of most runs, and claims need
+    # several.
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
         actions = (
             [self.arrive] * 3
             + [self.claim] * 5
-            + [self.live_or_die] * 4
-            + [self.look_for_lost] * 2
+            + [self.change_a_worker] * 4
+            + [self.find_lost] * 2
             + [self.refuse, self.forget]
         )
         if self.claimed():
-            actions += [self.go_on_with_a_claim] * 5
+            actions += [self.continue_with_a_claim] * 5
         if any(map(self.waiting, VERSIONS)):
             actions += [self.end_a_waiting_request]
         data.draw(st.sampled_from(actions))(data)
@@ -158,19 +159,19 @@ class QueueMachine(RuleBasedStateMachine):
             assert (entry.id, claim.epoch) not in self.handed_out, "claimed twice under one epoch"
             self.handed_out.add((entry.id, claim.epoch))
             entry.epoch, entry.worker = claim.epoch, worker
-        self.let_overdue_go(version)
+        self.drop_overdue(version)
 
-    def let_overdue_go(self, version: str) -> None:
-        """Whoever claims drops those that it comes upon; their gateway finds them gone."""
+    def drop_overdue(self, version: str) -> None:
+        """A claim drops the overdue requests that it meets; their gateway finds that they are gone."""
         for entry in self.waiting(version):
             if not self.do(self.redis.exists(f"t:request:{entry.id}")):
                 assert entry.overdue, "a request was dropped in time"
                 assert self.do(self.queue.expire(entry.id))
                 del self.alive[entry.id]
 
-    def go_on_with_a_claim(self, data: st.DataObject) -> None:
+    def continue_with_a_claim(self, data: st.DataObject) -> None:
         entry = data.draw(st.sampled_from(self.claimed()))
-        assert not self.do(self.queue.expire(entry.id)), "a request that has begun does not expire"
+        assert not self.do(self.queue.expire(entry.id)), "a claimed request does not expire"
         action = data.draw(st.sampled_from(["settle", "requeue", "cancel"]))
         if action == "settle":
             self.settle(entry, data.draw(costs))
@@ -205,7 +206,7 @@ class QueueMachine(RuleBasedStateMachine):
         entry.epoch, entry.worker = entry.epoch + 1, None
         assert not self.do(self.queue.requeue(entry.id, entry.epoch))
 
-    def live_or_die(self, data: st.DataObject) -> None:
+    def change_a_worker(self, data: st.DataObject) -> None:
         busy = [entry.worker for entry in self.claimed() if entry.worker]
         worker = data.draw(workers | st.sampled_from(busy) if busy else workers)
         action = data.draw(st.sampled_from(["report", "report", "read", "leave", "fall silent"]))
@@ -219,13 +220,13 @@ class QueueMachine(RuleBasedStateMachine):
         elif worker in self.leased:
             self.fall_silent(worker)
         if data.draw(st.booleans()):
-            self.look_for_lost(data)
+            self.find_lost(data)
 
     def report(self, worker: str) -> None:
         self.do(self.queue.report(a_report(worker, version=WORKERS[worker]), lease_ms=LEASE_MS))
         self.leased.add(worker)
         if self.waiting(WORKERS[worker]):
-            assert self.do(self.redis.llen(f"t:inbox:{worker}")), "requests wait, and nobody wakes a worker with free slots"
+            assert self.do(self.redis.llen(f"t:inbox:{worker}")), "requests wait, and a worker with free slots is not woken"
 
     def fall_silent(self, worker: str) -> None:
         self.do(self.queue.report(a_report(worker, version=WORKERS[worker]), lease_ms=1))
@@ -234,7 +235,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert time.monotonic() < deadline
         self.leased.discard(worker)
 
-    def look_for_lost(self, data: st.DataObject) -> None:
+    def find_lost(self, data: st.DataObject) -> None:
         gateway = data.draw(st.sampled_from(GATEWAYS))
         lost = self.do(self.queue.lost(gateway))
         assert len(lost) == len(set(lost))
@@ -257,8 +258,8 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.do(self.queue.forget(version)) == (not self.waiting(version))
 
     @invariant()
-    def every_request_is_in_one_place_and_no_key_stays_for_ever(self) -> None:
-        places, keys, lasting = self.look()
+    def every_request_is_in_one_place_and_every_other_key_expires(self) -> None:
+        places, keys, lasting = self.read_redis()
         assert places == {entry.id: entry.worker for entry in self.alive.values()}
         assert {key for key in keys if key.startswith("t:waiting:")} == {
             f"t:waiting:{entry.version}:{entry.priority.band}:{entry.caller}"
@@ -271,8 +272,8 @@ class QueueMachine(RuleBasedStateMachine):
             assert depth.callers == Counter(entry.caller for entry in waiting)
         assert lasting <= {"t:workers", "t:demand", *(f"t:demand:{version}" for version in VERSIONS)}
 
-    def look(self) -> tuple[dict[str, str | None], list[str], set[str]]:
-        """Where Redis has each request (None: waiting), all keys, and those without an expiry."""
+    def read_redis(self) -> tuple[dict[str, str | None], list[str], set[str]]:
+        """Where Redis has each request (None if it waits), all keys, and the keys without an expiry."""
         keys = sorted(key.decode() for key in self.observer.keys("*"))
         with self.observer.pipeline() as pipe:
             for version, band in QUEUES:
@@ -317,7 +318,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 def test_every_interleaving_keeps_every_request(redis_url: str) -> None:
     QueueMachine.redis_url = redis_url
-    # Shrinking takes minutes through a real server: add Phase.shrink for the smallest case of a failure.
+    # Shrinking takes minutes with a real server; add Phase.shrink to get the smallest case of a failure.
     effort = settings(max_examples=40, stateful_step_count=50, deadline=None, database=None, phases=[Phase.generate])
     for _ in range(ATTEMPTS):
         with contextlib.suppress(FlakyStrategyDefinition):

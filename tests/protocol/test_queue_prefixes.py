@@ -1,4 +1,4 @@
-"""Requests that begin alike meet the worker that holds their beginning, but do not wait for it for long."""
+"""A request prefers the worker that holds the start of its prompt, but waits only briefly for it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ async def take(queue: Queue, worker: str, capacity: int = 1, dropped: tuple[Pref
 
 
 async def serve(queue: Queue, worker: str, request: str, text: str = PIRATE) -> None:
-    """The worker answers one, and holds its prompt from then on."""
+    """The worker answers one request, and then holds its prompt."""
     await put(queue, request, text)
     assert await take(queue, worker) == [request]
     assert await queue.settle(request, 1, cost=10)
 
 
-async def awake(queue: Queue, worker: str) -> bool:
+async def is_woken(queue: Queue, worker: str) -> bool:
     return isinstance(await queue.next_control(worker, timeout_s=0.001), Wake)
 
 
-async def test_a_request_is_left_to_the_worker_that_holds_its_beginning(queue: Queue) -> None:
+async def test_a_request_is_left_to_the_worker_that_holds_its_prefix(queue: Queue) -> None:
     await serve(queue, "w1", "first")
     await put(queue, "second", PIRATE + "Who are you?")
     passed_over = await queue.claim(VERSION, "w2", capacity=1)
@@ -46,14 +46,14 @@ async def test_a_request_is_left_to_the_worker_that_holds_its_beginning(queue: Q
     assert await take(queue, "w1") == ["second"]
 
 
-async def test_what_does_not_concern_the_others_is_taken_meanwhile(queue: Queue) -> None:
+async def test_other_requests_are_claimed_meanwhile(queue: Queue) -> None:
     await serve(queue, "w1", "first")
     await put(queue, "second")
     await put(queue, "other", PARROT)
     assert await take(queue, "w2", capacity=2) == ["other"]
 
 
-async def test_a_request_waits_for_its_worker_no_longer_than_a_moment(queue: Queue) -> None:
+async def test_a_request_waits_only_briefly_for_its_worker(queue: Queue) -> None:
     await serve(queue, "w1", "first")
     await put(queue, "second")
 
@@ -63,19 +63,19 @@ async def test_a_request_waits_for_its_worker_no_longer_than_a_moment(queue: Que
     await eventually(taken, timeout_s=5)
 
 
-async def test_an_idle_worker_that_holds_the_beginning_is_the_one_that_is_woken(queue: Queue) -> None:
+async def test_the_idle_worker_that_holds_the_prefix_is_woken(queue: Queue) -> None:
     await serve(queue, "w1", "first")
     await serve(queue, "w2", "other", PARROT)
     for text, holder, another in ((PIRATE, "w1", "w2"), (PARROT, "w2", "w1")) * 3:
-        assert await take(queue, "w1") == await take(queue, "w2") == []  # both idle
+        assert await take(queue, "w1") == await take(queue, "w2") == []  # both are idle
         await put(queue, f"for {holder}", text)
-        assert await awake(queue, holder)
-        assert not await awake(queue, another)
+        assert await is_woken(queue, holder)
+        assert not await is_woken(queue, another)
         assert await take(queue, holder) == [f"for {holder}"]
         await queue.settle(f"for {holder}", 1, cost=10)
 
 
-async def test_a_beginning_that_all_share_does_not_bring_all_to_one_worker(queue: Queue) -> None:
+async def test_a_prefix_shared_by_all_requests_does_not_overload_one_worker(queue: Queue) -> None:
     short = PIRATE[:800]
     await serve(queue, "w1", "first", short)
     for number in range(24):
@@ -85,14 +85,14 @@ async def test_a_beginning_that_all_share_does_not_bring_all_to_one_worker(queue
     assert all(taken)
 
 
-async def test_a_long_beginning_is_worth_some_crowding(queue: Queue) -> None:
+async def test_a_long_prefix_justifies_a_longer_queue(queue: Queue) -> None:
     await serve(queue, "w1", "first")
     for number in range(5):
         await put(queue, f"{number}")
     assert len(await take(queue, "w1", capacity=5)) == 5
 
 
-async def test_what_a_worker_holds_no_longer_counts_no_longer(queue: Queue) -> None:
+async def test_a_dropped_prefix_no_longer_counts(queue: Queue) -> None:
     await serve(queue, "w1", "first")
     assert await take(queue, "w1", dropped=begins(PIRATE)) == []
     await put(queue, "second")
@@ -100,7 +100,7 @@ async def test_what_a_worker_holds_no_longer_counts_no_longer(queue: Queue) -> N
 
 
 @pytest.mark.parametrize("how", ["leaves", "drains", "falls silent"])
-async def test_nothing_is_left_to_a_worker_that_does_not_serve_any_more(queue: Queue, how: str) -> None:
+async def test_a_worker_that_stopped_serving_is_not_waited_for(queue: Queue, how: str) -> None:
     await serve(queue, "w1", "first")
     if how == "leaves":
         await queue.leave("w1", VERSION)
@@ -117,7 +117,7 @@ async def test_nothing_is_left_to_a_worker_that_does_not_serve_any_more(queue: Q
     assert await take(queue, "w2") == ["second"]
 
 
-async def test_a_request_whose_worker_was_lost_waits_for_no_other(queue: Queue) -> None:
+async def test_a_requeued_request_does_not_wait_for_another_worker(queue: Queue) -> None:
     await serve(queue, "w1", "first")
     await put(queue, "second")
     assert await take(queue, "w1") == ["second"]
@@ -125,7 +125,7 @@ async def test_a_request_whose_worker_was_lost_waits_for_no_other(queue: Queue) 
     assert await take(queue, "w2") == ["second"]
 
 
-async def test_a_worker_that_has_left_leaves_nothing_behind(queue: Queue, redis: Redis) -> None:
+async def test_a_worker_that_left_leaves_no_keys(queue: Queue, redis: Redis) -> None:
     await serve(queue, "w1", "first")
     for worker in ("w1", "w2"):
         await queue.leave(worker, VERSION)

@@ -1,4 +1,4 @@
-"""Reply streams from both ends: workers publish, one gateway reads."""
+"""Reply streams from both ends: workers publish, and one gateway reads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def read(reader: ReplyReader, count: int) -> list[StepReply]:
     return replies
 
 
-async def test_every_kind_of_event_arrives_as_it_was_sent(writer: ReplyWriter, reader: ReplyReader) -> None:
+async def test_every_kind_of_event_arrives_unchanged(writer: ReplyWriter, reader: ReplyReader) -> None:
     reply = StepReply(
         "worker-1",
         (
@@ -58,7 +58,7 @@ async def test_every_kind_of_event_arrives_as_it_was_sent(writer: ReplyWriter, r
     assert await read(reader, 1) == [reply]
 
 
-async def test_replies_come_in_the_order_of_each_writer(writer: ReplyWriter, reader: ReplyReader) -> None:
+async def test_replies_of_a_writer_stay_in_order(writer: ReplyWriter, reader: ReplyReader) -> None:
     async def publish(worker: str) -> None:
         for number in range(100):
             await writer.publish({"gateway-1": a_reply(number, worker=worker)})
@@ -75,7 +75,7 @@ async def test_a_blocked_reader_gets_a_reply_at_once(writer: ReplyWriter, reader
     assert await asyncio.wait_for(blocked, 1) == [a_reply()]
 
 
-async def test_nothing_to_read_is_an_empty_list(reader: ReplyReader) -> None:
+async def test_a_read_without_new_replies_is_an_empty_list(reader: ReplyReader) -> None:
     assert await reader.read(timeout_s=0.01) == []
     assert await asyncio.wait_for(reader.read(timeout_s=0), 1) == []
 
@@ -88,7 +88,7 @@ async def test_one_publish_reaches_several_gateways(redis: Redis, writer: ReplyW
     assert await read(other, 1) == [a_reply(2)]
 
 
-async def test_a_gateway_that_is_gone_is_named_and_nothing_piles_up(
+async def test_missing_gateways_are_returned_and_no_entries_are_kept(
     redis: Redis, writer: ReplyWriter, reader: ReplyReader
 ) -> None:
     assert await writer.publish({"never-there": a_reply(), "gateway-1": a_reply()}) == {"never-there"}
@@ -98,7 +98,7 @@ async def test_a_gateway_that_is_gone_is_named_and_nothing_piles_up(
     assert await redis.keys("corral:replies:*") == []
 
 
-async def test_a_gateway_that_does_not_keep_its_stream_is_gone_after_its_lease(redis: Redis, writer: ReplyWriter) -> None:
+async def test_a_stream_that_is_not_renewed_expires(redis: Redis, writer: ReplyWriter) -> None:
     await Gateways(redis).renew("gateway-1", lease_ms=1, stream_ms=1)
 
     async def gone() -> bool:
@@ -108,7 +108,7 @@ async def test_a_gateway_that_does_not_keep_its_stream_is_gone_after_its_lease(r
     assert await redis.keys("corral:replies:*") == []
 
 
-async def test_keeping_a_stream_extends_it_and_loses_nothing(redis: Redis, writer: ReplyWriter, reader: ReplyReader) -> None:
+async def test_renewing_a_stream_loses_nothing(redis: Redis, writer: ReplyWriter, reader: ReplyReader) -> None:
     await writer.publish({"gateway-1": a_reply()})
     await redis.pexpire("corral:replies:gateway-1", 1000)
     assert await keep(redis) == Renewal(had_lease=True, had_stream=True)
@@ -116,16 +116,16 @@ async def test_keeping_a_stream_extends_it_and_loses_nothing(redis: Redis, write
     assert await read(reader, 1) == [a_reply()]
 
 
-async def test_what_was_read_is_trimmed(redis: Redis, writer: ReplyWriter, reader: ReplyReader) -> None:
+async def test_read_entries_are_trimmed(redis: Redis, writer: ReplyWriter, reader: ReplyReader) -> None:
     for start in range(0, 3000, 500):
         for number in range(start, start + 500):
             await writer.publish({"gateway-1": a_reply(number)})
         await read(reader, 500)
-        # The reader trims now and then, and Redis whole nodes of 100 entries.
+        # The reader trims only from time to time, and Redis trims whole nodes of 100 entries.
         assert await redis.xlen("corral:replies:gateway-1") <= TRIM_ENTRIES + 500
 
 
-async def test_the_stream_is_made_again_after_redis_lost_its_memory(
+async def test_the_stream_is_created_again_after_redis_lost_its_data(
     redis: Redis, writer: ReplyWriter, reader: ReplyReader
 ) -> None:
     await writer.publish({"gateway-1": a_reply(1)})
@@ -138,10 +138,10 @@ async def test_the_stream_is_made_again_after_redis_lost_its_memory(
     assert await read(reader, 1) == [a_reply(3)]
 
 
-async def test_a_new_redis_whose_clock_is_behind_is_read_from_its_start(
+async def test_a_new_redis_with_an_earlier_clock_is_read_from_the_start(
     redis: Redis, writer: ReplyWriter, reader: ReplyReader
 ) -> None:
-    """Stream ids are times: behind the last id of a server whose clock was ahead, nothing would come for as long."""
+    """Stream ids are times. After an id of a server whose clock was ahead, no new entry would be read for that long."""
     await writer.publish({"gateway-1": a_reply(1)})
     [[_, entries]] = (await redis.xread({"corral:replies:gateway-1": "0-0"})).items()
     [[[_, fields]]] = entries
@@ -154,14 +154,14 @@ async def test_a_new_redis_whose_clock_is_behind_is_read_from_its_start(
     assert await read(reader, 1) == [a_reply(2)]
 
 
-async def test_an_entry_of_another_release_is_passed_over(redis: Redis, writer: ReplyWriter, reader: ReplyReader) -> None:
+async def test_an_undecodable_entry_is_skipped(redis: Redis, writer: ReplyWriter, reader: ReplyReader) -> None:
     await writer.publish({"gateway-1": a_reply(1)})
     await redis.xadd("corral:replies:gateway-1", {"r": b"\x63of another release"})
     await writer.publish({"gateway-1": a_reply(2)})
     assert await read(reader, 2) == [a_reply(1), a_reply(2)]
 
 
-async def test_both_ends_say_unavailable_without_redis(unused_tcp_port: int) -> None:
+async def test_both_ends_are_unavailable_without_redis(unused_tcp_port: int) -> None:
     async with connect(f"redis://127.0.0.1:{unused_tcp_port}/0") as redis:
         reader = ReplyReader(redis, "gateway-1")
         for call in (

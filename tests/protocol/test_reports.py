@@ -1,4 +1,4 @@
-"""Node reports and their leases (those of workers are the queue's)."""
+"""Node reports and their leases. Worker reports are tested with the queue."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def reports(redis: Redis) -> NodeReports:
     return NodeReports(redis)
 
 
-async def test_there_are_none_at_first(reports: NodeReports) -> None:
+async def test_there_are_no_reports_at_first(reports: NodeReports) -> None:
     assert await reports.read() == []
 
 
-async def test_a_report_is_read_as_it_was_published(reports: NodeReports) -> None:
+async def test_a_report_is_read_unchanged(reports: NodeReports) -> None:
     await reports.publish(a_report(), lease_ms=LEASE_MS)
     assert await reports.read() == [a_report()]
 
 
-async def test_each_node_has_one_report_the_newest(reports: NodeReports) -> None:
+async def test_each_node_has_only_its_latest_report(reports: NodeReports) -> None:
     for number in range(3):
         await reports.publish(a_report("node-1", jobs=(str(number),)), lease_ms=LEASE_MS)
     await reports.publish(a_report("node-2"), lease_ms=LEASE_MS)
@@ -57,7 +57,7 @@ async def test_each_node_has_one_report_the_newest(reports: NodeReports) -> None
     assert found == {"node-1": a_report("node-1", jobs=("2",)), "node-2": a_report("node-2")}
 
 
-async def test_a_node_that_falls_silent_disappears_by_itself(redis: Redis, reports: NodeReports) -> None:
+async def test_a_silent_node_disappears_after_its_lease(redis: Redis, reports: NodeReports) -> None:
     await reports.publish(a_report("silent"), lease_ms=1)
     await reports.publish(a_report("alive"), lease_ms=LEASE_MS)
 
@@ -75,7 +75,7 @@ async def test_a_report_extends_the_lease(redis: Redis, reports: NodeReports) ->
     assert await redis.pttl("corral:node:node-1") > 1000
 
 
-async def test_a_node_that_stops_in_order_is_gone_at_once(redis: Redis, reports: NodeReports) -> None:
+async def test_a_removed_node_is_gone_at_once(redis: Redis, reports: NodeReports) -> None:
     await reports.publish(a_report(), lease_ms=LEASE_MS)
     await reports.remove("node-1")
     await reports.remove("never-there")
@@ -83,13 +83,13 @@ async def test_a_node_that_stops_in_order_is_gone_at_once(redis: Redis, reports:
     assert await redis.keys("*") == []
 
 
-async def test_a_report_of_another_release_is_passed_over(redis: Redis, reports: NodeReports) -> None:
+async def test_an_undecodable_report_is_skipped(redis: Redis, reports: NodeReports) -> None:
     await redis.set("corral:node:old", b"\x63of another release")
     await reports.publish(a_report(), lease_ms=LEASE_MS)
     assert await reports.read() == [a_report()]
 
 
-async def test_says_unavailable_without_redis(unused_tcp_port: int) -> None:
+async def test_reports_are_unavailable_without_redis(unused_tcp_port: int) -> None:
     async with connect(f"redis://127.0.0.1:{unused_tcp_port}/0") as redis:
         reports = NodeReports(redis)
         for call in (reports.publish(a_report(), lease_ms=1), reports.remove("n"), reports.is_alive("n"), reports.read()):
@@ -110,7 +110,7 @@ async def test_says_unavailable_without_redis(unused_tcp_port: int) -> None:
     ],
     ids=lambda lie: next(iter(lie)),
 )
-async def test_a_report_that_no_row_can_hold_is_passed_over_alone(reports: NodeReports, lie: dict[str, Any]) -> None:
+async def test_only_the_invalid_report_is_skipped(reports: NodeReports, lie: dict[str, Any]) -> None:
     await reports.publish(msgspec.structs.replace(a_report("node-2"), **lie), lease_ms=LEASE_MS)
     await reports.publish(a_report(), lease_ms=LEASE_MS)
     assert await reports.read() == [a_report()]

@@ -1,4 +1,4 @@
-"""The snapshot on its way from the registry to the gateways."""
+"""The routes snapshot on its way from the registry to the gateways."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.protocol.errors import ProtocolMismatch, Unavailable
 from services.protocol.routes import Caller, ReplicaRoute, Routes, RoutesSnapshot, TagRoute, VersionRoute, key_hash
 from services.protocol.wire import encode
 
-#: So long that whatever comes sooner came by the signal.
+#: So long that an earlier snapshot must have come through the signal.
 NO_POLL_S = 600.0
 
 
@@ -35,15 +35,15 @@ class Follower:
         self._next: asyncio.Task[RoutesSnapshot] | None = None
 
     async def next(self, *, timeout_s: float = 5) -> RoutesSnapshot:
-        self.begin()
+        self.start()
         assert self._next
         async with asyncio.timeout(timeout_s):
             snapshot = await self._next
         self._next = None
         return snapshot
 
-    def begin(self) -> None:
-        """Starts to wait for the next one."""
+    def start(self) -> None:
+        """Starts to wait for the next snapshot."""
         self._next = self._next or asyncio.ensure_future(anext(self._snapshots))
 
     async def stop(self) -> None:
@@ -66,7 +66,7 @@ async def subscribed(redis: Redis) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_a_snapshot_is_read_as_it_was_published(routes: Routes) -> None:
+async def test_a_snapshot_is_read_unchanged(routes: Routes) -> None:
     snapshot = RoutesSnapshot(
         revision=7,
         keep_alive_s=-1,
@@ -92,29 +92,27 @@ async def test_a_snapshot_is_read_as_it_was_published(routes: Routes) -> None:
     assert await routes.load() == snapshot
 
 
-async def test_there_is_none_before_the_registry_has_published(routes: Routes) -> None:
+async def test_there_is_no_snapshot_before_the_registry_publishes(routes: Routes) -> None:
     assert await routes.load() is None
 
 
-async def test_a_gateway_begins_with_the_snapshot_that_is_there(routes: Routes, follower: Follower) -> None:
+async def test_a_gateway_starts_with_the_current_snapshot(routes: Routes, follower: Follower) -> None:
     await routes.publish(a_snapshot(3))
     assert await follower.next() == a_snapshot(3)
 
 
-async def test_a_gateway_that_starts_before_the_registry_gets_the_first_one(
-    redis: Redis, routes: Routes, follower: Follower
-) -> None:
-    follower.begin()
+async def test_a_gateway_started_first_gets_the_first_snapshot(redis: Redis, routes: Routes, follower: Follower) -> None:
+    follower.start()
     await subscribed(redis)
     await routes.publish(a_snapshot())
     assert await follower.next() == a_snapshot()
 
 
-async def test_a_new_snapshot_arrives_by_the_signal(redis: Redis, routes: Routes, follower: Follower) -> None:
+async def test_a_signal_delivers_a_new_snapshot(redis: Redis, routes: Routes, follower: Follower) -> None:
     await routes.publish(a_snapshot(1))
     await follower.next()
     for revision in range(2, 10):
-        follower.begin()
+        follower.start()
         await subscribed(redis)
         published = time.monotonic()
         await routes.publish(a_snapshot(revision))
@@ -122,8 +120,8 @@ async def test_a_new_snapshot_arrives_by_the_signal(redis: Redis, routes: Routes
         assert time.monotonic() - published < 1
 
 
-async def test_no_snapshot_between_two_turns_of_the_reader_is_missed(routes: Routes, follower: Follower) -> None:
-    """While the gateway works on one, others are published: the newest is what counts."""
+async def test_the_latest_of_several_snapshots_is_read(routes: Routes, follower: Follower) -> None:
+    """Others are published while the gateway works on one."""
     await routes.publish(a_snapshot(1))
     await follower.next()
     await routes.publish(a_snapshot(2))
@@ -131,7 +129,7 @@ async def test_no_snapshot_between_two_turns_of_the_reader_is_missed(routes: Rou
     assert (await follower.next()).revision == 3
 
 
-async def test_a_snapshot_whose_signal_was_lost_is_found_by_polling(redis: Redis, routes: Routes) -> None:
+async def test_polling_finds_a_snapshot_whose_signal_was_lost(redis: Redis, routes: Routes) -> None:
     follower = Follower(routes, poll_s=0.05)
     await routes.publish(a_snapshot(1))
     await follower.next()
@@ -140,25 +138,25 @@ async def test_a_snapshot_whose_signal_was_lost_is_found_by_polling(redis: Redis
     await follower.stop()
 
 
-async def test_the_same_revision_is_told_once(redis: Redis, routes: Routes, follower: Follower) -> None:
+async def test_the_same_revision_is_not_repeated(redis: Redis, routes: Routes, follower: Follower) -> None:
     await routes.publish(a_snapshot(1))
     await follower.next()
-    follower.begin()
+    follower.start()
     await subscribed(redis)
     await routes.publish(a_snapshot(1))
     with pytest.raises(TimeoutError):
         await follower.next(timeout_s=0.1)
 
 
-async def test_an_older_revision_counts_as_news(routes: Routes, follower: Follower) -> None:
-    """Redis was restored from a backup: what it says now is what holds."""
+async def test_an_older_revision_is_applied(routes: Routes, follower: Follower) -> None:
+    """Redis was restored from a backup, so the older snapshot is current."""
     await routes.publish(a_snapshot(5))
     await follower.next()
     await routes.publish(a_snapshot(4))
     assert (await follower.next()).revision == 4
 
 
-async def test_a_gateway_keeps_what_it_has_when_redis_loses_its_memory(redis: Redis, routes: Routes) -> None:
+async def test_a_gateway_keeps_its_snapshot_when_redis_loses_its_data(redis: Redis, routes: Routes) -> None:
     follower = Follower(routes, poll_s=0.02)
     await routes.publish(a_snapshot(1))
     await follower.next()
@@ -168,13 +166,13 @@ async def test_a_gateway_keeps_what_it_has_when_redis_loses_its_memory(redis: Re
     await follower.stop()
 
 
-async def test_a_snapshot_of_another_release_is_refused(redis: Redis, routes: Routes) -> None:
+async def test_an_undecodable_snapshot_is_refused(redis: Redis, routes: Routes) -> None:
     await redis.set("corral:routes", b"\x63whatever")
     with pytest.raises(ProtocolMismatch):
         await routes.load()
 
 
-async def test_says_unavailable_without_redis(unused_tcp_port: int) -> None:
+async def test_routes_are_unavailable_without_redis(unused_tcp_port: int) -> None:
     async with connect(f"redis://127.0.0.1:{unused_tcp_port}/0") as redis:
         routes = Routes(redis)
         for call in (routes.publish(a_snapshot()), routes.load(), anext(routes.snapshots(poll_s=1))):
@@ -182,7 +180,7 @@ async def test_says_unavailable_without_redis(unused_tcp_port: int) -> None:
                 await call
 
 
-def test_the_hash_of_a_key_is_no_key() -> None:
+def test_the_hash_of_a_key_does_not_contain_the_key() -> None:
     assert key_hash("corral-secret") == key_hash("corral-secret")
     assert key_hash("corral-secret") != key_hash("corral-secreT")
     assert "secret" not in key_hash("corral-secret")

@@ -1,4 +1,4 @@
-"""Every message of the protocol, in bytes and back; and bytes that are no message."""
+"""Every message of the protocol survives encoding; invalid bytes are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     type(None): st.none(),
     Any: plain,
-    # Its fields have limits, and must agree.
+    # Its fields have limits and must be consistent.
     EngineSettings: engine_settings(),
 }
 
@@ -68,7 +68,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 
 def within(hint: Any, limits: list[msgspec.Meta]) -> st.SearchStrategy[Any]:
-    """Values that the limits allow."""
+    """Values that the constraints of an annotation allow."""
     least, most = (
         next((value for limit in limits if (value := getattr(limit, end)) is not None), None) for end in ("ge", "le")
     )
@@ -101,14 +101,14 @@ def messages() -> list[type[msgspec.Struct]]:
 kinds = pytest.mark.parametrize("kind", messages(), ids=lambda kind: f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}")
 
 
-def test_all_kinds_were_found() -> None:
+def test_all_kinds_of_messages_are_found() -> None:
     assert {GenerateRequest, StepReply, RoutesSnapshot} <= set(messages())
 
 
 @kinds
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_every_message_survives_the_wire(kind: type[msgspec.Struct], data: st.DataObject) -> None:
+def test_every_message_is_decoded_unchanged(kind: type[msgspec.Struct], data: st.DataObject) -> None:
     message = data.draw(values(kind))
     assert Decoder(kind)(encode(message)) == message
 
@@ -116,7 +116,7 @@ def test_every_message_survives_the_wire(kind: type[msgspec.Struct], data: st.Da
 @kinds
 @settings(max_examples=20, deadline=None)
 @given(data=st.data(), version=st.integers(0, 255).filter(lambda version: version != PROTOCOL_VERSION))
-def test_another_version_is_refused_by_name(kind: type[msgspec.Struct], data: st.DataObject, version: int) -> None:
+def test_another_protocol_version_is_refused_by_name(kind: type[msgspec.Struct], data: st.DataObject, version: int) -> None:
     encoded = encode(data.draw(values(kind)))
     with pytest.raises(ProtocolMismatch, match=f"{kind.__name__} of protocol version {version};"):
         Decoder(kind)(bytes([version]) + encoded[1:])
@@ -124,7 +124,7 @@ def test_another_version_is_refused_by_name(kind: type[msgspec.Struct], data: st
 
 @settings(deadline=None)
 @given(data=st.data())
-def test_a_message_that_was_cut_short_is_refused(data: st.DataObject) -> None:
+def test_a_truncated_message_is_refused(data: st.DataObject) -> None:
     encoded = encode(data.draw(values(StepReply)))
     cut = data.draw(st.integers(0, len(encoded) - 1))
     with pytest.raises(ProtocolMismatch):
@@ -133,9 +133,9 @@ def test_a_message_that_was_cut_short_is_refused(data: st.DataObject) -> None:
 
 @settings(deadline=None)
 @given(garbage=st.binary(max_size=100))
-@example(b"\x81\xa6worker\xa3\xff\xfe\xfd")  # no UTF-8
+@example(b"\x81\xa6worker\xa3\xff\xfe\xfd")  # invalid UTF-8
 @example(b"\x81\xa4deep" + b"\x91" * 100_000)
-def test_garbage_is_a_mismatch_or_a_message_and_nothing_else(garbage: bytes) -> None:
+def test_garbage_is_a_message_or_a_mismatch(garbage: bytes) -> None:
     for kind in (GenerateRequest, StepReply, RoutesSnapshot):
         decode = Decoder(kind)
         for data in (garbage, bytes([PROTOCOL_VERSION]) + garbage):
@@ -149,13 +149,13 @@ def test_garbage_is_a_mismatch_or_a_message_and_nothing_else(garbage: bytes) -> 
 
 @settings(deadline=None)
 @given(garbage=st.binary(min_size=1, max_size=50))
-def test_bytes_behind_a_message_are_refused(garbage: bytes) -> None:
+def test_bytes_after_a_message_are_refused(garbage: bytes) -> None:
     with pytest.raises(ProtocolMismatch):
         Decoder(StepReply)(encode(StepReply("worker-1", ())) + garbage)
 
 
-def test_a_field_that_this_release_does_not_know_is_ignored() -> None:
-    """An additive change needs no new protocol version."""
+def test_an_unknown_field_is_ignored() -> None:
+    """Adding a field needs no new protocol version."""
 
     class Newer(msgspec.Struct):
         worker: str
@@ -165,7 +165,7 @@ def test_a_field_that_this_release_does_not_know_is_ignored() -> None:
     assert Decoder(StepReply)(encode(Newer("worker-1", (), "sunny"))) == StepReply("worker-1", ())
 
 
-def test_a_lost_type_is_never_guessed() -> None:
+def test_a_message_of_another_type_is_refused() -> None:
     with pytest.raises(ProtocolMismatch):
         Decoder(GenerateRequest)(encode(StepReply("worker-1", ())))
 

@@ -1,4 +1,4 @@
-"""A real database built by the real migrations, and the registry's app with its loops running against it."""
+"""A real database with the real migrations, and the registry's app with its background loops."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def migrated_url(postgres_url: str) -> str:
 
 @pytest.fixture
 def clean_url(migrated_url: str) -> str:
-    """The migrated database with nothing in it."""
+    """The migrated database, without rows."""
     engine = create_engine(migrated_url)
     tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
     with engine.begin() as connection:
@@ -86,7 +86,7 @@ def settings(clean_url: str, redis_url: str) -> Settings:
 
 
 class Registry:
-    """A registry that runs, seen from outside."""
+    """A running registry, seen through its API."""
 
     def __init__(self, app: FastAPI) -> None:
         transport = httpx.ASGITransport(app=app)
@@ -106,7 +106,7 @@ class Registry:
         return [httpx.Response(200, content=line).json() for line in answer.text.splitlines()]
 
     async def replicas(self, *states: str) -> list[dict[str, Any]]:
-        """Of these states; of all without."""
+        """The replicas in these states, or all."""
         rows: list[dict[str, Any]] = (await self.get("replicas"))["replicas"]
         return [row for row in rows if not states or row["state"] in states]
 
@@ -130,7 +130,7 @@ async def running_registry(settings: Settings) -> AsyncIterator[Registry]:
 
 @pytest.fixture
 def run_registry() -> RunRegistry:
-    """For tests that stop it and start it again."""
+    """For tests that stop the registry and start it again."""
     return running_registry
 
 
@@ -148,7 +148,7 @@ async def node(redis: Redis) -> AsyncIterator[ScriptedNode]:
 
 @pytest_asyncio.fixture
 async def tiny(registry: Registry, node: ScriptedNode) -> str:
-    """A pulled model's version."""
+    """The version of a pulled model."""
     await pull(registry, TINY)
     return await registry.digest("tiny")
 

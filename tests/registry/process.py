@@ -1,4 +1,4 @@
-"""A registry as a process."""
+"""Starts a registry as a process."""
 
 from __future__ import annotations
 

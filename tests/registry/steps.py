@@ -1,4 +1,4 @@
-"""Steps of the registry's tests: ask for a model, play its worker, wait for replicas."""
+"""Steps of the registry's tests: request a model, act as its worker, wait for replicas."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ async def ask(queue: Queue, version: str, *, keep_alive_ms: int | None = None, c
 
 
 async def serve(queue: Queue, version: str, replica: str) -> None:
-    """As the worker would: takes what waits and answers it."""
+    """Acts as the worker: claims the waiting requests and settles them."""
     for claim in (await queue.claim(version, f"w-{replica}", capacity=100)).claims:
         await queue.settle(claim.request.id, claim.epoch, cost=1)
 
 
 async def one(registry: Registry, *states: str) -> dict[str, Any]:
-    """The only replica in these states, once there is one."""
+    """The only replica in these states, as soon as there is exactly one."""
 
     async def found() -> list[dict[str, Any]]:
         rows = await registry.replicas(*states)

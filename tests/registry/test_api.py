@@ -1,4 +1,4 @@
-"""The management API from outside."""
+"""The management API over HTTP."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ROUTES = [
 ]
 
 
-async def test_the_token_comes_before_the_body(registry: Registry) -> None:
+async def test_the_token_is_checked_before_the_body(registry: Registry) -> None:
     async def never() -> AsyncIterator[bytes]:
         raise AssertionError("the body is read")
         yield b""
@@ -67,14 +67,14 @@ async def test_the_token_comes_before_the_body(registry: Registry) -> None:
         assert refused.status_code == 401
 
 
-async def test_a_body_that_is_too_large(registry: Registry) -> None:
+async def test_a_body_that_is_too_large_is_refused(registry: Registry) -> None:
     assert (await registry.http.post("/registry/v1/keys", content=b" " * (2**20 + 1))).status_code == 413
 
 
 @pytest.mark.parametrize(
     "authorization", [None, "Bearer wrong", "Basic a-token-for-the-tests"], ids=["none", "wrong", "no bearer"]
 )
-async def test_every_route_wants_the_token(registry: Registry, authorization: str | None) -> None:
+async def test_every_route_requires_the_token(registry: Registry, authorization: str | None) -> None:
     headers = {"authorization": authorization} if authorization else {}
     async with httpx.AsyncClient(transport=registry.http._transport, base_url="http://registry") as stranger:
         for method, path in ROUTES:
@@ -89,7 +89,7 @@ async def test_healthz_needs_no_token(registry: Registry) -> None:
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
-async def test_a_pull_tells_how_it_goes(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
+async def test_a_pull_streams_its_progress(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
     await one_node(registry)
     blob = pulled_model("", TINY).layers[0].digest
     short = f"pulling {blob[7:19]}"
@@ -101,7 +101,7 @@ async def test_a_pull_tells_how_it_goes(registry: Registry, node: ScriptedNode, 
         {"status": "writing manifest"},
         {"status": "success"},
     ]
-    # It can be asked for at once.
+    # The model can be used at once.
     snapshot = await Routes(redis).load()
     assert snapshot is not None
     (tag,) = snapshot.tags.values()
@@ -113,7 +113,7 @@ async def test_a_pull_tells_how_it_goes(registry: Registry, node: ScriptedNode, 
     assert (route.size, route.parameters) == (5100, {"stop": ["<|im_end|>"]})
 
 
-async def test_a_pull_of_what_is_there(registry: Registry, node: ScriptedNode) -> None:
+async def test_a_pull_of_an_existing_model_downloads_nothing(registry: Registry, node: ScriptedNode) -> None:
     await one_node(registry)
     await registry.pull(TINY, "Here:v1")
     lines = await registry.pull("here:V1")
@@ -130,7 +130,7 @@ async def test_a_known_name_is_pulled_from_its_source(registry: Registry, node: 
     assert (await registry.get("models/show", name="smollm2:135m"))["name"] == "SmolLM2:135m"
 
 
-async def test_two_pulls_of_one_thing_share_a_job(registry: Registry, node: ScriptedNode) -> None:
+async def test_two_pulls_of_the_same_source_share_a_job(registry: Registry, node: ScriptedNode) -> None:
     await one_node(registry)
     node.finishes_pulls = False
     first = asyncio.create_task(registry.pull(TINY))
@@ -146,7 +146,7 @@ async def test_two_pulls_of_one_thing_share_a_job(registry: Registry, node: Scri
     assert len((await registry.get("jobs"))["jobs"]) == 2
 
 
-async def test_a_pull_that_fails(registry: Registry, node: ScriptedNode) -> None:
+async def test_a_failed_pull_returns_the_error(registry: Registry, node: ScriptedNode) -> None:
     await one_node(registry)
     assert (await registry.pull("pypi:missing"))[-1] == {"error": "pypi:missing: no such thing"}
     answer = await registry.http.post("/registry/v1/pull", json={"model": "pypi:missing", "stream": False})
@@ -155,7 +155,7 @@ async def test_a_pull_that_fails(registry: Registry, node: ScriptedNode) -> None
     assert (job["kind"], job["node"], job["state"], job["error"]) == ("pull", "n1", "failed", "pypi:missing: no such thing")
 
 
-async def test_a_pull_of_a_name_that_nobody_knows(registry: Registry, node: ScriptedNode) -> None:
+async def test_a_pull_of_an_unknown_name_is_refused(registry: Registry, node: ScriptedNode) -> None:
     for name in ("nobody/knows:this", "hf.co/org/repo:Q4_K_M", "llama3.2"):
         error = (await registry.pull(name))[-1]["error"]
         assert error.startswith("pull model manifest: file does not exist: Corral pulls ")
@@ -164,7 +164,7 @@ async def test_a_pull_of_a_name_that_nobody_knows(registry: Registry, node: Scri
     assert (answer.status_code, answer.json()["error"]) == (500, error)
 
 
-async def test_a_pull_without_a_node(registry: Registry) -> None:
+async def test_a_pull_without_a_node_is_refused(registry: Registry) -> None:
     answer = await registry.http.post("/registry/v1/pull", json={"model": TINY})
     assert (answer.status_code, answer.json()["error"]) == (503, "no node is ready to pull to")
 
@@ -187,7 +187,7 @@ async def test_a_pull_without_a_node(registry: Registry) -> None:
     ],
     ids=["nothing", "cut short", "no model", "a number", "a space", "an option", "a path as name", "a URL", "no GGUF"],
 )
-async def test_a_malformed_pull(registry: Registry, body: bytes, error: str) -> None:
+async def test_a_malformed_pull_is_refused(registry: Registry, body: bytes, error: str) -> None:
     answer = await registry.http.post("/registry/v1/pull", content=body, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()) == (400, {"error": error, "code": "invalid_request"})
 
@@ -204,16 +204,16 @@ async def test_a_malformed_pull(registry: Registry, body: bytes, error: str) -> 
         ("smollm2", None, "smollm2:latest", ""),
     ],
 )
-def test_names_and_sources(model: str, named: str | None, name: str, source: str) -> None:
+def test_names_and_sources_are_parsed(model: str, named: str | None, name: str, source: str) -> None:
     wanted = pull_request(model, named)
     assert (wanted.name.display, wanted.source) == (name, source)
 
 
-def test_a_safe_name() -> None:
+def test_safe_name_replaces_other_characters() -> None:
     assert safe_name("__Ünsafe Näme!") == "nsafe-n-me"
 
 
-async def test_a_manifest_that_lies_is_refused(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
+async def test_a_manifest_with_wrong_digests_is_refused(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
     await one_node(registry)
     node.finishes_pulls = False
     watcher = asyncio.create_task(registry.pull(TINY))
@@ -224,21 +224,19 @@ async def test_a_manifest_that_lies_is_refused(registry: Registry, node: Scripte
     assert (await registry.get("status"))["models"] == 0
 
 
-async def test_what_the_database_cannot_hold_fails_its_job_and_no_other(
-    registry: Registry, node: ScriptedNode, redis: Redis
-) -> None:
+async def test_a_result_that_cannot_be_stored_fails_only_its_job(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
     await one_node(registry)
     node.finishes_pulls = False
     watcher = asyncio.create_task(registry.pull(TINY))
     (job,) = await eventually(lambda: node.jobs(Pull))
-    # PostgreSQL's text cannot hold a zero byte; a template can.
+    # PostgreSQL's text type cannot hold a NUL character; a template can.
     await JobEvents(redis).publish(JobSucceeded(job.job, "n1", pulled_model(job.name, TINY, template="\0")))
     assert "the registry refuses what the node reports" in (await watcher)[-1]["error"]
     node.finishes_pulls = True
     assert (await registry.pull("pypi:another"))[-1] == {"status": "success"}
 
 
-async def test_show(registry: Registry, node: ScriptedNode) -> None:
+async def test_show_describes_the_model(registry: Registry, node: ScriptedNode) -> None:
     await one_node(registry)
     await registry.pull(TINY, "Team/Tiny:V1")
     shown = await registry.get("models/show", name="team/tiny:v1")
@@ -284,7 +282,7 @@ async def holds(registry: Registry, *, models: int) -> bool:
     return (await one_node(registry))["models"] == models
 
 
-async def test_a_deleted_name_is_gone_at_once_and_the_other_one_stays(
+async def test_a_deleted_name_is_gone_at_once_and_another_name_stays(
     registry: Registry, node: ScriptedNode, redis: Redis
 ) -> None:
     await one_node(registry)
@@ -301,7 +299,7 @@ async def test_a_deleted_name_is_gone_at_once_and_the_other_one_stays(
     assert (again.status_code, again.json()["error"]) == (404, "model 'a:latest' not found")
 
 
-async def test_a_key_on_terms(registry: Registry, redis: Redis) -> None:
+async def test_the_terms_of_a_key_are_published(registry: Registry, redis: Redis) -> None:
     wanted = {"name": "nightly", "weight": 0.5, "priority": "batch", "max_waiting": 40}
     answer = await registry.http.post("/registry/v1/keys", json=wanted)
     assert answer.json() | wanted == answer.json()
@@ -314,7 +312,7 @@ async def test_a_key_on_terms(registry: Registry, redis: Redis) -> None:
         assert 400 <= refused.status_code < 500, wrong
 
 
-async def test_keys(registry: Registry, redis: Redis) -> None:
+async def test_keys_are_created_listed_and_revoked(registry: Registry, redis: Redis) -> None:
     answer = await registry.http.post("/registry/v1/keys", json={"name": "ci", "team": "core", "admin": True})
     assert answer.status_code == 201
     key = answer.json()
@@ -347,14 +345,14 @@ async def test_keys(registry: Registry, redis: Redis) -> None:
     assert (await registry.get("keys"))["keys"][0]["revoked_at"]
     gone = await registry.http.delete("/registry/v1/keys/ci")
     assert (gone.status_code, gone.json()["error"]) == (404, "key 'ci' not found")
-    # The name is free again.
+    # The name can be used again.
     assert (await registry.http.post("/registry/v1/keys", json={"name": "ci"})).status_code == 201
 
 
 @pytest.mark.parametrize(
     "name", ["", " ", ".", "..", "team/alice", "a\nb", "user1 ", "a\0b", "a\ud83db", "-x", "é", "x" * 65, "x" * 100_000]
 )
-async def test_names_that_no_key_and_no_team_may_have(registry: Registry, name: str) -> None:
+async def test_invalid_names_of_keys_and_teams_are_refused(registry: Registry, name: str) -> None:
     for body in ({"name": name}, {"name": "good", "team": name}):
         if body.get("team") == "":
             continue
@@ -364,7 +362,7 @@ async def test_names_that_no_key_and_no_team_may_have(registry: Registry, name: 
     assert (await registry.get("keys"))["keys"] == []
 
 
-async def test_names_of_keys_differ_by_more_than_case(registry: Registry) -> None:
+async def test_names_of_keys_are_case_insensitive(registry: Registry) -> None:
     for name, status in (("user1", 201), ("USER1", 409), ("user.1", 201)):
         assert (await registry.http.post("/registry/v1/keys", json={"name": name})).status_code == status
     assert (await registry.http.delete("/registry/v1/keys/User1")).status_code == 200
@@ -372,7 +370,7 @@ async def test_names_of_keys_differ_by_more_than_case(registry: Registry) -> Non
 
 
 async def test_a_key_with_any_name_can_be_revoked(registry: Registry, database: Database) -> None:
-    """Before there was a rule for names, any was taken."""
+    """Earlier releases accepted any name."""
     names = ["team/alice", ".", "..", "a\nb", "x" * 10_000, "é ?#%"]
     for number, name in enumerate(names):
         async with database.transaction() as session:
@@ -392,7 +390,7 @@ async def test_a_key_with_any_name_can_be_revoked(registry: Registry, database: 
         assert (await registry.http.delete(f"/registry/v1/keys/{absent}")).status_code == 404
 
 
-async def test_a_key_changes_and_keeps_its_secret(registry: Registry, redis: Redis) -> None:
+async def test_a_key_can_be_changed_and_keeps_its_secret(registry: Registry, redis: Redis) -> None:
     created = (await registry.http.post("/registry/v1/keys", json={"name": "ada", "team": "red", "max_waiting": 3})).json()
     answer = await registry.http.patch("/registry/v1/keys/ADA", json={"weight": 2.5, "admin": True, "max_waiting": None})
     assert answer.status_code == 200
@@ -405,7 +403,7 @@ async def test_a_key_changes_and_keeps_its_secret(registry: Registry, redis: Red
     assert (await registry.http.patch("/registry/v1/keys/eve", json={"weight": 1})).status_code == 404
 
 
-async def test_the_name_of_the_first_admin_key_is_kept_for_one(registry: Registry) -> None:
+async def test_the_name_admin_is_reserved_for_an_admin_key(registry: Registry) -> None:
     assert (await registry.http.post("/registry/v1/keys", json={"name": "Admin"})).status_code == 400
     assert (await registry.http.post("/registry/v1/keys", json={"name": "admin", "admin": True})).status_code == 201
     assert (await registry.http.patch("/registry/v1/keys/admin", json={"admin": False})).status_code == 400
@@ -433,12 +431,14 @@ async def test_nodes_and_status(registry: Registry, node: ScriptedNode, queue: Q
     assert re.fullmatch(r"\d+\.\d+.*", status["version"])
 
 
-async def test_unknown_paths(registry: Registry) -> None:
+async def test_unknown_paths_are_not_found(registry: Registry) -> None:
     answer = await registry.http.get("/registry/v1/nothing")
     assert (answer.status_code, answer.json()) == (404, {"error": "not found", "code": "not_found"})
 
 
-async def test_the_key_that_the_settings_name(settings: Settings, redis: Redis, run_registry: RunRegistry) -> None:
+async def test_the_admin_key_of_the_settings_is_created_and_replaced(
+    settings: Settings, redis: Redis, run_registry: RunRegistry
+) -> None:
     async def admins() -> list[str]:
         snapshot = await Routes(redis).load()
         return [key for key, caller in snapshot.callers.items() if caller.admin] if snapshot else []
@@ -477,7 +477,7 @@ async def test_the_key_that_the_settings_name(settings: Settings, redis: Redis, 
         {"model": TINY, "stream": 10**100},
     ],
 )
-async def test_a_pull_of_what_is_no_name_is_refused(registry: Registry, node: ScriptedNode, body: dict[str, Any]) -> None:
+async def test_an_invalid_name_is_refused(registry: Registry, node: ScriptedNode, body: dict[str, Any]) -> None:
     await one_node(registry)
     response = await registry.http.post("/registry/v1/pull", json=body)
     assert response.status_code == 400

@@ -1,4 +1,4 @@
-"""What a model is said to be able to do, by its file and by its deployment."""
+"""A model's capabilities, from its file and from its deployment."""
 
 from __future__ import annotations
 
@@ -32,11 +32,15 @@ LLAMA = {"general.architecture": "llama"}
         (LLAMA, "{{ messages }}", "last", ("embedding",)),
     ],
 )
-def test_capabilities(metadata: dict[str, Any], template: str, deployed: Pooling, able: tuple[str, ...]) -> None:
+def test_capabilities_of_a_file_and_its_deployment(
+    metadata: dict[str, Any], template: str, deployed: Pooling, able: tuple[str, ...]
+) -> None:
     assert capabilities(Version(metadata_=metadata, template=template), deployed) == able
 
 
-async def test_a_deployment_makes_a_model_embed(registry: Registry, node: ScriptedNode, redis: Redis, tiny: str) -> None:
+async def test_pooling_in_a_deployment_makes_it_an_embedding_model(
+    registry: Registry, node: ScriptedNode, redis: Redis, tiny: str
+) -> None:
     async def able() -> tuple[str, ...]:
         snapshot = await Routes(redis).load()
         return snapshot.versions[tiny].capabilities if snapshot else ()

@@ -1,4 +1,4 @@
-"""One bad row, report or decision costs itself alone; a loop that fails altogether says so, and recovers."""
+"""A bad row, report or decision affects only itself. A loop that fails completely reports it and recovers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.registry.control.cluster_states import VERSION, cluster, demand, depl
 from tests.registry.control.cluster_states import node as a_node
 from tests.registry.steps import ask, failure, pull, serving
 
-#: What earlier releases stored as they read it.
+#: Metadata that earlier releases stored without checks.
 HOSTILE: dict[str, dict[str, Any]] = {
     "strings for a count": {"general.architecture": "llama", "llama.block_count": ["a", "b"]},
     "no number": {"general.architecture": "llama", "llama.block_count": 2, "llama.attention.head_count_kv": [None, 1]},
@@ -47,7 +47,7 @@ def sql(url: str) -> Iterator[Any]:
 
 
 def store_version(url: str, name: str, metadata: object, *, with_file: bool = True) -> str:
-    """As a release that checked nothing would have."""
+    """As a release without checks would have stored it."""
     digest, blob = hashlib.sha256(name.encode()).hexdigest(), f"sha256:{hashlib.sha256(b'file' + name.encode()).hexdigest()}"
     row = {
         "digest": digest,
@@ -86,7 +86,7 @@ def store_version(url: str, name: str, metadata: object, *, with_file: bool = Tr
 
 
 @pytest.mark.parametrize("metadata", HOSTILE.values(), ids=HOSTILE.keys())
-async def test_a_stored_version_that_cannot_be_read_fails_alone_and_can_be_deleted(
+async def test_a_version_with_bad_metadata_fails_alone_and_can_be_deleted(
     registry: Registry,
     node: ScriptedNode,
     queue: Queue,
@@ -105,10 +105,10 @@ async def test_a_stored_version_that_cannot_be_read_fails_alone_and_can_be_delet
     pinned = await registry.http.put("/registry/v1/deployments/hostile", json={"replicas": 1})
     assert pinned.status_code == 200
 
-    async def says_why() -> bool:
+    async def shows_the_reason() -> bool:
         return any(reason.startswith("its file has a ") for reason in (await registry.get("status"))["waiting"])
 
-    await eventually(says_why)
+    await eventually(shows_the_reason)
     assert (await registry.http.get("/readyz")).status_code == 200
     await registry.get("models/show", name="hostile")
     assert (await registry.http.request("DELETE", "/registry/v1/models", json={"model": "hostile"})).status_code == 200
@@ -135,7 +135,7 @@ async def test_a_version_without_a_file_fails_alone(
     await eventually(lambda: serving(registry, "tiny:latest"))
 
 
-async def test_settings_that_this_release_cannot_read_cost_their_deployment_alone(
+async def test_unreadable_settings_affect_only_their_deployment(
     registry: Registry,
     node: ScriptedNode,
     queue: Queue,
@@ -155,7 +155,7 @@ async def test_settings_that_this_release_cannot_read_cost_their_deployment_alon
     assert (await registry.http.get("/readyz")).status_code == 200
 
 
-async def test_a_report_of_a_node_that_no_row_can_hold_costs_that_node_alone(
+async def test_an_absurd_report_affects_only_its_node(
     registry: Registry, node: ScriptedNode, queue: Queue, redis: Redis
 ) -> None:
     absurd = NodeReport("n2", "a", 1, 2**64 - 1, 2**64 - 1, GIB, GIB, (), (), (), ())
@@ -167,12 +167,12 @@ async def test_a_report_of_a_node_that_no_row_can_hold_costs_that_node_alone(
 
 
 def rename_table(url: str, old: str, new: str) -> None:
-    """Waits for the transactions of the registry, which runs in this process: not for the event loop's thread."""
+    """Waits for the transactions of the registry, which runs in this process, so call it outside the event loop's thread."""
     with sql(url) as connection:
         connection.execute(text(f"alter table {old} rename to {new}"))
 
 
-async def test_a_loop_that_fails_says_so_and_recovers(
+async def test_a_failing_loop_is_reported_and_recovers(
     registry: Registry, node: ScriptedNode, redis: Redis, clean_url: str
 ) -> None:
     await pull(registry, "pypi:tiny")
@@ -202,9 +202,9 @@ async def test_a_loop_that_fails_says_so_and_recovers(
     assert await published() == ""
 
 
-def test_a_version_that_no_decision_can_be_made_about_is_left_out() -> None:
+def test_a_version_that_breaks_the_decision_is_left_out() -> None:
     other = "c" * 64
-    # A replica that fetches for a deployment that is not there.
+    # A fetching replica whose deployment does not exist.
     broken = replica(ReplicaState.FETCHING, id="r2", version=other, deployment=99)
     good = cluster(demand=with_demand(demand(waiting=1)))
     seen = replace(
@@ -223,13 +223,13 @@ def test_a_version_that_no_decision_can_be_made_about_is_left_out() -> None:
     assert refusal.message == "model 'bad:latest' could not be loaded: the registry cannot decide about it (RuntimeError)"
 
 
-def test_what_no_version_is_to_blame_for_fails_the_turn() -> None:
+def test_an_error_without_a_version_fails_the_turn() -> None:
     nowhere = replace(a_node(), last_seen_at=None)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         decide(cluster(nodes={"n1": nowhere}, deployments=(deployment(),)))
 
 
-def test_nothing_is_left_out_of_a_world_in_order() -> None:
+def test_nothing_is_left_out_of_a_valid_state() -> None:
     seen = cluster(demand=with_demand(demand(waiting=1)))
     assert decide(seen).decisions == reconcile(seen)
     assert decide(seen).faults == {}

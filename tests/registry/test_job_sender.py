@@ -1,4 +1,4 @@
-"""Jobs as a real Celery worker receives them."""
+"""Jobs, received with Celery."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.valkey import disk_valkey, full_memory
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_a_real_consumer_gets_the_job_and_leaves_no_result(redis: Redis, redis_url: str) -> None:
+async def test_a_celery_consumer_gets_the_job_and_no_result_is_stored(redis: Redis, redis_url: str) -> None:
     received: queue.Queue[tuple[str, Any]] = queue.Queue()
     app = Celery("agent", broker=redis_url, set_as_current=False)
     app.conf.update(accept_content=["json"], worker_hijack_root_logger=False)
@@ -44,14 +44,14 @@ async def test_a_real_consumer_gets_the_job_and_leaves_no_result(redis: Redis, r
     sender.close()
 
 
-async def test_a_broker_that_does_not_answer() -> None:
+async def test_an_unreachable_broker_is_unavailable() -> None:
     sender = JobSender("redis://127.0.0.1:1/0")
     with pytest.raises(Unavailable, match="(Redis|the broker of jobs) does not answer"):
         await sender.send("n1", Stop("j", "r"))
     sender.close()
 
 
-async def test_a_broker_whose_memory_is_full(redis: Redis, redis_url: str) -> None:
+async def test_a_broker_with_full_memory_refuses_the_job(redis: Redis, redis_url: str) -> None:
     sender = JobSender(redis_url)
     async with full_memory(redis):
         with pytest.raises(QueueMemoryFull, match="^the queue's memory is full$"):
@@ -60,7 +60,7 @@ async def test_a_broker_whose_memory_is_full(redis: Redis, redis_url: str) -> No
     sender.close()
 
 
-async def test_a_broker_whose_disk_is_full(tmp_path: Path) -> None:
+async def test_a_broker_with_a_full_disk_is_unavailable(tmp_path: Path) -> None:
     async with disk_valkey(tmp_path) as server, server.full_disk():
         sender = JobSender(server.url)
         with pytest.raises(Unavailable, match="^the queue's disk is full$"):

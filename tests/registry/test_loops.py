@@ -1,4 +1,4 @@
-"""The registry's background loops on input that they cannot take."""
+"""The registry's background loops with invalid input in Redis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.registry.conftest import RunRegistry
 from tests.registry.process import start
 
 
-async def test_a_wrong_type_under_the_job_events(migrated_url: str, redis_url: str, redis: Redis) -> None:
+async def test_job_events_of_the_wrong_type_end_the_process(migrated_url: str, redis_url: str, redis: Redis) -> None:
     await redis.set("corral:job-events", "no stream")
     process = start(CORRAL_DATABASE_URL=migrated_url, CORRAL_REDIS_URL=redis_url)
     await eventually(lambda: process.poll() is not None, timeout_s=60)
@@ -21,8 +21,10 @@ async def test_a_wrong_type_under_the_job_events(migrated_url: str, redis_url: s
     assert "background loop broke off, the process ends: loop=job events" in stderr
 
 
-async def test_messages_that_do_not_decode(redis: Redis, settings: Settings, run_registry: RunRegistry) -> None:
-    """An event is passed over; routes are written again."""
+async def test_undecodable_messages_are_replaced_or_skipped(
+    redis: Redis, settings: Settings, run_registry: RunRegistry
+) -> None:
+    """An event is skipped, and routes are published again."""
     for fields in ({"e": b"\x01\xff"}, {"e": b""}, {"x": b"y"}):
         await redis.xadd("corral:job-events", fields)
     await redis.set("corral:routes", b"\x01\xff")

@@ -1,4 +1,4 @@
-"""The registry's metrics, and its list of whatever else serves some."""
+"""The registry's metrics, and its list of scrape targets."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Watched(Registry):
         return found
 
     async def until(self, name: str, value: float, **labels: str) -> Scrape:
-        async def told() -> Scrape | None:
+        async def matching() -> Scrape | None:
             found = await self.scrape()
             return found if found.all(name, **labels) and found.sum(name, **labels) == value else None
 
-        found = await eventually(told, what=f"{name} {labels} = {value}")
+        found = await eventually(matching, what=f"{name} {labels} = {value}")
         assert found is not None
         return found
 
@@ -61,7 +61,7 @@ async def watched(settings: Settings, redis: Redis) -> AsyncIterator[Watched]:
     await asyncio.to_thread(exposition.close)
 
 
-async def test_the_cluster_as_the_leader_sees_it(watched: Watched, node: ScriptedNode, queue: Queue) -> None:
+async def test_the_leader_reports_the_cluster(watched: Watched, node: ScriptedNode, queue: Queue) -> None:
     await pull(watched, TINY)
     await ask(queue, await watched.digest("tiny"))
     await one(watched, "ready")
@@ -81,15 +81,15 @@ async def test_the_cluster_as_the_leader_sees_it(watched: Watched, node: Scripte
         assert found.sum("corral_control_decisions_total", decision=decision) == 1, decision
 
 
-async def test_what_waits_and_whose_it_is(watched: Watched, node: ScriptedNode, queue: Queue) -> None:
+async def test_waiting_requests_by_priority_and_team(watched: Watched, node: ScriptedNode, queue: Queue) -> None:
     node.on_start = "loading"
     await pull(watched, TINY)
     version = await watched.digest("tiny")
     await watched.http.post("/registry/v1/keys", json={"name": "ada", "team": "core"})
     [key] = (await watched.get("keys"))["keys"]
     for priority in (Priority.BATCH, Priority.NORMAL, Priority.NORMAL):
-        await _asked_by(queue, version, key["id"], priority)
-    await _asked_by(queue, version, "local", Priority.NORMAL)
+        await _enqueue_as(queue, version, key["id"], priority)
+    await _enqueue_as(queue, version, "local", Priority.NORMAL)
     found = await watched.until("corral_queue_waiting_requests", 3, model="tiny:latest", priority="normal")
     assert found.sum("corral_queue_waiting_requests", priority="batch") == 1
     assert found.sum("corral_queue_team_waiting_requests", model="tiny:latest", team="core") == 3
@@ -101,12 +101,12 @@ async def test_what_waits_and_whose_it_is(watched: Watched, node: ScriptedNode, 
     await eventually(has_waited)
 
 
-async def _asked_by(queue: Queue, version: str, caller: str, priority: Priority) -> None:
+async def _enqueue_as(queue: Queue, version: str, caller: str, priority: Priority) -> None:
     request = GenerateRequest(id=new_id(), version=version, gateway="g", caller=caller, prompt=TextPrompt("hi"))
     await queue.enqueue(request, cost=1, limit=100, terms=Terms(priority=priority))
 
 
-async def test_failures_and_restarts(watched: Watched, node: ScriptedNode) -> None:
+async def test_failures_and_restarts_are_counted(watched: Watched, node: ScriptedNode) -> None:
     node.on_start = "exit"
     await pull(watched, TINY)
     await watched.http.put("/registry/v1/deployments/tiny", json={"replicas": 1})
@@ -114,7 +114,7 @@ async def test_failures_and_restarts(watched: Watched, node: ScriptedNode) -> No
     assert found.sum("corral_replica_failures_total", model="tiny:latest") >= 1
 
 
-async def test_a_replica_that_no_node_takes(watched: Watched, node: ScriptedNode) -> None:
+async def test_placement_refusals_are_counted_by_reason(watched: Watched, node: ScriptedNode) -> None:
     await pull(watched, TINY)
     node.memory = 1024
     await eventually(lambda: _has_memory(watched, 1024))
@@ -142,13 +142,11 @@ def _room(**facts: Any) -> NodeCapacity:
         (Want(50, 5, True), [_room()], "memory"),
     ],
 )
-def test_shortages(want: Want, rooms: list[NodeCapacity], short_of: Shortage) -> None:
+def test_shortages_by_resource(want: Want, rooms: list[NodeCapacity], short_of: Shortage) -> None:
     assert shortage(want, rooms) == short_of
 
 
-async def test_one_that_does_not_lead_says_nothing_of_the_cluster(
-    watched: Watched, settings: Settings, node: ScriptedNode
-) -> None:
+async def test_only_the_leader_reports_the_cluster(watched: Watched, settings: Settings, node: ScriptedNode) -> None:
     await watched.until("corral_registry_leader", 1)
     metrics = Metrics()
     exposition = Exposition(metrics.registry, host="127.0.0.1", port="auto", redis_url=settings.redis_url)
@@ -162,7 +160,7 @@ async def test_one_that_does_not_lead_says_nothing_of_the_cluster(
     assert not found.all("corral_replicas")
 
 
-async def test_http_sd_lists_what_serves(watched: Watched, redis: Redis, node: ScriptedNode, queue: Queue) -> None:
+async def test_http_sd_lists_the_metrics_addresses(watched: Watched, redis: Redis, node: ScriptedNode, queue: Queue) -> None:
     await pull(watched, TINY)
     version = await watched.digest("tiny")
     known = WorkerReport("w1", "r1", version, "n7", WorkerState.READY, metrics="10.0.0.7:9464")
@@ -191,5 +189,5 @@ async def test_http_sd_lists_what_serves(watched: Watched, redis: Redis, node: S
     assert [target["labels"]["service"] for target in only] == ["node", "gateway"]
     wrong = await watched.http.get("/registry/v1/http_sd", params={"service": "toaster"})
     assert wrong.status_code == 400
-    nobody = await watched.http.get("/registry/v1/http_sd", headers={"authorization": ""})
-    assert nobody.status_code == 401
+    anonymous = await watched.http.get("/registry/v1/http_sd", headers={"authorization": ""})
+    assert anonymous.status_code == 401

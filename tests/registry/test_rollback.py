@@ -1,4 +1,4 @@
-"""A tag keeps the last three versions that it named, and can be moved back to them."""
+"""A tag keeps its last three versions and can be rolled back to them."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ async def test_a_rollback_moves_the_tag_and_its_deployment(registry: Registry, n
     assert (stopped["id"], stopped["reason"]) == (newer["id"], "its name points to another version now")
     (deployed,) = [row for row in (await registry.get("deployments"))["deployments"] if row["replicas"]]
     assert (deployed["version"], deployed["overrides"]) == (first, {"slots": 2})
-    # And forth again: the one before is now the newer one.
+    # A second rollback returns to the newer version.
     assert (await rollback(registry))["digest"] == second
     await eventually(lambda: serving(registry, "m:latest"))
     assert [version["digest"] for version in await versions(registry)] == [second, first]
 
 
-async def test_requests_that_wait_for_the_old_version_are_served(registry: Registry, node: ScriptedNode, queue: Queue) -> None:
+async def test_requests_for_the_old_version_are_still_served(registry: Registry, node: ScriptedNode, queue: Queue) -> None:
     (first,) = await pull_each(registry, "one")
     await ask(queue, first)
     replica = await one(registry, "ready")
@@ -102,7 +102,7 @@ async def test_requests_that_wait_for_the_old_version_are_served(registry: Regis
     assert (await one(registry, "stopped"))["reason"] == "its name points to another version now"
 
 
-async def test_deleting_the_tag_takes_its_history_along(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
+async def test_deleting_a_tag_deletes_its_history(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
     await pull_each(registry, "one", "two", "one")
     assert (await registry.http.request("DELETE", "/registry/v1/models", json={"model": "m"})).status_code == 200
     await eventually(lambda: not node.names and not node.blobs)
@@ -110,7 +110,7 @@ async def test_deleting_the_tag_takes_its_history_along(registry: Registry, node
     assert (again.status_code, again.json()["code"]) == (404, "model_not_found")
 
 
-async def test_a_version_that_another_tag_of_the_model_keeps_stays(registry: Registry, node: ScriptedNode) -> None:
+async def test_a_version_kept_by_another_tag_stays(registry: Registry, node: ScriptedNode) -> None:
     await pull_each(registry, "one", "two")
     await pull(registry, "pypi:one", "m:stable")
     assert (await registry.http.request("DELETE", "/registry/v1/models", json={"model": "m"})).status_code == 200
@@ -125,13 +125,15 @@ async def test_a_version_that_another_tag_of_the_model_keeps_stays(registry: Reg
         ("abc", 404, "model 'm:latest' has no version but the one that it names"),
     ],
 )
-async def test_nothing_to_go_back_to(registry: Registry, node: ScriptedNode, digest: str, status: int, error: str) -> None:
+async def test_a_rollback_without_an_older_version_is_refused(
+    registry: Registry, node: ScriptedNode, digest: str, status: int, error: str
+) -> None:
     await pull_each(registry, "one")
     answer = await registry.http.post("/registry/v1/models/rollback", json={"model": "m", "digest": digest})
     assert (answer.status_code, answer.json()["error"]) == (status, error)
 
 
-async def test_a_digest_chooses_and_one_that_is_not_there_is_named(registry: Registry, node: ScriptedNode) -> None:
+async def test_a_rollback_to_a_digest(registry: Registry, node: ScriptedNode) -> None:
     first, second, _ = await pull_each(registry, "one", "two", "three")
     answer = await registry.http.post("/registry/v1/models/rollback", json={"model": "m", "digest": "zz"})
     assert answer.status_code == 404
@@ -141,9 +143,7 @@ async def test_a_digest_chooses_and_one_that_is_not_there_is_named(registry: Reg
     assert (await rollback(registry, first[:8]))["digest"] == first
 
 
-async def test_a_version_whose_files_are_gone_is_not_rolled_back_to(
-    registry: Registry, node: ScriptedNode, redis: Redis
-) -> None:
+async def test_a_version_without_files_is_not_rolled_back_to(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
     first, second = await pull_each(registry, "one", "two")
     for digest in blobs("one"):
         node.blobs.pop(digest)

@@ -1,4 +1,4 @@
-"""Serving metrics, and where others find them."""
+"""Serving metrics, and the address under which others find them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def exposed(
         yield exposition.address
 
 
-async def test_auto_takes_a_free_port() -> None:
+async def test_auto_chooses_a_free_port() -> None:
     with exposed() as one, exposed() as other:
         assert one != other
         for address in (one, other):
@@ -39,12 +39,12 @@ async def test_auto_takes_a_free_port() -> None:
             assert (sample.name, sample.labels, sample.value) == ("corral_requests_total", {"model": "m"}, 3)
 
 
-def test_port_0_serves_nothing() -> None:
+def test_port_0_serves_no_metrics() -> None:
     with exposed(port=0) as address:
         assert address == ""
 
 
-async def test_behind_a_wildcard_the_way_to_redis_counts() -> None:
+async def test_a_wildcard_address_advertises_the_route_to_redis() -> None:
     with exposed(host="0.0.0.0") as address:
         assert address.startswith("127.0.0.1:")
         assert (await scrape(address)).samples
@@ -53,7 +53,7 @@ async def test_behind_a_wildcard_the_way_to_redis_counts() -> None:
 
 
 def own_address() -> str:
-    """As another machine sees it."""
+    """This machine's address as another machine sees it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 6379))
@@ -63,7 +63,7 @@ def own_address() -> str:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2"])
-async def test_a_loopback_address_is_listed_only_beside_redis(host: str) -> None:
+async def test_a_loopback_address_is_advertised_only_if_redis_is_local(host: str) -> None:
     with exposed(host=host, redis_url="redis://127.0.0.1:1/0") as address:
         assert address.startswith(f"{host}:")
     own_address()
@@ -71,7 +71,7 @@ async def test_a_loopback_address_is_listed_only_beside_redis(host: str) -> None
         assert address == ""
 
 
-async def test_the_address_that_is_advertised() -> None:
+async def test_the_advertised_address_can_be_set() -> None:
     with exposed(host="0.0.0.0", redis_url="redis://192.0.2.1:6379/0") as address:
         assert address.startswith(f"{own_address()}:")
     with exposed(host="0.0.0.0", advertise="10.0.0.7") as address:
@@ -83,13 +83,12 @@ async def test_the_address_that_is_advertised() -> None:
 
 
 @pytest.mark.parametrize("host", ["10.0.0.7:9464", "http://10.0.0.7", "a b", "-a", "a/b"])
-def test_what_cannot_be_advertised(host: str) -> None:
+def test_an_invalid_advertised_address_is_refused(host: str) -> None:
     with pytest.raises(ValidationError, match="is no host name and no IP address"):
         TelemetryVariables(metrics_advertise=host)
 
 
-def test_connections_that_ask_for_nothing() -> None:
-    """They are ended, and scrapes are served after that."""
+def test_idle_connections_are_closed_and_scrapes_are_served() -> None:
     registry = CollectorRegistry()
     with closing(MetricsServer("127.0.0.1", 0, registry, scrape_s=0.5)) as server:
         with contextlib.ExitStack() as stack:
@@ -112,14 +111,14 @@ def test_connections_that_ask_for_nothing() -> None:
         eventually_sync(is_served)
 
 
-def test_the_port_is_free_after_closing() -> None:
+def test_the_port_is_free_after_close() -> None:
     with exposed() as address:
         port = int(address.rpartition(":")[2])
     with exposed(port=port) as again:
         assert again == address
 
 
-def test_a_taken_port_is_one_sentence() -> None:
+def test_a_port_in_use_is_an_error_in_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         settings = TelemetryVariables(metrics_port=port)
@@ -129,17 +128,17 @@ def test_a_taken_port_is_one_sentence() -> None:
 
 
 @pytest.mark.parametrize("port", ["none", "-1", "65536", "1.5", ""])
-def test_what_is_no_port(port: str) -> None:
+def test_an_invalid_port_is_refused(port: str) -> None:
     with pytest.raises(ValidationError, match="is no port; say it like 9464, 0 for none, or auto"):
         TelemetryVariables(metrics_port=port)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("said", "meant"), [("9464", 9464), ("0", 0), ("auto", "auto")])
-def test_what_is_one(said: str, meant: MetricsPort, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CORRAL_METRICS_PORT", said)
-    assert TelemetryVariables().metrics_port == meant
+@pytest.mark.parametrize(("text", "port"), [("9464", 9464), ("0", 0), ("auto", "auto")])
+def test_valid_ports(text: str, port: MetricsPort, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORRAL_METRICS_PORT", text)
+    assert TelemetryVariables().metrics_port == port
 
 
-def test_a_collector_is_a_url() -> None:
+def test_the_otlp_endpoint_must_be_a_url() -> None:
     with pytest.raises(ValidationError, match='"collector:4318" is no http:// or https:// address'):
         TelemetryVariables(otlp_endpoint="collector:4318")

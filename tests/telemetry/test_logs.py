@@ -1,4 +1,4 @@
-"""The log as JSON: one object in a line, for a machine to read."""
+"""The JSON log: one object per line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ except ValueError:
 
 
 def written(form: str) -> list[str]:
-    """By a process of its own: the log is the process's."""
+    """In a separate process, because logging is configured per process."""
     done = subprocess.run(
         [sys.executable, "-c", WRITER.format(form=form)], capture_output=True, text=True, check=True, timeout=60
     )
@@ -40,7 +40,7 @@ def lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in written("json")]
 
 
-def test_one_object_for_each_event(lines: list[dict[str, Any]]) -> None:
+def test_each_event_is_one_object(lines: list[dict[str, Any]]) -> None:
     events = [line["event"] for line in lines]
     assert events == ["request r1: worker w1 has broken off", "two\nlines: 2", "request ended", "it failed"]
     assert {line["service"] for line in lines} == {"gateway"}
@@ -52,7 +52,7 @@ def test_a_line_about_a_request_has_its_id(lines: list[dict[str, Any]]) -> None:
     assert [line.get("request") for line in lines] == ["r1", None, "r2", None]
 
 
-def test_fields_are_the_objects_own_and_none_is_left_out(lines: list[dict[str, Any]]) -> None:
+def test_fields_are_keys_of_the_object(lines: list[dict[str, Any]]) -> None:
     ended = lines[2]
     assert (ended["outcome"], ended["seconds"], ended["prompt"]) == ("answered", 0.5, {"text": "hé"})
     assert "code" not in ended
@@ -62,7 +62,7 @@ def test_a_traceback_is_a_field(lines: list[dict[str, Any]]) -> None:
     assert "ValueError: boom" in lines[3]["exception"]
 
 
-def test_text_has_no_lines_of_single_requests() -> None:
+def test_the_text_log_has_no_lines_per_request() -> None:
     lines = written("text")
     assert lines[0].endswith("INFO services.somewhere: request r1: worker w1 has broken off")
     assert not any("request ended" in line for line in lines)

@@ -1,4 +1,4 @@
-"""One request through a real gateway and real workers: its spans at a collector, and its lines in both services' logs."""
+"""One request through a real gateway and real workers: its spans in a collector, and its lines in the logs of both services."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def chat(cluster: Cluster, **headers: str) -> httpx.Response:
 
 
 async def spans_of(collector: Collector, request: str) -> dict[str, SpanSeen]:
-    """All of the request's, by their names."""
+    """The request's spans by name."""
 
     async def arrived() -> dict[str, SpanSeen]:
         roots = [span for span in collector.spans if span.attributes.get("corral.request") == request]
@@ -59,7 +59,7 @@ async def spans_of(collector: Collector, request: str) -> dict[str, SpanSeen]:
     return await eventually(arrived, what="five spans")
 
 
-async def test_spans_from_the_caller_to_the_engine(cluster: Cluster, collector: Collector) -> None:
+async def test_spans_cover_a_request_from_the_caller_to_the_engine(cluster: Cluster, collector: Collector) -> None:
     answer = await chat(cluster, traceparent=CALLERS)
     found = await spans_of(collector, answer.headers["x-request-id"])
     root, work = found["chat fake:latest"], found["work"]
@@ -68,18 +68,18 @@ async def test_spans_from_the_caller_to_the_engine(cluster: Cluster, collector: 
     assert found["queue"].parent == work.parent == root.id
     assert found["prefill"].parent == found["decode"].parent == work.id
     assert (root.service, work.service) == ("corral-gateway", "corral-worker")
-    assert root.begun_ns <= found["queue"].begun_ns <= found["queue"].ended_ns <= root.ended_ns
+    assert root.started_ns <= found["queue"].started_ns <= found["queue"].ended_ns <= root.ended_ns
     assert (
-        root.begun_ns < work.begun_ns < work.ended_ns <= root.ended_ns + 50_000_000
-    )  # the worker's end goes beside its last frame
-    assert found["prefill"].ended_ns == found["decode"].begun_ns
+        root.started_ns < work.started_ns < work.ended_ns <= root.ended_ns + 50_000_000
+    )  # the worker's end is sent with its last frame
+    assert found["prefill"].ended_ns == found["decode"].started_ns
     assert root.attributes["gen_ai.request.model"] == "fake:latest"
     assert root.attributes["gen_ai.usage.output_tokens"] == "4"
     assert work.attributes["corral.reason"] == "length"
     assert not any(span.failed for span in found.values())
 
 
-async def test_without_a_callers_trace_each_request_has_its_own(cluster: Cluster, collector: Collector) -> None:
+async def test_each_request_without_a_callers_trace_has_a_new_trace(cluster: Cluster, collector: Collector) -> None:
     answers = [await chat(cluster), await chat(cluster, traceparent="nonsense")]
     found = [await spans_of(collector, answer.headers["x-request-id"]) for answer in answers]
     traces = {one["work"].trace for one in found}
@@ -89,32 +89,32 @@ async def test_without_a_callers_trace_each_request_has_its_own(cluster: Cluster
 
 
 def lines_of(folder: Path, request: str) -> list[dict[str, Any]]:
-    """Of the gateway's log and the workers', in the order of their times."""
+    """The request's lines in the logs of the gateway and the workers, in order of time."""
     logs = [folder / "gateway.log", *(folder / "workers").glob("*.log")]
     lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     return sorted((line for line in lines if line.get("request") == request), key=lambda line: str(line["time"]))
 
 
-async def test_a_request_has_lines_with_its_id_in_both_services(cluster: Cluster) -> None:
+async def test_both_services_log_lines_with_the_requests_id(cluster: Cluster) -> None:
     answer = await chat(cluster, traceparent=CALLERS)
     request = answer.headers["x-request-id"]
     lines = await eventually(lambda: found if len(found := lines_of(cluster.folder, request)) == 4 else [])
-    told = {line["event"]: line for line in lines}
+    events = {line["event"]: line for line in lines}
     assert lines[0]["event"] == "request arrived"
-    assert set(told) == {"request arrived", "request claimed", "request left", "request ended"}
-    assert [told[event]["service"] for event in ("request arrived", "request claimed", "request left", "request ended")] == [
+    assert set(events) == {"request arrived", "request claimed", "request left", "request ended"}
+    assert [events[event]["service"] for event in ("request arrived", "request claimed", "request left", "request ended")] == [
         *("gateway", "worker", "worker", "gateway")
     ]
-    assert told["request arrived"]["trace"] == TRACE
-    assert (told["request arrived"]["model"], told["request arrived"]["team"]) == ("fake:latest", "local")
-    assert (told["request ended"]["outcome"], told["request ended"]["completion_tokens"]) == ("answered", 4)
-    assert told["request left"]["reason"] == "length"
+    assert events["request arrived"]["trace"] == TRACE
+    assert (events["request arrived"]["model"], events["request arrived"]["team"]) == ("fake:latest", "local")
+    assert (events["request ended"]["outcome"], events["request ended"]["completion_tokens"]) == ("answered", 4)
+    assert events["request left"]["reason"] == "length"
     every = "".join(path.read_text() for path in [cluster.folder / "gateway.log", *(cluster.folder / "workers").glob("*.log")])
     assert "tell me a secret" not in every
     assert all(json.loads(line)["event"] for line in every.splitlines())
 
 
-async def test_prompts_are_in_the_log_where_they_are_asked_for(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_prompts_are_logged_if_configured(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORRAL_LOG_FORMAT", "json")
     monkeypatch.setenv("CORRAL_LOG_PROMPTS", "true")
     await cluster.stop_gateway()
@@ -124,7 +124,7 @@ async def test_prompts_are_in_the_log_where_they_are_asked_for(cluster: Cluster,
     assert lines[0]["prompt"]["messages"] == [{"role": "user", "content": "tell me a secret"}]
 
 
-def test_no_spans_are_made_without_an_endpoint() -> None:
+def test_otlp_is_not_imported_without_an_endpoint() -> None:
     import subprocess
     import sys
 

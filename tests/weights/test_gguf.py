@@ -1,4 +1,4 @@
-"""The GGUF reader: what it says of real files, and that no bytes can hurt it."""
+"""The GGUF reader: its results for real files, and that no bytes can harm it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def refusal(tmp_path: Path, data: bytes) -> str:
     return refused.value.message
 
 
-def test_a_real_model(smollm2_path: Path) -> None:
+def test_a_real_model_is_read(smollm2_path: Path) -> None:
     model = gguf.read(smollm2_path)
     assert (model.architecture, model.quantization) == ("llama", "Q4_1")
     assert model.parameter_count == 134_515_008
@@ -48,7 +48,7 @@ def tiny_gguf(tmp_path: Path) -> Path:
     return write_gguf(tmp_path / "tiny.gguf")
 
 
-def test_agrees_with_the_gguf_package(tiny_gguf: Path) -> None:
+def test_the_result_agrees_with_the_gguf_package(tiny_gguf: Path) -> None:
     theirs, ours = GGUFReader(tiny_gguf), gguf.read(tiny_gguf)
     assert ours.tensor_count == len(theirs.tensors)
     assert ours.parameter_count == sum(int(tensor.n_elements) for tensor in theirs.tensors)
@@ -60,7 +60,7 @@ def test_agrees_with_the_gguf_package(tiny_gguf: Path) -> None:
         assert theirs.fields[key].contents() == pytest.approx(value)
 
 
-def test_a_large_vocabulary_takes_no_time(tmp_path: Path) -> None:
+def test_a_large_vocabulary_is_read_quickly(tmp_path: Path) -> None:
     path = tmp_path / "large.gguf"
     writer = GGUFWriter(path, "llama")
     writer.add_token_list([f"token{number}" for number in range(262_144)])
@@ -75,12 +75,12 @@ def test_a_large_vocabulary_takes_no_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("file_type", "name"), [(LlamaFileType.MOSTLY_Q4_K_M, "Q4_K_M"), (LlamaFileType.MOSTLY_F16, "F16")])
-def test_quantization_by_file_type(tmp_path: Path, file_type: LlamaFileType, name: str) -> None:
+def test_the_file_type_names_the_quantization(tmp_path: Path, file_type: LlamaFileType, name: str) -> None:
     data = header(ARCHITECTURE, entry("general.file_type", 4, struct.pack("<I", file_type)))
     assert read(tmp_path, data).quantization == name
 
 
-def test_quantization_by_most_of_the_weights(tmp_path: Path) -> None:
+def test_without_a_file_type_most_weights_determine_the_quantization(tmp_path: Path) -> None:
     tensors = (tensor("norm", (32,)), tensor("weight", (256, 8), kind=12, offset=128))
     data = header(ARCHITECTURE, tensors=tensors)
     assert read(tmp_path, data + bytes(4096)).quantization == "Q4_K"
@@ -122,7 +122,7 @@ def test_quantization_by_most_of_the_weights(tmp_path: Path) -> None:
         (header(ARCHITECTURE, tensors=(tensor("w", (2**40, 2**40)),)), "is truncated: its tensors end"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, data: bytes, message: str) -> None:
+def test_an_invalid_file_is_refused_with_the_reason(tmp_path: Path, data: bytes, message: str) -> None:
     assert message in refusal(tmp_path, data)
 
 
@@ -132,12 +132,12 @@ def test_no_refusal_is_longer_than_a_sentence(tmp_path: Path) -> None:
 
 
 def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
-    """Each lies within the file, and together they claim more weights than there are bytes."""
+    """Each tensor lies within the file, but together they claim more weights than there are bytes."""
     data = header(ARCHITECTURE, tensors=tuple(tensor(f"w{at}", (64,)) for at in range(1000))) + bytes(512)
     assert "overlap" in refusal(tmp_path, data)
 
 
-def test_numbers_for_each_layer_are_kept(tmp_path: Path) -> None:
+def test_values_per_layer_are_kept(tmp_path: Path) -> None:
     heads = struct.pack("<IQ", 4, 80) + struct.pack("<80I", *([1] * 40 + [2] * 40))
     data = header(
         ARCHITECTURE,
@@ -148,13 +148,13 @@ def test_numbers_for_each_layer_are_kept(tmp_path: Path) -> None:
     assert read(tmp_path, data).shape.key_elements == (40 + 80) * 64
 
 
-def test_cut_short_anywhere(tmp_path: Path, tiny_gguf: Path) -> None:
+def test_a_file_truncated_anywhere_is_refused(tmp_path: Path, tiny_gguf: Path) -> None:
     whole = tiny_gguf.read_bytes()
     for length in [*range(0, 600, 7), len(whole) // 2, len(whole) - 1]:
         assert "truncated" in refusal(tmp_path, whole[:length]) or length < 4
 
 
-def test_metadata_is_fit_for_json_and_databases(tmp_path: Path) -> None:
+def test_metadata_can_be_stored_as_json(tmp_path: Path) -> None:
     data = header(
         ARCHITECTURE,
         entry("nan", 6, struct.pack("<f", math.nan)),
@@ -202,13 +202,13 @@ def test_any_bytes_are_a_model_or_refused(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rest=st.binary(max_size=200))
-def test_noise_behind_the_magic(tmp_path: Path, rest: bytes) -> None:
+def test_noise_after_the_magic_is_refused_or_read(tmp_path: Path, rest: bytes) -> None:
     with suppress(InvalidModelFile):
         read(tmp_path, HEAD + rest)
 
 
-def test_a_huge_file_of_lies_ends_soon(tmp_path: Path) -> None:
-    """A sparse file: every length in it is within the file's size."""
+def test_a_huge_file_with_false_lengths_is_refused_quickly(tmp_path: Path) -> None:
+    """A sparse file: every length in it is within the size of the file."""
     path = tmp_path / "huge.gguf"
     path.write_bytes(HEAD + struct.pack("<QQ", 0, 1) + text("x") + struct.pack("<IIQ", 9, 8, 2**33))
     with path.open("r+b") as file:

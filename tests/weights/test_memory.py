@@ -73,13 +73,13 @@ MIB = 1024**2
         "nothing known",
     ],
 )
-def test_kv_cache(metadata: dict[str, Any], bytes_per_token: int) -> None:
+def test_the_kv_cache(metadata: dict[str, Any], bytes_per_token: int) -> None:
     assert memory_needed(ModelShape.of(metadata), tensor_bytes=0, engine=ONE).kv_cache == bytes_per_token * CELLS_STEP
     eight = EngineSettings(slots=8, context_tokens=1024)
     assert memory_needed(ModelShape.of(metadata), tensor_bytes=0, engine=eight).kv_cache == bytes_per_token * 8192
 
 
-def test_the_whole_of_smollm2() -> None:
+def test_the_total_for_smollm2() -> None:
     need = memory_needed(ModelShape.of(SMOLLM2), tensor_bytes=98_000_000, engine=EngineSettings())
     assert need.weights == 98_000_000
     assert need.kv_cache == 23_040 * 4096 * 8
@@ -99,7 +99,9 @@ def test_the_whole_of_smollm2() -> None:
         (GEMMA3 | {"gemma3.vocab_size": 262144}, EngineSettings(slots=1, context_tokens=4096, batch_tokens=64), 72, 8.2),
     ],
 )
-def test_what_llama_cpp_allocated(metadata: dict[str, Any], engine: EngineSettings, kv_mib: float, compute_mib: float) -> None:
+def test_estimates_match_llama_cpps_allocations(
+    metadata: dict[str, Any], engine: EngineSettings, kv_mib: float, compute_mib: float
+) -> None:
     """Buffer sizes that llama.cpp 0.3.36 logged: KV, and compute with output."""
     need = memory_needed(ModelShape.of(metadata), tensor_bytes=0, engine=engine)
     assert need.kv_cache == kv_mib * MIB
@@ -116,7 +118,7 @@ def test_what_llama_cpp_allocated(metadata: dict[str, Any], engine: EngineSettin
     ],
     ids=["rounded up", "each stream rounded up", "as many as asked for", "in streams"],
 )
-def test_cells(engine: EngineSettings, cells: int) -> None:
+def test_the_number_of_cells(engine: EngineSettings, cells: int) -> None:
     assert kv_cells(8192, engine) == cells
 
 
@@ -133,16 +135,16 @@ def test_cells(engine: EngineSettings, cells: int) -> None:
         (SMOLLM2, EngineSettings(context_tokens=2048, flash_attention="off", pooling="last"), 45, 388.5 + 412.0),
     ],
 )
-def test_what_llama_cpp_allocated_for_pooled_models(
+def test_estimates_match_llama_cpps_allocations_for_pooled_models(
     metadata: dict[str, Any], engine: EngineSettings, kv_mib: float, compute_mib: float
 ) -> None:
-    """Buffer sizes that llama.cpp 0.3.36 logged, and its output buffer for a batch that is full."""
+    """Buffer sizes that llama.cpp 0.3.36 logged, and its output buffer for a full batch."""
     need = memory_needed(ModelShape.of(metadata), tensor_bytes=0, engine=engine)
     assert need.kv_cache == kv_mib * MIB
     assert compute_mib * MIB <= need.compute <= (1.25 * compute_mib + 1) * MIB
 
 
-def test_a_tokenizer_of_unknown_size_counts_as_a_large_one() -> None:
+def test_a_vocabulary_of_unknown_size_counts_as_a_large_one() -> None:
     known = memory_needed(ModelShape.of({**GEMMA3, "tokenizer.ggml.tokens": ["a"] * 10}), tensor_bytes=0, engine=ONE)
     assert memory_needed(ModelShape.of(GEMMA3), tensor_bytes=0, engine=ONE).compute > known.compute
 
@@ -155,7 +157,7 @@ def test_a_tokenizer_of_unknown_size_counts_as_a_large_one() -> None:
     ],
     ids=["as trained", "short", "at most 32,768", "unknown", "smaller", "larger", "more than trained", "larger than unknown"],
 )
-def test_a_slots_context(trained: int, asked: int, tokens: int) -> None:
+def test_the_context_of_a_slot(trained: int, asked: int, tokens: int) -> None:
     assert slot_context_tokens(trained, EngineSettings(context_tokens=asked)) == tokens
 
 
@@ -164,23 +166,23 @@ def test_a_slots_context(trained: int, asked: int, tokens: int) -> None:
     [(8192, 8, 8192, 32_768), (131_072, 8, 32_768, 32_768), (131_072, 1, 32_768, 32_768), (131_072, 16, 32_768, 65_536)]
     + [(8192, 1, 8192, 8192), (2048, 8, 2048, 16_384)],
 )
-def test_by_default_one_slot_may_use_the_cells_of_all(trained: int, slots: int, context: int, cells: int) -> None:
-    """So eight slots take no more memory with the longest context than with 4,096 tokens each."""
+def test_by_default_one_slot_may_use_all_cells(trained: int, slots: int, context: int, cells: int) -> None:
+    """Eight slots take no more memory with the longest context than with 4,096 tokens each."""
     engine = EngineSettings(slots=slots)
     assert (slot_context_tokens(trained, engine), kv_cells(trained, engine)) == (context, cells)
 
 
-def test_slots_with_buffers_for_themselves_and_embeddings_have_4096_tokens_by_default() -> None:
+def test_separate_buffers_and_embeddings_default_to_4096_tokens() -> None:
     engine = EngineSettings(kv_unified=False)
     assert (slot_context_tokens(131_072, engine), kv_cells(131_072, engine)) == (4096, 32_768)
     assert (input_context_tokens(131_072, engine), input_context_tokens(512, engine)) == (4096, 512)
     assert input_context_tokens(131_072, EngineSettings(context_tokens=8192)) == 8192
 
 
-def test_cells_that_are_fewer_than_the_context_limit_it() -> None:
+def test_fewer_cells_than_the_context_limit_it() -> None:
     assert slot_context_tokens(8192, EngineSettings(kv_tokens=1000)) == 1000
     assert slot_context_tokens(8192, EngineSettings(kv_tokens=1000, slots=4, kv_unified=False)) == 250
 
 
-def test_positions_that_are_scaled_down_reach_further() -> None:
+def test_scaled_positions_allow_a_longer_context() -> None:
     assert slot_context_tokens(2048, EngineSettings(context_tokens=4096, rope_freq_scale=0.5)) == 4096

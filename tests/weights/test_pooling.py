@@ -1,4 +1,4 @@
-"""Which models are pooled, by what their files and their deployments say."""
+"""Which pooling a model uses, by its file and its deployment."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ from services.weights.shape import ModelShape
         ({"general.architecture": "bert", "bert.pooling_type": 1}, "none", "mean"),
     ],
 )
-def test_pooling(metadata: dict[str, Any], wanted: Any, pooling: str) -> None:
+def test_pooling_of_a_model(metadata: dict[str, Any], wanted: Any, pooling: str) -> None:
     assert pooling_of(ModelShape.of(metadata), wanted) == pooling

@@ -1,4 +1,4 @@
-"""The numbers of a GGUF's metadata: what is refused, and that whatever is not can be computed with."""
+"""The numbers in a GGUF's metadata: invalid ones are refused, and memory can be computed from the others."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ LLAMA: dict[str, Any] = {
         ("llama.pooling_type", "mean", "between -1 and 1,000"),
     ],
 )
-def test_a_number_that_is_none_is_named_with_its_limits(key: str, value: object, limits: str) -> None:
+def test_an_invalid_number_is_refused_with_its_limits(key: str, value: object, limits: str) -> None:
     with pytest.raises(InvalidModelFile) as refused:
         ModelShape.of({**LLAMA, key: value})
     assert refused.value.message == f"has a {key} that is not a whole number {limits}"
 
 
 @pytest.mark.parametrize("architecture", [7, ["llama"], "a b", "x" * 65, "../x"])
-def test_an_architecture_that_is_no_name(architecture: object) -> None:
+def test_an_invalid_architecture_is_refused(architecture: object) -> None:
     with pytest.raises(InvalidModelFile, match="has a general.architecture that is not a name"):
         ModelShape.of({"general.architecture": architecture})
 
 
-def test_a_flag_that_is_none() -> None:
+def test_an_invalid_flag_is_refused() -> None:
     with pytest.raises(InvalidModelFile, match=r"has a llama\.attention\.causal that is neither true nor false"):
         ModelShape.of({**LLAMA, "llama.attention.causal": "no"})
 
@@ -106,7 +106,7 @@ VALUES = st.one_of(
     st.lists(st.text(max_size=4), max_size=40).map(lambda s: (9, struct.pack("<IQ", 8, len(s)) + b"".join(map(text, s)))),
     _ARRAYS,
 )
-#: What a real model has, one entry or several of it replaced.
+#: The header of a real model; tests replace some entries.
 REAL = {
     "llama.block_count": (4, struct.pack("<I", 2)),
     "llama.context_length": (4, struct.pack("<I", 2048)),
@@ -131,7 +131,7 @@ def read_or_refusal(path: Path) -> gguf.Gguf | str:
 @given(changed=st.dictionaries(KEYS, VALUES, min_size=1, max_size=4), slots=st.integers(1, 256))
 @example(changed=NAN_HEADS, slots=8)
 @example(changed=LAYERS_OF_STRINGS, slots=8)
-def test_a_header_is_refused_or_its_memory_is_a_number(
+def test_a_header_is_refused_or_gives_a_finite_memory(
     tmp_path: Path, changed: dict[str, tuple[int, bytes]], slots: int
 ) -> None:
     entries = [entry(key, *value) for key, value in {**REAL, **changed}.items()]

@@ -1,4 +1,4 @@
-"""A real worker process, and a gateway that the tests write by hand."""
+"""Real worker processes and a scripted gateway."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def gateway(redis: Redis) -> ScriptedGateway:
 
 @pytest.fixture
 async def start_worker(redis_url: str) -> AsyncIterator[StartWorker]:
-    """Starts `python -m services.worker`; settings as keywords. All are gone after the test."""
+    """Starts `python -m services.worker` with the keywords as settings. The processes end with the test."""
     started: list[asyncio.subprocess.Process] = []
 
     async def start(**settings: object) -> asyncio.subprocess.Process:

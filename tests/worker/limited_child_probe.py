@@ -1,4 +1,4 @@
-"""The entry point of the children in test_limited_process: each request names what the child is to do."""
+"""The entry point of the children in test_limited_process. Each request names an action."""
 
 import os
 import signal

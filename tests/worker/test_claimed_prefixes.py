@@ -1,4 +1,4 @@
-"""What the queue is told of a worker's cache."""
+"""Which prefixes a worker reports to the queue as dropped from its cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def digests(*requests: GenerateRequest) -> set[bytes]:
     return {prefix.digest for request in requests for prefix in prefixes(request)}
 
 
-def test_a_prefix_is_dropped_with_the_last_request_that_began_with_it() -> None:
+def test_a_prefix_is_dropped_with_the_last_request_that_starts_with_it() -> None:
     one, two = a_request("one", text=SYSTEM + "1" * 600), a_request("two", text=SYSTEM + "2" * 600)
     holdings = ClaimedPrefixes()
     holdings.claimed(one)
@@ -24,12 +24,12 @@ def test_a_prefix_is_dropped_with_the_last_request_that_began_with_it() -> None:
     assert holdings.dropped(set()) == digests(one, two)
 
 
-def test_what_the_queue_was_told_is_not_repeated() -> None:
+def test_reported_drops_are_not_repeated() -> None:
     request = a_request("one", text=SYSTEM)
     holdings = ClaimedPrefixes()
     holdings.claimed(request)
     dropped = holdings.dropped(set())
-    assert dropped == holdings.dropped(set()) == digests(request)  # the queue could not be reached
+    assert dropped == holdings.dropped(set()) == digests(request)  # repeated while the queue cannot be reached
     holdings.forget(dropped)
     assert holdings.dropped(set()) == set()
     holdings.claimed(request)

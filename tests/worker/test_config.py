@@ -1,4 +1,4 @@
-"""The settings of a worker, as a node agent's environment says them."""
+"""A worker's settings, from the environment that a node agent sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.worker.config import Settings
 NODE = {"CORRAL_REDIS_URL": "redis://here", "CORRAL_NODE": "n1", "CORRAL_REPLICA": "r1", "CORRAL_VERSION": "f" * 64}
 
 
-def test_everything_that_an_agent_says_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agents_environment_becomes_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = EngineSettings(
         slots=3, kv_type_k="q8_0", tensor_split=(3.0, 1.0), mmap=False, lora=(("/a.gguf", 0.5),), pooling="mean"
     )
@@ -26,7 +26,7 @@ def test_everything_that_an_agent_says_arrives(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("name", "value"), [("CORRAL_SLOTS", "0"), ("CORRAL_KV_TYPE_V", "q9"), ("CORRAL_LORA", "a.gguf")])
-def test_what_is_wrong_keeps_it_from_starting(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_invalid_settings_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     for variable, text in {**NODE, name: value}.items():
         monkeypatch.setenv(variable, text)
     with pytest.raises((ValidationError, ValueError)):

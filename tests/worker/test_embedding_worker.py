@@ -1,4 +1,4 @@
-"""A worker process whose model is pooled, from outside."""
+"""A worker process with a pooled model, tested over Redis."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def vectors(gateway: ScriptedGateway, request: str) -> list[NDArray[np.float32]]
 async def test_a_published_encoder_embeds(
     gateway: ScriptedGateway, start_worker: StartWorker, minilm: MiniLM, minilm_path: Path
 ) -> None:
-    """That it does so is in the file."""
+    """The pooling type is read from the file."""
     await start_worker(runner="llama", model_path=minilm_path)
     texts = ("A man is eating food.", "Ein Mann isst.", "The girl is carrying a baby.", "日本語")
     request = await ask(gateway, embed(*texts))
@@ -61,7 +61,7 @@ async def test_a_published_encoder_embeds(
     assert report.context_tokens == 512
 
 
-async def test_a_published_encoder_generates_nothing(
+async def test_a_published_encoder_does_not_generate(
     gateway: ScriptedGateway, start_worker: StartWorker, minilm_path: Path
 ) -> None:
     await start_worker(runner="llama", model_path=minilm_path)
@@ -71,7 +71,7 @@ async def test_a_published_encoder_generates_nothing(
     assert "embeddings" in end.message
 
 
-async def test_a_model_that_generates_makes_no_embeddings(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+async def test_a_generating_model_does_not_embed(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     await start_worker()
     end = await gateway.answer(await ask(gateway, embed("hello")))
     assert isinstance(end, Failed)
@@ -79,7 +79,7 @@ async def test_a_model_that_generates_makes_no_embeddings(gateway: ScriptedGatew
     assert isinstance(await gateway.answer(await gateway.ask()), Finished)
 
 
-async def test_a_reranker_ranks(gateway: ScriptedGateway, start_worker: StartWorker, tmp_path: Path) -> None:
+async def test_a_reranker_scores_documents(gateway: ScriptedGateway, start_worker: StartWorker, tmp_path: Path) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     vocabulary = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
     shape = Shape(layers=2, width=32, heads=2, positions=64)
@@ -107,9 +107,7 @@ async def test_requests_of_many_clients_share_batches(gateway: ScriptedGateway, 
     assert max(map(len, shared)) > 1
 
 
-async def test_a_cancelled_request_ends_and_the_next_one_is_answered(
-    gateway: ScriptedGateway, start_worker: StartWorker
-) -> None:
+async def test_a_cancelled_request_ends_and_the_next_is_answered(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     await start_worker(pooling="mean", slots=1, fake_step_s=SLOW, batch_tokens=16)
     long = await ask(gateway, embed(*["some text"] * 1000))
     await gateway.until(lambda: len(gateway.events[long]) > 2)
@@ -121,7 +119,7 @@ async def test_a_cancelled_request_ends_and_the_next_one_is_answered(
     assert isinstance(await gateway.answer(waiting), Finished)
 
 
-async def test_a_term_signal_lets_running_requests_end(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+async def test_a_term_signal_lets_running_requests_finish(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     process = await start_worker(pooling="mean", fake_step_s=SLOW, batch_tokens=16)
     request = await ask(gateway, embed(*["some text"] * 50))
     await gateway.until(lambda: any(isinstance(event, Started) for event in gateway.events[request]))

@@ -1,4 +1,4 @@
-"""A bug that one request meets fails that request; the others go on."""
+"""An unexpected exception in one request fails that request; others continue."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class RunningLoop:
     ],
     ids=["parser", "parser of one choice", "sampler", "samplers", "begin"],
 )
-def test_an_exception_in_the_engine_thread_fails_its_request_alone(
+def test_an_exception_in_the_engine_thread_fails_only_its_request(
     broken: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     loop = RunningLoop()
@@ -144,7 +144,7 @@ def test_an_exception_in_the_engine_thread_fails_its_request_alone(
 
 
 class BrokenMode(TextMode):
-    """Meets a bug where it prepares the prompt `break`."""
+    """Raises when it prepares the prompt `break`."""
 
     def begin(self, claim: Claim) -> Begin:
         if isinstance(claim.request, GenerateRequest) and claim.request.prompt == TextPrompt("break"):
@@ -152,7 +152,7 @@ class BrokenMode(TextMode):
         return super().begin(claim)
 
 
-async def test_an_exception_in_preparing_a_request_fails_it_alone(
+async def test_an_exception_while_preparing_a_request_fails_only_that_request(
     gateway: ScriptedGateway, redis: Redis, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings(redis_url=redis_url, node="here", replica="r", version=VERSION, runner="fake", drain_s=5)

@@ -1,4 +1,4 @@
-"""Constraints that cost too much cost a process of their own, and nobody else."""
+"""A constraint that costs too much is refused and does not delay others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compiler() -> Iterator[LimitedCompiler]:
 
 @pytest.fixture
 def hasty_compiler() -> Iterator[LimitedCompiler]:
-    """Allows a tenth of the CPU time that COSTLY takes: a fast machine exceeds it too."""
+    """Allows a tenth of the CPU time that COSTLY needs, so that a fast machine exceeds it too."""
     compiler = LimitedCompiler(FakeRunner(), limits=replace(LIMITS, cpu_s=0.2))
     yield compiler
     compiler.close()
@@ -42,21 +42,23 @@ def hasty_compiler() -> Iterator[LimitedCompiler]:
         (Lark('start: "y" <[256]>'), "y"),
     ],
 )
-def test_what_is_cheap_is_compiled_for_the_model(compiler: LimitedCompiler, constraint: Constraint, first: str) -> None:
+def test_constraints_are_compiled_for_the_models_vocabulary(
+    compiler: LimitedCompiler, constraint: Constraint, first: str
+) -> None:
     mask = compiler.compile(constraint).matcher().mask()
     assert mask is not None
     assert chr(int(mask.nonzero()[0][0])) == first
     assert compiler.compile(constraint) is compiler.compile(constraint)
 
 
-def test_a_refusal_says_where_and_why(compiler: LimitedCompiler) -> None:
+def test_a_refusal_gives_the_place_and_the_reason(compiler: LimitedCompiler) -> None:
     with pytest.raises(BadRequest, match="#/properties/a/type: Invalid type"):
         compiler.compile(JsonSchema({"properties": {"a": {"type": "strin"}}}))
     with pytest.raises(BadRequest, match='line 1, column 8: unknown name: "b"'):
         compiler.compile(Lark('start: "a" b\n'))
 
 
-def test_others_do_not_wait_for_what_is_too_costly(hasty_compiler: LimitedCompiler) -> None:
+def test_other_constraints_do_not_wait_for_a_costly_one(hasty_compiler: LimitedCompiler) -> None:
     compiler = hasty_compiler
     compiler.compile(JsonObject())
     with ThreadPoolExecutor(2) as threads:

@@ -46,25 +46,25 @@ def has_ended(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("value", ["", "x" * (3 * MB), [1, 2.5, None, {"a": b"b"}]])
-def test_echo(value: object) -> None:
+def test_values_are_passed_both_ways(value: object) -> None:
     with pool_of() as pool:
         assert pool.call(["echo", value], object) == value
 
 
-def test_a_child_answers_its_setup_once_and_many_calls() -> None:
+def test_one_child_answers_its_setup_and_many_calls() -> None:
     with pool_of() as pool:
         assert pool.start(str) == "SETUP"
         assert len({pool.call(["pid"], int) for _ in range(5)}) == 1
 
 
-def test_a_setup_that_is_refused_is_the_answer_to_every_call() -> None:
+def test_a_refused_setup_is_raised_by_every_call() -> None:
     with pool_of(setup="refuse") as pool:
         for _ in range(2):
             with pytest.raises(InvalidModelFile, match="no such setup"):
                 pool.call(["pid"], int)
 
 
-def test_a_refusal_leaves_the_child_as_it_is() -> None:
+def test_a_refusal_keeps_the_child() -> None:
     with pool_of() as pool:
         child = pool.call(["pid"], int)
         with pytest.raises(BadRequest, match="not this") as refused:
@@ -86,7 +86,7 @@ def test_a_refusal_leaves_the_child_as_it_is() -> None:
         (["bug"], {}, Crashed),
     ],
 )
-def test_a_child_that_breaks_a_limit_is_replaced(
+def test_a_child_that_exceeds_a_limit_is_replaced(
     request_: list[Any], limits: dict[str, Any], error: type[LimitExceeded]
 ) -> None:
     with pool_of(**limits) as pool:
@@ -97,7 +97,7 @@ def test_a_child_that_breaks_a_limit_is_replaced(
         assert pool.call(["echo", "again"], str) == "again"
 
 
-def test_a_child_that_was_killed_while_idle_is_replaced_unseen() -> None:
+def test_a_child_that_died_while_idle_is_replaced() -> None:
     with pool_of() as pool:
         child = pool.call(["pid"], int)
         os.kill(child, signal.SIGKILL)
@@ -105,8 +105,8 @@ def test_a_child_that_was_killed_while_idle_is_replaced_unseen() -> None:
         assert pool.call(["echo", 1], int) == 1
 
 
-def test_a_child_that_stands_still_is_replaced() -> None:
-    """Even one that does not read its requests."""
+def test_a_stopped_child_is_replaced() -> None:
+    """Even if the child does not read its request."""
     with pool_of(wall_s=2.0) as pool:
         os.kill(pool.call(["pid"], int), signal.SIGSTOP)
         with pytest.raises(TimedOut):
@@ -114,7 +114,7 @@ def test_a_child_that_stands_still_is_replaced() -> None:
         assert pool.call(["echo", 1], int) == 1
 
 
-def test_calls_wait_for_a_child_and_no_more_than_the_size_run() -> None:
+def test_calls_wait_for_a_child_and_at_most_size_run() -> None:
     async def calls(pool: LimitedProcessPool) -> list[int]:
         return await asyncio.gather(*(pool.call_async(["pid"], int) for _ in range(20)))
 
@@ -122,7 +122,7 @@ def test_calls_wait_for_a_child_and_no_more_than_the_size_run() -> None:
         assert 1 <= len(set(asyncio.run(calls(pool)))) <= 2
 
 
-async def test_a_cancelled_call_frees_its_child(tmp_path: Path) -> None:
+async def test_cancelling_a_call_frees_its_child(tmp_path: Path) -> None:
     with pool_of(wall_s=600.0) as pool:
         child = await pool.call_async(["pid"], int)
         running = asyncio.create_task(pool.call_async(["sleep", 600, str(tmp_path / "sleeps")], str))
@@ -135,7 +135,7 @@ async def test_a_cancelled_call_frees_its_child(tmp_path: Path) -> None:
         assert not (tmp_path / "waits").exists()
 
 
-def test_a_closed_pool_leaves_no_process() -> None:
+def test_closing_the_pool_ends_its_processes() -> None:
     with pool_of() as pool:
         child = pool.call(["pid"], int)
     assert has_ended(child)
@@ -165,12 +165,12 @@ def test_a_child_inherits_no_credentials_and_no_descriptors(monkeypatch: pytest.
         assert pool.call(["niceness"], int) == min(os.nice(0) + 10, 19)
 
 
-def test_where_memory_is_short_the_kernel_kills_a_child_first() -> None:
+def test_the_kernel_kills_a_child_first_if_memory_is_short() -> None:
     with pool_of() as pool:
         assert pool.call(["oom score"], int) == 1000
 
 
-def test_what_a_child_prints_is_no_reply() -> None:
+def test_output_of_a_child_is_not_taken_for_a_reply() -> None:
     with pool_of() as pool:
         assert pool.call(["print"], str) == "said"
         assert pool.call(["echo", 1], int) == 1

@@ -1,4 +1,4 @@
-"""What a worker says of a model that it cannot load, and while it loads one."""
+"""A worker's reports while it loads a model, and if it cannot load one."""
 
 from __future__ import annotations
 
@@ -38,48 +38,48 @@ def settings(path: Path, **others: object) -> Settings:
     return Settings.model_validate({**facts, **others})
 
 
-def test_a_model_that_loads(tiny: Path) -> None:
-    told: list[float] = []
-    loaded = load(settings(tiny, context_tokens=64), lambda part: told.append(part) is None)
-    assert (loaded.mode.context_tokens, told[-1]) == (64, 1.0)
+def test_a_model_is_loaded_with_progress(tiny: Path) -> None:
+    progress: list[float] = []
+    loaded = load(settings(tiny, context_tokens=64), lambda part: progress.append(part) is None)
+    assert (loaded.mode.context_tokens, progress[-1]) == (64, 1.0)
     loaded.mode.close()
 
 
 @pytest.mark.parametrize("kept", [0.999, 0.5, 0.1, 0.001])
-def test_a_file_that_was_cut_short(tiny: Path, tmp_path: Path, kept: float) -> None:
+def test_a_truncated_file_is_refused(tiny: Path, tmp_path: Path, kept: float) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(tiny.read_bytes()[: int(tiny.stat().st_size * kept)])
     with pytest.raises(InvalidModelFile, match=r"the file cut\.gguf is "):
         read_model(path)
 
 
-def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "letter.gguf"
     path.write_text("Dear model,")
     with pytest.raises(InvalidModelFile, match=r"the file letter\.gguf is not a GGUF file"):
         read_model(path)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadFailed, match="cannot be read: No such file or directory"):
         read_model(tmp_path / "nothing.gguf")
     with pytest.raises(ModelLoadFailed, match="cannot be read: Is a directory"):
         read_model(tmp_path)
 
 
-def test_an_architecture_that_llama_cpp_does_not_know(tiny: Path, tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_refused(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "new.gguf"
     path.write_bytes(tiny.read_bytes().replace(b"llama", b"lama9", 1))
     with pytest.raises(ModelRefused, match="unknown model architecture: 'lama9'"):
         load(settings(path), lambda _: True)
 
 
-def test_settings_that_llama_cpp_does_not_take(tiny: Path) -> None:
+def test_settings_that_llama_cpp_does_not_support_are_refused(tiny: Path) -> None:
     with pytest.raises(ModelRefused, match="K cache type q8_0 with block size 32 does not divide"):
         load(settings(tiny, kv_type_k="q8_0"), lambda _: True)
 
 
-def test_more_memory_than_there_is(smollm2_path: Path) -> None:
+def test_a_model_that_needs_too_much_memory_is_refused(smollm2_path: Path) -> None:
     model = gguf.read(smollm2_path)
     engine = EngineSettings(slots=256, context_tokens=8192)
     with pytest.raises(InsufficientMemory) as refused:
@@ -91,7 +91,7 @@ def test_more_memory_than_there_is(smollm2_path: Path) -> None:
     require_memory(model, EngineSettings(kv_tokens=1024), available=GIB)
 
 
-def test_a_containers_limit_counts(tmp_path: Path) -> None:
+def test_a_containers_memory_limit_counts(tmp_path: Path) -> None:
     group = tmp_path / "sys/fs/cgroup/worker"
     group.mkdir(parents=True)
     (tmp_path / "proc/self").mkdir(parents=True)
@@ -113,14 +113,14 @@ async def test_too_little_memory_is_reported_and_ends_the_process(
     assert await process.wait() == 3
 
 
-def load_for_ever(_: Settings, on_progress: OnProgress) -> Loaded:
+def load_forever(_: Settings, on_progress: OnProgress) -> Loaded:
     while on_progress(0.25):
         threading.Event().wait(0.01)
     raise LoadCancelled
 
 
 async def test_progress_is_reported_and_a_drain_ends_the_loading(gateway: ScriptedGateway, redis: Redis) -> None:
-    worker = Worker(settings(Path(), report_s=0.05), redis, load_for_ever, metrics=Metrics(slots=1), telemetry=UNSEEN)
+    worker = Worker(settings(Path(), report_s=0.05), redis, load_forever, metrics=Metrics(slots=1), telemetry=UNSEEN)
     run = asyncio.create_task(worker.run())
 
     async def quarter() -> bool:
@@ -133,7 +133,7 @@ async def test_progress_is_reported_and_a_drain_ends_the_loading(gateway: Script
     assert await gateway.queue.workers() == []
 
 
-async def test_a_term_signal_while_it_loads_ends_the_process(
+async def test_a_term_signal_while_loading_ends_the_process(
     gateway: ScriptedGateway, start_worker: StartWorker, gemma3_path: Path
 ) -> None:
     process = await start_worker(runner="llama", model_path=gemma3_path, mmap=False, report_s=0.05)

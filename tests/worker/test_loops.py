@@ -1,4 +1,4 @@
-"""The worker's background loops on input that they cannot take."""
+"""The worker's background loops with invalid input in Redis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from tests.worker.conftest import StartWorker
 
 
 @pytest.mark.parametrize("key", ["workers", "idle:{version}", "inbox:{worker}", "gateways"])
-async def test_a_wrong_type_under_a_key(redis: Redis, gateway: ScriptedGateway, start_worker: StartWorker, key: str) -> None:
+async def test_a_key_of_the_wrong_type_ends_the_process(
+    redis: Redis, gateway: ScriptedGateway, start_worker: StartWorker, key: str
+) -> None:
     process = await start_worker()
     report = await gateway.worker(WorkerState.READY)
     name = f"corral:{key.format(version=VERSION, worker=report.worker)}"
@@ -26,8 +28,10 @@ async def test_a_wrong_type_under_a_key(redis: Redis, gateway: ScriptedGateway, 
     assert await asyncio.wait_for(process.wait(), timeout=30) == EXIT_CODE
 
 
-async def test_messages_that_do_not_decode(redis: Redis, gateway: ScriptedGateway, start_worker: StartWorker) -> None:
-    """In the inbox one is passed over; a request is answered with an error, and the next one is served."""
+async def test_undecodable_messages_are_skipped_or_failed(
+    redis: Redis, gateway: ScriptedGateway, start_worker: StartWorker
+) -> None:
+    """One in the inbox is skipped. An undecodable request fails, and the next one is served."""
     broken = await gateway.ask()
     await redis.hset(f"corral:request:{broken}", "payload", b"\x01\xff\xff")
     process = await start_worker()

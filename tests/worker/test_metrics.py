@@ -17,24 +17,24 @@ async def serving(gateway: ScriptedGateway, start_worker: StartWorker, **setting
     return await gateway.worker(WorkerState.READY)
 
 
-async def told(report: WorkerReport) -> Scrape:
+async def scraped(report: WorkerReport) -> Scrape:
     found = await scrape(report.metrics)
     found.require_documented()
     return found
 
 
-async def test_steps_tokens_and_ends(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+async def test_steps_tokens_and_finish_reasons(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     report = await serving(gateway, start_worker, slots=4, context_tokens=256)
     requests = [await gateway.ask(TextPrompt(f"{word} and so on"), max_tokens=5) for word in ("one", "two", "three")]
     ended = [await gateway.answer(request) for request in requests]
     assert all(isinstance(event, Finished) for event in ended)
-    found = await told(report)
+    found = await scraped(report)
     usages = [event.usage for event in ended if isinstance(event, Finished)]
     assert found.sum("corral_worker_claims_total", resumed="no") == 3
     assert found.sum("corral_worker_ends_total", reason="length") == 3
     prefill = sum(usage.prompt_tokens - usage.cached_tokens for usage in usages)
     assert found.sum("corral_worker_computed_tokens_total", phase="prefill") == prefill
-    # What a prompt's last token gives is the answer's first, and what the answer's last would give is not computed.
+    # A prompt's last token gives the answer's first, and the answer's last token is not computed.
     assert found.sum("corral_worker_computed_tokens_total", phase="decode") == 3 * 4
     steps = found.sum("corral_worker_step_seconds_count")
     assert steps >= 5
@@ -45,11 +45,11 @@ async def test_steps_tokens_and_ends(gateway: ScriptedGateway, start_worker: Sta
     assert found.sum("corral_worker_memory_bytes") > 10_000_000
 
 
-async def test_slots_and_cells(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+async def test_busy_slots_and_used_cells(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     report = await serving(gateway, start_worker, slots=2, context_tokens=64, fake_step_s=0.02)
     request = await gateway.ask(max_tokens=None)
     await gateway.until(lambda: len(gateway.frames(request)) > 3)
-    busy = await told(report)
+    busy = await scraped(report)
     assert busy.sum("corral_worker_busy_slots") == 1
     assert busy.sum("corral_worker_requests") == 1
     assert busy.sum("corral_worker_kv_tokens") == 128
@@ -59,21 +59,21 @@ async def test_slots_and_cells(gateway: ScriptedGateway, start_worker: StartWork
     ended = await gateway.answer(request)
     assert isinstance(ended, Finished)
     assert ended.reasons == (FinishReason.ABORT,)
-    idle = await told(report)
+    idle = await scraped(report)
     assert idle.sum("corral_worker_busy_slots") == 0
     assert idle.sum("corral_worker_kv_used_tokens", state="running") == 0
     assert idle.sum("corral_worker_kv_used_tokens", state="kept") > 3
     assert idle.sum("corral_worker_ends_total", reason="abort") == 1
 
 
-async def test_an_embedder_keeps_nothing_between_batches(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+async def test_an_embedder_reports_no_slots_and_no_cells(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     report = await serving(gateway, start_worker, pooling="mean")
-    found = await told(report)
+    found = await scraped(report)
     assert not found.all("corral_worker_busy_slots")
     assert not found.all("corral_worker_kv_tokens")
 
 
-async def test_a_taken_port_is_one_sentence(start_worker: StartWorker) -> None:
+async def test_a_port_in_use_is_a_one_line_error(start_worker: StartWorker) -> None:
     listening = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
     process = await start_worker(metrics_port=port)

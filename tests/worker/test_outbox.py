@@ -1,4 +1,4 @@
-"""When events leave the worker. The interval of these tests never ends by itself."""
+"""When events leave the worker. The interval in these tests is practically infinite, unless a test sets another."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def taken(outbox: Outbox) -> list[Event]:
 
 @pytest_asyncio.fixture
 async def outbox() -> Outbox:
-    """One that has just been taken from."""
+    """An outbox from which events were just taken."""
     outbox = Outbox(interval_s=FOREVER_S)
     outbox.put(addressed(STARTED))
     assert await taken(outbox) == [STARTED]
@@ -45,7 +45,7 @@ async def test_the_first_token_does_not_wait(outbox: Outbox) -> None:
     assert await taken(outbox) == [frame(1)]
 
 
-async def test_the_end_does_not_wait_and_takes_along_what_waits(outbox: Outbox) -> None:
+async def test_the_end_does_not_wait_and_takes_waiting_frames_along(outbox: Outbox) -> None:
     outbox.put(addressed(frame(2)))
     outbox.put(addressed(frame(3)))
     taking = asyncio.create_task(taken(outbox))
@@ -53,7 +53,7 @@ async def test_the_end_does_not_wait_and_takes_along_what_waits(outbox: Outbox) 
     assert await taking == [frame(2), frame(3), FINISHED]
 
 
-async def test_nothing_waits_at_the_end_of_the_worker(outbox: Outbox) -> None:
+async def test_nothing_waits_when_the_worker_ends(outbox: Outbox) -> None:
     outbox.put(addressed(frame(2)))
     taking = asyncio.create_task(taken(outbox))
     async with asyncio.timeout(60):
@@ -61,14 +61,14 @@ async def test_nothing_waits_at_the_end_of_the_worker(outbox: Outbox) -> None:
     assert await taking == [frame(2)]
 
 
-async def test_frames_are_due_after_the_interval() -> None:
+async def test_frames_leave_after_the_interval() -> None:
     outbox = Outbox(interval_s=0.05)
     for seq in range(2, 5):
         outbox.put(addressed(frame(seq)))
         assert await taken(outbox) == [frame(seq)]
 
 
-async def test_events_of_another_thread_keep_their_order_and_none_is_lost() -> None:
+async def test_events_from_another_thread_keep_their_order() -> None:
     outbox = Outbox(interval_s=0.0001)
     events = [*map(frame, range(2, 2000)), FINISHED]
 

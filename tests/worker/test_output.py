@@ -11,7 +11,7 @@ from services.worker.output import Delta, OutputPipeline
 
 
 def pipe(pieces: list[bytes], stop: list[str]) -> tuple[list[str], bool]:
-    """The deltas of a text that comes in `pieces`, up to its end or a stop string."""
+    """The deltas of a text that arrives in `pieces`, up to its end or a stop string."""
     pipeline = OutputPipeline(pieces.__getitem__, AhoCorasick(stop))
     deltas = []
     for token in range(len(pieces)):
@@ -22,12 +22,12 @@ def pipe(pieces: list[bytes], stop: list[str]) -> tuple[list[str], bool]:
     return [*deltas, pipeline.flush().text], False
 
 
-def test_a_character_over_several_tokens_appears_when_it_is_whole() -> None:
+def test_a_character_of_several_tokens_appears_when_it_is_complete() -> None:
     deltas, _ = pipe([b"a\xf0\x9f", b"\x8c", b"\xb3b"], [])
     assert deltas == ["a", "", "🌳b", ""]
 
 
-def test_bytes_that_never_become_a_character_are_no_text() -> None:
+def test_an_incomplete_character_at_the_end_is_dropped() -> None:
     assert pipe([b"a", b"\xe2\x82"], []) == (["a", "", ""], False)
 
 
@@ -39,15 +39,15 @@ def test_a_stop_string_over_several_tokens_is_held_back_and_never_shown() -> Non
     assert pipe([b"one EN", b"D", b" two"], ["END"]) == (["one ", ""], True)
 
 
-def test_what_only_began_like_a_stop_string_is_released() -> None:
+def test_a_text_that_only_starts_like_a_stop_string_is_released() -> None:
     assert pipe([b"one EN", b"OUGH"], ["END"]) == (["one ", "ENOUGH", ""], False)
 
 
-def test_what_is_held_at_the_end_is_released() -> None:
+def test_held_text_is_released_at_the_end() -> None:
     assert pipe([b"one EN"], ["END"]) == (["one ", "EN"], False)
 
 
-def test_the_earliest_stop_string_counts_and_empty_ones_do_not() -> None:
+def test_the_earliest_stop_string_counts_and_empty_ones_are_ignored() -> None:
     assert pipe([b"a, b; c"], [";", "", ","]) == (["a"], True)
 
 
@@ -60,12 +60,10 @@ def cut_texts(draw: st.DrawFn) -> tuple[str, list[bytes]]:
 
 
 @given(cut_texts(), st.lists(st.text(st.sampled_from("abé🌳"), min_size=1, max_size=4), max_size=3))
-def test_however_a_text_is_cut_it_comes_out_whole_up_to_the_first_stop_string(
-    cut: tuple[str, list[bytes]], stop: list[str]
-) -> None:
+def test_any_split_gives_the_text_up_to_the_first_stop_string(cut: tuple[str, list[bytes]], stop: list[str]) -> None:
     text, pieces = cut
-    # Between two stop strings that are complete in the same piece the earlier one counts; a stop string that is complete
-    # in an earlier piece counts before one that begins earlier and is complete later.
+    # Of two stop strings that complete in the same piece, the one that starts earlier counts. One that completes in an earlier
+    # piece counts before one that starts earlier and completes later.
     ends = [(text.index(s) + len(s), text.index(s)) for s in stop if s in text]
     deltas, stopped = pipe(pieces, stop)
     assert stopped == bool(ends)
@@ -83,7 +81,7 @@ def hermes(pieces: list[bytes], stop: list[str]) -> OutputPipeline:
     return OutputPipeline(pieces.__getitem__, AhoCorasick(stop), parser)
 
 
-def test_a_call_that_the_end_of_the_text_closes_is_released_by_the_flush() -> None:
+def test_a_call_closed_by_the_end_of_the_text_is_released_by_the_flush() -> None:
     pipeline = hermes([b'<tool_call>{"name": "f"', b', "arguments"', b": {}}"], [])
     assert [pipeline.push(0), pipeline.push(1)] == [Delta("")] * 2
     assert not pipeline.saw_tool_calls
@@ -93,7 +91,7 @@ def test_a_call_that_the_end_of_the_text_closes_is_released_by_the_flush() -> No
     assert pipeline.flush() == Delta("")
 
 
-def test_what_a_stop_string_ends_is_released_with_it() -> None:
+def test_held_text_is_released_by_a_stop_string() -> None:
     pipeline = hermes([b"abc <tool", b"STOP", b"more"], ["STOP"])
     assert [pipeline.push(0), pipeline.push(1)] == [Delta("abc"), Delta(" <tool", stopped=True)]
 

@@ -50,7 +50,7 @@ def test_context_precedes_the_prompt() -> None:
     assert build(TextPrompt("hi"), context=tuple(b"before ")) == "before hi"
 
 
-def test_an_empty_prompt_is_still_a_token() -> None:
+def test_an_empty_prompt_becomes_a_token() -> None:
     assert build(TextPrompt("")) == "\n"
 
 
@@ -65,7 +65,7 @@ def test_truncation_of_a_chat_keeps_the_system_prompt_and_the_newest_turns() -> 
     assert build(chat(*turns), truncate=True) == ("<system>be brief\n<user>question 7\n<user>question 8\n<assistant>")
 
 
-def test_a_last_message_that_does_not_fit_loses_its_beginning() -> None:
+def test_a_last_message_that_does_not_fit_loses_its_start() -> None:
     long = "u:" + "x" * 90 + "the end"
     assert build(chat("u:old", long), truncate=True) == "<user>" + "x" * 38 + "the end\n<assistant>"
     assert build(chat("s:be brief", long), truncate=True) == "<system>be brief\n<user>" + "x" * 21 + "the end\n<assistant>"
@@ -74,7 +74,7 @@ def test_a_last_message_that_does_not_fit_loses_its_beginning() -> None:
     assert caught.value.field == "messages"
 
 
-def test_the_longest_messages_lose_their_beginnings_alike() -> None:
+def test_the_longest_messages_lose_their_starts_equally() -> None:
     asked = chat("s:" + "s" * 70, "u:" + "u" * 50, "a:brief")
     builder = PromptBuilder(RUNNER, template_of(CONTENTS))
     shown = bytes(prepare(builder, asked, overflow="truncate").tokens).decode()
@@ -82,7 +82,7 @@ def test_the_longest_messages_lose_their_beginnings_alike() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("sua"), st.integers(0, 300)), min_size=1, max_size=6), st.integers(40, 200))
-def test_a_chat_that_may_be_truncated_fits_whatever_its_lengths(turns: list[tuple[str, int]], context_tokens: int) -> None:
+def test_a_truncated_chat_always_fits(turns: list[tuple[str, int]], context_tokens: int) -> None:
     builder = PromptBuilder(
         FakeRunner(context_tokens=context_tokens),
         template_of(CONTENTS),
@@ -92,7 +92,7 @@ def test_a_chat_that_may_be_truncated_fits_whatever_its_lengths(turns: list[tupl
 
 
 @given(st.integers(0, 10_000), st.integers(1, 500))
-def test_the_longest_that_fits_is_found_within_a_hundredth(most: int, start: int) -> None:
+def test_longest_fitting_is_exact_to_two_percent(most: int, start: int) -> None:
     tried: list[int] = []
 
     def fits(number: int) -> bool:
@@ -107,7 +107,7 @@ def test_truncation_of_a_text_keeps_its_end() -> None:
     assert build(TextPrompt("a" * 60 + "b" * 10), truncate=True) == "a" * 53 + "b" * 10
 
 
-def test_context_that_leaves_no_room_loses_its_beginning_or_is_refused() -> None:
+def test_too_long_a_context_is_truncated_or_refused() -> None:
     context = tuple(b"a" * 30 + b"b" * 34)
     assert build(TextPrompt("hi"), truncate=True, context=context) == "a" * 27 + "b" * 34 + "hi"
     assert build(TextPrompt("h" * 70), truncate=True, context=context) == "h" * 63
@@ -122,7 +122,7 @@ def test_context_of_another_model_is_refused() -> None:
         assert caught.value.field == "context"
 
 
-def test_chat_without_a_template() -> None:
+def test_a_chat_without_a_template_is_refused() -> None:
     with pytest.raises(UnsupportedCapability):
         prepare(PromptBuilder(RUNNER, None), chat("u:hi"))
     assert prepare(PromptBuilder(RUNNER, None), TextPrompt("hi")).tokens == list(b"hi")
@@ -139,11 +139,11 @@ RESULT = ChatMessage("tool", "noon", tool_call_id="1")
 @pytest.mark.parametrize(
     ("messages", "kept"),
     [
-        # Whole exchanges go, the oldest first.
+        # Whole exchanges are dropped, the oldest first.
         ("s u1 a1 u2 a2 u3", ["s u1 a1 u2 a2 u3", "s u2 a2 u3", "s u3"]),
-        # Behind the last question the oldest calls go, with their results.
+        # After the last question, the oldest calls are dropped with their results.
         ("u1 a1 u2 c t c t t c t", ["u1 a1 u2 c t c t t c t", "u2 c t c t t c t", "u2 c t t c t", "u2 c t"]),
-        # Nothing but the answer that is to be continued, and its question.
+        # Only the answer to be continued and its question are left.
         ("u1 a1 u2 a2", ["u1 a1 u2 a2", "u2 a2"]),
         ("a1 a2 a3", ["a1 a2 a3", "a2 a3", "a3"]),
         ("u1", ["u1"]),
@@ -151,7 +151,7 @@ RESULT = ChatMessage("tool", "noon", tool_call_id="1")
         ("", [""]),
     ],
 )
-def test_what_is_left_of_a_chat_that_is_too_long(messages: str, kept: list[str]) -> None:
+def test_the_order_in_which_a_long_chat_is_shortened(messages: str, kept: list[str]) -> None:
     roles = {"s": "system", "u": "user", "a": "assistant", "c": "assistant", "t": "tool"}
     calls = {"c": CALLS.tool_calls}
 
@@ -161,11 +161,11 @@ def test_what_is_left_of_a_chat_that_is_too_long(messages: str, kept: list[str])
     whole = named(messages)
     chats = [shortened(whole, cut) for cut in possible_cuts(whole)]
     found = [" ".join(message.content for message in chat) for chat in chats]
-    # The last cut may leave what the anchors keep in any case.
+    # The last cut may keep the same messages as an earlier one.
     assert list(dict.fromkeys(found)) == kept
 
 
-def test_truncation_skips_what_the_template_refuses() -> None:
+def test_truncation_skips_cuts_that_the_template_refuses() -> None:
     source = (
         "{% for m in messages %}{{ raise_exception('the user speaks first') if loop.first and m.role != 'user' }}"
         "[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -187,13 +187,13 @@ def infill(text: str, suffix: str, **request: Any) -> str:
     return bytes(prepare(PromptBuilder(runner, None), TextPrompt(text, suffix), **request).tokens).decode()
 
 
-def test_a_text_is_filled_in_between_prefix_and_suffix() -> None:
+def test_infill_has_prefix_suffix_and_middle_tokens() -> None:
     assert infill("def f(", "return x") == "<def f(|return x>"
     with pytest.raises(UnsupportedCapability, match="insert"):
         prepare(BUILDER, TextPrompt("def f(", "return x"))
 
 
-def test_truncation_of_an_infill_keeps_what_lies_around_the_gap() -> None:
+def test_truncation_of_an_infill_keeps_the_text_around_the_gap() -> None:
     assert (
         infill("a" * 60 + "b" * 40, "c" * 20 + "d" * 20, overflow="truncate") == "<" + "a" * 5 + "b" * 40 + "|" + "c" * 15 + ">"
     )
@@ -203,12 +203,12 @@ def test_truncation_of_an_infill_keeps_what_lies_around_the_gap() -> None:
         infill("a" * 60, "b")
 
 
-def test_a_constraint_is_handed_on() -> None:
+def test_a_constraint_is_passed_on() -> None:
     prepared = prepare(BUILDER, chat("u:hi"), constraint=JsonObject())
     assert (prepared.constraint, prepared.after) == (JsonObject(), None)
 
 
-def test_ids_of_calls_follow_from_the_request_its_choice_and_their_place() -> None:
+def test_ids_of_calls_depend_on_request_choice_and_position() -> None:
     runner = ControlRunner()
     builder = PromptBuilder(runner, template_of(HERMES))
     text = runner.tokenize('<tool_call>{"name": "clock"}</tool_call>' * 2, special=True)
@@ -224,7 +224,7 @@ def test_ids_of_calls_follow_from_the_request_its_choice_and_their_place() -> No
     assert ids("r", 0) == found[:2]
 
 
-def test_markers_that_are_control_tokens_are_seen_by_the_parser_and_by_nobody_else() -> None:
+def test_only_the_parser_sees_markers_that_are_control_tokens() -> None:
     runner = ControlRunner(["[TOOL_CALLS]", "[THINK]", "[/THINK]"], context_tokens=512)
     builder = PromptBuilder(runner, template_of(MISTRAL + "{# [/THINK] #}"))
     text = runner.tokenize('[THINK]hm[/THINK][TOOL_CALLS][{"name": "clock"}]', special=True)
@@ -238,7 +238,7 @@ def test_markers_that_are_control_tokens_are_seen_by_the_parser_and_by_nobody_el
     assert "".join(delta.text for delta in released) == '[{"name": "clock"}]'
 
 
-def test_a_template_of_its_own_for_tools() -> None:
+def test_a_separate_template_for_tools() -> None:
     plain = template_of(CHAT_TEMPLATE)
     builder = PromptBuilder(ControlRunner(), plain, tool_template=template_of(HERMES))
     tools = (Tool("clock"),)

@@ -1,4 +1,4 @@
-"""The file by which a container's health check sees that a worker's lease is alive."""
+"""The file that a worker touches while its lease is alive, for a container's health check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check(pulse: Path, within_s: int = 10) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-async def test_a_worker_that_reports_has_a_pulse(start_worker: StartWorker, tmp_path: Path) -> None:
+async def test_a_worker_that_reports_touches_its_pulse(start_worker: StartWorker, tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     await start_worker(pulse=pulse, report_s=0.1)
     await eventually(pulse.exists)
@@ -26,7 +26,7 @@ async def test_a_worker_that_reports_has_a_pulse(start_worker: StartWorker, tmp_
     assert check(pulse).returncode == 0
 
 
-def test_without_one_the_check_fails_and_says_why(tmp_path: Path) -> None:
+def test_the_check_fails_without_a_recent_pulse(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     done = check(pulse)
     assert (done.returncode, done.stdout) == (1, "no report yet\n")
@@ -39,8 +39,8 @@ def test_without_one_the_check_fails_and_says_why(tmp_path: Path) -> None:
     assert done.stdout.startswith("the last report was 6")
 
 
-def test_the_check_is_quick_because_it_loads_nothing(tmp_path: Path) -> None:
-    """It runs beside the model, every few seconds."""
+def test_the_check_imports_nothing_else(tmp_path: Path) -> None:
+    """It runs every few seconds on the machine that computes."""
     code = "import sys, services.worker.pulse; print([name for name in sys.modules if name.startswith('services')])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == "['services', 'services.worker', 'services.worker.pulse']"

@@ -1,4 +1,4 @@
-"""What a mode for text owns."""
+"""TextMode's child processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.worker.text_mode import TextMode
 from tests.doubles.gateway import VERSION
 
 
-def test_a_template_that_is_none_leaves_no_process_of_the_other() -> None:
+def test_an_invalid_tool_template_leaves_no_process() -> None:
     runner = FakeRunner()
     runner.tool_template = "{{ unfinished"
     settings = Settings(redis_url="redis://x", node="here", replica="r1", version=VERSION, model_path=Path(), slots=1)

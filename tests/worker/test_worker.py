@@ -1,4 +1,4 @@
-"""The worker process from outside: requests in through the queue, events out through the reply stream."""
+"""The worker process, tested over Redis: requests in the queue, events in the reply stream."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_eight_chats_at_once_share_entries_of_the_reply_stream(
     assert max(len({event.request for event in entry}) for entry in gateway.entries) == 8
 
 
-async def test_tokens_of_one_interval_leave_together(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+async def test_tokens_of_one_interval_are_sent_together(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     await start_worker(frame_interval_s=1.0)
     request = await gateway.ask(max_tokens=64)
     await gateway.answer(request)
@@ -64,8 +64,8 @@ async def test_more_requests_than_slots_are_all_answered(gateway: ScriptedGatewa
     assert [demand.waiting for demand in await gateway.queue.demand()] == [0]
 
 
-async def test_an_idle_worker_is_woken_by_a_request(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
-    # It looks by itself only as often as it reports: here it has to be woken.
+async def test_a_request_wakes_an_idle_worker(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+    # The worker polls only as often as it reports, so a request must wake it.
     await start_worker(report_s=3600, lease_ms=7_200_000)
     await gateway.worker(WorkerState.READY)
     for _ in range(3):
@@ -86,7 +86,7 @@ async def test_a_cancelled_request_frees_its_slot_and_the_next_one_takes_it(
     assert isinstance(await gateway.answer(waiting), Finished)
 
 
-async def test_a_request_is_cancelled_in_the_middle_of_its_prefill(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+async def test_a_request_is_cancelled_during_its_prefill(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     await start_worker(slots=1, batch_tokens=4, fake_step_s=SLOW)
     request = await gateway.ask(TextPrompt("x" * 2000))
     await gateway.until(lambda: bool(gateway.events[request]))
@@ -96,7 +96,7 @@ async def test_a_request_is_cancelled_in_the_middle_of_its_prefill(gateway: Scri
     assert (end.reasons, end.usage.completion_tokens) == ((FinishReason.ABORT,), 0)
 
 
-async def test_a_cancellation_interrupts_a_batch_that_is_computed_for_nobody_else(
+async def test_a_cancellation_interrupts_a_batch_with_no_other_request(
     gateway: ScriptedGateway, start_worker: StartWorker
 ) -> None:
     await start_worker(slots=1, fake_token_s=0.2)
@@ -129,7 +129,7 @@ async def test_logprobs_come_with_each_token(gateway: ScriptedGateway, start_wor
         (chosen,) = frame.logprobs
         assert chosen.token == bytes(frame.token_ids)
         assert [one.token for one in chosen.top][0] == chosen.token
-        # 8 logits above 255 others.
+        # 8 logits above the 255 others.
         assert chosen.logprob == pytest.approx(8 - math.log(math.exp(8) + 255), abs=1e-5)
 
 
@@ -142,18 +142,14 @@ async def test_an_answer_matches_its_grammar(gateway: ScriptedGateway, start_wor
     assert re.fullmatch("[0-9]{3}-[0-9]{2}", gateway.text(request))
 
 
-async def test_a_grammar_that_does_not_compile_is_the_callers_mistake(
-    gateway: ScriptedGateway, start_worker: StartWorker
-) -> None:
+async def test_an_invalid_grammar_is_a_bad_request(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     await start_worker()
     end = await gateway.answer(await gateway.ask(constraint=Regex("(unclosed")))
     assert isinstance(end, Failed)
     assert end.code == "invalid_request"
 
 
-async def test_a_bias_for_a_token_that_does_not_exist_is_the_callers_mistake(
-    gateway: ScriptedGateway, start_worker: StartWorker
-) -> None:
+async def test_a_bias_for_an_unknown_token_is_a_bad_request(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     await start_worker()
     end = await gateway.answer(await gateway.ask(sampling=SamplingParams(logit_bias=((257, 1.0),))))
     assert isinstance(end, Failed)
@@ -172,11 +168,11 @@ async def test_a_stop_string_ends_the_text_before_it(gateway: ScriptedGateway, s
     assert gateway.text(request) == gateway.text(whole)[: gateway.text(whole).index(stop)]
 
 
-async def test_seeds_repeat_and_differ(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+async def test_a_seed_repeats_its_answer_and_another_seed_differs(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     await start_worker()
 
     async def say(seed: int) -> str:
-        # The fake model's likeliest byte is at 8 logits; at temperature 4 others have their chance.
+        # The fake model's likeliest byte is at 8 logits; at temperature 4 others are drawn too.
         request = await gateway.ask(TextPrompt("x"), max_tokens=30, sampling=SamplingParams(seed=seed, temperature=4))
         await gateway.answer(request)
         return gateway.text(request)
@@ -194,7 +190,7 @@ async def test_a_second_turn_counts_cached_tokens(gateway: ScriptedGateway, star
     assert end.usage.cached_tokens == len("a conversation that goes on") + 7
 
 
-async def test_a_cached_prompt_is_not_seen_from_another_isolation_domain(
+async def test_another_isolation_domain_does_not_see_a_cached_prompt(
     gateway: ScriptedGateway, start_worker: StartWorker
 ) -> None:
     await start_worker()
@@ -208,16 +204,14 @@ async def test_a_cached_prompt_is_not_seen_from_another_isolation_domain(
     assert [await cached("red"), await cached("blue"), await cached("red")] == [0, 0, len("a secret of the red team") - 1]
 
 
-async def test_no_tokens_asked_for_is_a_load_and_no_more(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+async def test_a_request_for_no_tokens_only_loads(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     await start_worker()
     request = await gateway.ask(TextPrompt(""), max_tokens=0)
     assert isinstance(await gateway.answer(request), Finished)
     assert gateway.frames(request) == []
 
 
-async def test_refused_prompts_fail_by_name_and_the_worker_lives_on(
-    gateway: ScriptedGateway, start_worker: StartWorker
-) -> None:
+async def test_a_refused_prompt_fails_and_the_worker_continues(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     await start_worker(context_tokens=64)
     long = await gateway.ask(TextPrompt("x" * 100))
     end = await gateway.answer(long)
@@ -226,7 +220,7 @@ async def test_refused_prompts_fail_by_name_and_the_worker_lives_on(
     assert isinstance(await gateway.answer(await gateway.ask()), Finished)
 
 
-async def test_a_term_signal_hands_running_requests_over_and_claims_nothing_new(
+async def test_a_term_signal_hands_over_running_requests_and_stops_claiming(
     gateway: ScriptedGateway, start_worker: StartWorker
 ) -> None:
     process = await start_worker(slots=2, fake_step_s=SLOW)
@@ -243,7 +237,7 @@ async def test_a_term_signal_hands_running_requests_over_and_claims_nothing_new(
 
 @pytest.mark.parametrize("exact_tokens", [0, 64], ids=["in one batch", "token by token"])
 @pytest.mark.parametrize("sampling", [SamplingParams(temperature=0), SamplingParams(temperature=4, seed=9)])
-async def test_another_worker_goes_on_where_one_stopped(
+async def test_another_worker_continues_the_answer(
     gateway: ScriptedGateway, start_worker: StartWorker, exact_tokens: int, sampling: SamplingParams
 ) -> None:
     async def ask() -> str:
@@ -271,9 +265,7 @@ async def test_another_worker_goes_on_where_one_stopped(
     assert len(gateway.frames(request)) > len(before)
 
 
-async def test_another_worker_goes_on_with_the_choices_that_were_not_over(
-    gateway: ScriptedGateway, start_worker: StartWorker
-) -> None:
+async def test_another_worker_continues_only_unfinished_choices(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     async def ask() -> str:
         return await gateway.ask(n=2, max_tokens=60, sampling=SamplingParams(temperature=4, seed=7), stop=("e",))
 
@@ -300,7 +292,7 @@ async def test_another_worker_goes_on_with_the_choices_that_were_not_over(
     assert half.token_ids + tuple(token for frame in rest for token in frame.token_ids) == longer.token_ids
 
 
-async def test_a_killed_worker_is_lost_when_its_lease_ends(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+async def test_a_killed_worker_is_lost_after_its_lease(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     process = await start_worker(fake_step_s=SLOW, lease_ms=1000, report_s=0.2)
     request = await gateway.ask(max_tokens=None)
     await gateway.until(lambda: bool(gateway.frames(request)))
@@ -309,7 +301,7 @@ async def test_a_killed_worker_is_lost_when_its_lease_ends(gateway: ScriptedGate
     assert (lost.request, lost.epoch) == (request, 1)
 
 
-async def test_a_frozen_worker_that_wakes_up_serves_the_request_that_it_had_lost(
+async def test_a_resumed_worker_serves_the_request_that_it_had_lost(
     gateway: ScriptedGateway, start_worker: StartWorker
 ) -> None:
     process = await start_worker(slots=2, fake_step_s=SLOW, lease_ms=1000, report_s=0.2)
@@ -333,7 +325,7 @@ async def test_a_frozen_worker_that_wakes_up_serves_the_request_that_it_had_lost
     await eventually(idle, timeout_s=5)
 
 
-async def test_requests_of_a_gateway_that_is_gone_are_aborted(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
+async def test_requests_of_a_dead_gateway_are_aborted(gateway: ScriptedGateway, start_worker: StartWorker) -> None:
     await start_worker(fake_step_s=SLOW)
     request = await gateway.ask(max_tokens=None)
     await gateway.until(lambda: bool(gateway.frames(request)))
@@ -345,12 +337,12 @@ async def test_requests_of_a_gateway_that_is_gone_are_aborted(gateway: ScriptedG
     await eventually(idle, timeout_s=5)
 
 
-async def test_a_worker_whose_node_is_silent_ends_itself(start_worker: StartWorker) -> None:
+async def test_a_worker_stops_if_its_node_is_silent(start_worker: StartWorker) -> None:
     process = await start_worker(orphan_s=0.5)
     assert await process.wait() == 0
 
 
-async def test_a_file_that_is_no_model_is_reported_and_ends_the_process(
+async def test_an_invalid_model_file_is_reported_and_ends_the_process(
     gateway: ScriptedGateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
@@ -371,7 +363,7 @@ async def test_a_file_that_is_no_model_is_reported_and_ends_the_process(
     ],
     ids=["nested", "brackets", "endless"],
 )
-async def test_a_template_that_cannot_be_used_is_reported(
+async def test_an_invalid_template_is_reported(
     gateway: ScriptedGateway, start_worker: StartWorker, tmp_path: Path, template: str
 ) -> None:
     process = await start_worker(runner="llama", model_path=write_gguf(tmp_path / "tiny.gguf", template=template))
@@ -381,7 +373,7 @@ async def test_a_template_that_cannot_be_used_is_reported(
     assert await process.wait() == 3
 
 
-async def test_smollm2_chats(gateway: ScriptedGateway, start_worker: StartWorker, smollm2_path: Path) -> None:
+async def test_smollm2_answers_a_chat(gateway: ScriptedGateway, start_worker: StartWorker, smollm2_path: Path) -> None:
     await start_worker(runner="llama", model_path=smollm2_path, context_tokens=512)
     question = ChatPrompt((ChatMessage("user", "What is the capital of France? Answer in one word."),))
     request = await gateway.ask(question, max_tokens=16)
@@ -392,7 +384,7 @@ async def test_smollm2_chats(gateway: ScriptedGateway, start_worker: StartWorker
     assert (report.version, report.context_tokens) == (VERSION, 512)
 
 
-async def test_a_tiny_gguf_without_template_refuses_chats(
+async def test_a_model_without_a_template_refuses_chats(
     gateway: ScriptedGateway, start_worker: StartWorker, tmp_path: Path, redis: Redis
 ) -> None:
     await start_worker(runner="llama", model_path=write_gguf(tmp_path / "tiny.gguf", template=None))
@@ -401,7 +393,7 @@ async def test_a_tiny_gguf_without_template_refuses_chats(
     assert end.code == "unsupported_capability"
 
 
-async def test_a_template_that_spends_too_much_on_one_chat_refuses_that_chat(
+async def test_a_template_that_costs_too_much_for_one_chat_refuses_that_chat(
     gateway: ScriptedGateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     template = "{% for m in messages %}{{ m.content * (100000000 if m.content == 'much' else 1) }}{% endfor %}"

@@ -17,7 +17,7 @@ from services.cli.embedded.processes import MARK
 
 @pytest.fixture
 def home() -> Iterator[Home]:
-    """Not under pytest's folder, which each new pytest closes to PostgreSQL's own user again."""
+    """Not in pytest's folder, because pytest makes that unreadable for PostgreSQL's separate user."""
     with tempfile.TemporaryDirectory(prefix="corral-") as folder:
         home = Home(Path(folder) / "home")
         home.prepare()
@@ -29,7 +29,7 @@ MakePart = Callable[..., ManagedProcess]
 
 @pytest.fixture
 def make_part(home: Home) -> MakePart:
-    """A part that runs a piece of Python, in which `home` is the folder's path and `READY` says that it is up."""
+    """A part that runs a piece of Python code. In it, `home` is the folder's path and `READY` marks the part as ready."""
 
     def make(name: str, code: str, *, grace_s: float = 10) -> ManagedProcess:
         mark = home.path / f"{name}.started"

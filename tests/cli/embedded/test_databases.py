@@ -1,4 +1,4 @@
-"""The real servers from the wheels, as parts."""
+"""The real servers from the Python wheels, run as parts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def ask(postgres: Postgres, statement: str) -> object:
         return row and row[0]
 
 
-async def test_postgresql_keeps_its_data_and_its_secret(home: Home, supervisor: Supervisor) -> None:
+async def test_postgresql_keeps_its_data_and_its_password(home: Home, supervisor: Supervisor) -> None:
     postgres = Postgres(home.path, port=free_ports(1)[0], password=PASSWORD, say=print)
     await postgres.prepare(new_password=True)
     await supervisor.start(postgres.part)
@@ -61,7 +61,7 @@ async def test_postgresql_keeps_its_data_and_its_secret(home: Home, supervisor: 
     assert not (home.path / "postgres" / "postmaster.pid").exists()
 
 
-async def test_postgresql_takes_a_new_password_where_the_old_one_is_lost(home: Home, supervisor: Supervisor) -> None:
+async def test_postgresql_gets_a_new_password_if_the_old_one_is_lost(home: Home, supervisor: Supervisor) -> None:
     await Postgres(home.path, port=1, password="lost", say=print).prepare(new_password=True)
     postgres = Postgres(home.path, port=free_ports(1)[0], password=PASSWORD, say=print)
     await postgres.prepare(new_password=True)
@@ -70,7 +70,7 @@ async def test_postgresql_takes_a_new_password_where_the_old_one_is_lost(home: H
 
 
 @pytest.mark.parametrize("major", ["17", "19"])
-async def test_data_of_another_major_version_is_left_alone(home: Home, major: str) -> None:
+async def test_data_of_another_major_version_is_refused(home: Home, major: str) -> None:
     data = home.path / "postgres"
     data.mkdir()
     (data / "PG_VERSION").write_text(f"{major}\n")
@@ -78,7 +78,7 @@ async def test_data_of_another_major_version_is_left_alone(home: Home, major: st
         await Postgres(home.path, port=1, password=PASSWORD, say=print).prepare(new_password=False)
 
 
-async def test_an_interrupted_first_start_leaves_nothing_half_made(home: Home) -> None:
+async def test_an_interrupted_first_start_leaves_no_partial_data(home: Home) -> None:
     postgres = Postgres(home.path, port=1, password=PASSWORD, say=print)
     preparing = asyncio.create_task(postgres.prepare(new_password=True))
     while not (home.path / "postgres.new" / "PG_VERSION").exists():
@@ -92,7 +92,7 @@ async def test_an_interrupted_first_start_leaves_nothing_half_made(home: Home) -
     assert postgres.data.exists()
 
 
-async def test_valkey_refuses_what_does_not_fit_and_drops_nothing(home: Home, supervisor: Supervisor) -> None:
+async def test_valkey_refuses_writes_over_its_memory_and_evicts_nothing(home: Home, supervisor: Supervisor) -> None:
     valkey = Valkey(home.path, port=free_ports(1)[0], password=PASSWORD, memory_bytes=16 << 20)
     await supervisor.start(valkey.part)
     async with Redis.from_url(valkey.url) as redis:
@@ -102,12 +102,12 @@ async def test_valkey_refuses_what_does_not_fit_and_drops_nothing(home: Home, su
         assert await redis.get("kept") == b"yes"
 
 
-def test_valkeys_memory_is_a_part_of_the_machines() -> None:
+def test_valkeys_memory_depends_on_the_machines() -> None:
     assert default_memory_bytes(4 << 30) == 512 << 20
     assert default_memory_bytes(512 << 30) == 1 << 30
 
 
-async def test_valkey_keeps_its_data_and_its_secret(home: Home, supervisor: Supervisor) -> None:
+async def test_valkey_keeps_its_data_and_its_password(home: Home, supervisor: Supervisor) -> None:
     valkey = Valkey(home.path, port=free_ports(1)[0], password=PASSWORD)
     await supervisor.start(valkey.part)
     async with Redis.from_url(valkey.url) as redis:

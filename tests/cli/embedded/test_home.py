@@ -11,7 +11,7 @@ from services.cli.embedded.secrets import load_secrets
 from services.cli.errors import CommandError
 
 
-def test_one_platform_at_a_time(home: Home) -> None:
+def test_one_platform_per_home(home: Home) -> None:
     assert home.holder() is None
     with home.locked():
         assert home.holder() == os.getpid()
@@ -22,37 +22,37 @@ def test_one_platform_at_a_time(home: Home) -> None:
         pass
 
 
-def test_a_lock_that_a_killed_platform_left_is_no_hindrance(home: Home) -> None:
+def test_a_lock_left_by_a_killed_platform_is_replaced(home: Home) -> None:
     (home.path / "lock").write_text("12345")
     assert home.holder() is None
     with home.locked():
         assert (home.path / "lock").read_text() == str(os.getpid())
 
 
-def test_a_disk_that_is_full(home: Home) -> None:
+def test_a_full_disk_is_refused(home: Home) -> None:
     home.require_space(1)
     with pytest.raises(CommandError, match=r"of free disk and Corral needs 1024\.0 TiB; free some"):
         home.require_space(2**50)
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CommandError, match=r"^cannot make .*; choose a folder that you may write to"):
         Home(tmp_path / "file" / "home").prepare()
 
 
-def test_nobody_else_reads_the_folders(home: Home) -> None:
+def test_other_users_cannot_read_the_folders(home: Home) -> None:
     for folder in ("logs", "run", "valkey", "models", "node"):
         assert stat.S_IMODE((home.path / folder).stat().st_mode) == 0o700
     assert not (home.path.stat().st_mode & stat.S_IROTH)
 
 
-def test_how_it_is_shown() -> None:
+def test_the_display_shortens_the_users_home() -> None:
     assert Home(Path.home() / ".corral").display == "~/.corral"
     assert Home(Path("/srv/corral")).display == "/srv/corral"
 
 
-def test_secrets_are_made_once_and_are_private(home: Home) -> None:
+def test_secrets_are_created_once_and_are_private(home: Home) -> None:
     path = home.path / "secrets.json"
     made = load_secrets(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -62,7 +62,7 @@ def test_secrets_are_made_once_and_are_private(home: Home) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"database_password": "x"}'])
-def test_damaged_secrets(home: Home, text: str) -> None:
+def test_damaged_secrets_are_refused(home: Home, text: str) -> None:
     path = home.path / "secrets.json"
     path.write_text(text)
     with pytest.raises(CommandError, match="is damaged; remove it"):

@@ -3,12 +3,12 @@ import pytest
 from services.cli.embedded.managed_process import Backoff, describe_exit
 
 
-def test_crashes_in_a_row_wait_longer_and_longer() -> None:
+def test_repeated_crashes_wait_longer_each_time() -> None:
     backoff = Backoff()
     assert [backoff.after(lived_s=1) for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
-def test_a_minute_of_health_forgets_them() -> None:
+def test_a_minute_without_a_crash_resets_the_backoff() -> None:
     backoff = Backoff()
     for _ in range(5):
         backoff.after(lived_s=1)
@@ -25,5 +25,5 @@ def test_a_minute_of_health_forgets_them() -> None:
         (-99, "was ended by signal 99"),
     ],
 )
-def test_how_a_process_ended(code: int, text: str) -> None:
+def test_exit_codes_are_described(code: int, text: str) -> None:
     assert describe_exit(code) == text

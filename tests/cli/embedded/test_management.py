@@ -17,8 +17,8 @@ async def management(gateway: Gateway) -> AsyncIterator[Management]:
         yield Management(client, gateway.url, "token")
 
 
-async def test_keys_of_teams_are_no_admin_key(gateway: Gateway, management: Management) -> None:
-    """Made on a loopback address, before the platform asked for keys."""
+async def test_keys_that_are_not_admin_keys_do_not_count(gateway: Gateway, management: Management) -> None:
+    """They were created on a loopback address, before the platform required keys."""
     others = [KEY | {"name": "team", "admin": False}, KEY | {"name": "gone", "revoked_at": "2020-01-01T00:00:00Z"}]
     gateway.answer("GET /registry/v1/keys", Answer(body={"keys": others}))
     gateway.answer("POST /registry/v1/keys", Answer(201, {"secret": "corral-new"}))
@@ -31,7 +31,7 @@ async def test_one_admin_key_is_enough(gateway: Gateway, management: Management)
     assert await management.make_first_key() is None
 
 
-async def test_a_name_that_is_taken(gateway: Gateway, management: Management) -> None:
+async def test_another_name_is_used_if_admin_is_taken(gateway: Gateway, management: Management) -> None:
     gateway.answer("GET /registry/v1/keys", Answer(body={"keys": [KEY | {"name": "Admin", "admin": False}]}))
     gateway.answer("POST /registry/v1/keys", Answer(201, {"secret": "corral-new"}))
     assert await management.make_first_key() == "corral-new"
@@ -39,7 +39,7 @@ async def test_a_name_that_is_taken(gateway: Gateway, management: Management) ->
     assert body["name"].startswith("admin-")
 
 
-async def test_a_key_that_cannot_be_made_is_said(gateway: Gateway, management: Management) -> None:
+async def test_an_error_in_creating_the_key_is_reported(gateway: Gateway, management: Management) -> None:
     gateway.answer("GET /registry/v1/keys", Answer(body={"keys": []}))
     gateway.answer("POST /registry/v1/keys", Answer(500, {"error": "broken"}))
     with pytest.raises(CommandError, match="broken"):

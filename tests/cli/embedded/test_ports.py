@@ -15,7 +15,7 @@ def at(port: int, host: str = "127.0.0.1") -> Address:
     return Address("http", host, port, "")
 
 
-def test_a_port_in_use_says_who_has_it() -> None:
+def test_a_port_in_use_names_the_process() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         who = rf"127\.0\.0\.1:{port} is in use by {processes.name(os.getpid())} \(pid {os.getpid()}\); stop that, or choose another"
@@ -24,12 +24,12 @@ def test_a_port_in_use_says_who_has_it() -> None:
     require_free(at(port))
 
 
-def test_an_address_of_another_machine() -> None:
+def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(CommandError, match=r"^cannot listen on 192\.0\.2\.1:11434 .*address of this machine$"):
         require_free(at(11434, "192.0.2.1"))
 
 
-def test_free_ports_are_different_ones() -> None:
+def test_free_ports_are_different() -> None:
     ports = free_ports(5)
     assert len(set(ports)) == 5
     for port in ports:

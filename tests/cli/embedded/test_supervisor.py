@@ -1,4 +1,4 @@
-"""With real processes: crashes, restarts, order, and what is left."""
+"""The supervisor with real processes: crashes, restarts, order of stopping, leftovers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from services.cli.errors import PartFailed
 from tests.cli.embedded.conftest import MakePart
 from tests.conditions import eventually, eventually_sync
 
-#: Once it is READY it ends when it is told to, and notes that.
+#: After READY it waits for a signal, and writes its name to `order` when it ends.
 PATIENT = """
 def end(*_):
     with open(home / 'order', 'a') as file: file.write(NAME + '\\n')
@@ -45,13 +45,13 @@ def patient(name: str) -> str:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def lines() -> list[str]:
     return []
 
 
 @pytest_asyncio.fixture
-async def supervisor(home: Home, said: list[str]) -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(home, said.append, start_timeout_s=10)
+async def supervisor(home: Home, lines: list[str]) -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(home, lines.append, start_timeout_s=10)
     yield supervisor
     await supervisor.stop()
     asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
@@ -73,8 +73,8 @@ async def test_parts_are_listed_while_they_run(home: Home, supervisor: Superviso
     assert processes.marked(home.path) == set()
 
 
-async def test_a_crash_is_one_line_and_the_part_comes_back(
-    home: Home, supervisor: Supervisor, make_part: MakePart, said: list[str]
+async def test_a_crash_is_reported_in_one_line_and_the_part_restarts(
+    home: Home, supervisor: Supervisor, make_part: MakePart, lines: list[str]
 ) -> None:
     await supervisor.start(make_part("gateway", patient("gateway")))
     await supervisor.start(make_part("registry", patient("registry")))
@@ -82,8 +82,8 @@ async def test_a_crash_is_one_line_and_the_part_comes_back(
     pid = before["registry"]["pid"]
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    await eventually(lambda: "registry is up again" in said)
-    assert said == [
+    await eventually(lambda: "registry is up again" in lines)
+    assert lines == [
         f"registry was ended by SIGKILL; starting it again in 0.5 s (log: {home.logs}/registry.log)",
         "registry is up again",
     ]
@@ -91,40 +91,40 @@ async def test_a_crash_is_one_line_and_the_part_comes_back(
     assert parts(home)["gateway"] == before["gateway"]
 
 
-async def test_a_part_that_never_becomes_ready_ends_the_start(
-    home: Home, supervisor: Supervisor, make_part: MakePart, said: list[str]
+async def test_a_part_that_exits_before_it_is_ready_ends_the_start(
+    home: Home, supervisor: Supervisor, make_part: MakePart, lines: list[str]
 ) -> None:
     with pytest.raises(PartFailed) as failed:
         await supervisor.start(make_part("registry", "print('the port is taken', flush=True); sys.exit(3)"))
     assert str(failed.value) == f"registry ended with exit code 3: the port is taken (log: {home.logs}/registry.log)"
-    assert len(said) == 2
+    assert len(lines) == 2
 
 
-async def test_a_part_that_hangs_ends_the_start(home: Home, said: list[str], make_part: MakePart) -> None:
-    supervisor = Supervisor(home, said.append, start_timeout_s=0.5)
+async def test_a_part_that_is_not_ready_in_time_ends_the_start(home: Home, lines: list[str], make_part: MakePart) -> None:
+    supervisor = Supervisor(home, lines.append, start_timeout_s=0.5)
     with pytest.raises(PartFailed, match="^node agent was not ready after 0 s"):
         await supervisor.start(make_part("node agent", "signal.pause()"))
     await supervisor.stop()
     assert processes.marked(home.path) == set()
 
 
-async def test_stopping_goes_in_order(home: Home, supervisor: Supervisor, make_part: MakePart) -> None:
+async def test_parts_are_stopped_in_order(home: Home, supervisor: Supervisor, make_part: MakePart) -> None:
     for name in reversed(STOP_ORDER):
         await supervisor.start(make_part(name, patient(name)))
     await supervisor.stop()
     assert (home.path / "order").read_text().splitlines() == list(STOP_ORDER)
 
 
-async def test_a_part_that_will_not_end_is_made_to(
-    supervisor: Supervisor, make_part: MakePart, said: list[str], home: Home
+async def test_a_part_that_does_not_end_is_killed(
+    supervisor: Supervisor, make_part: MakePart, lines: list[str], home: Home
 ) -> None:
     await supervisor.start(make_part("gateway", STUBBORN, grace_s=0.2))
     await supervisor.stop()
-    assert said == ["gateway does not end in time and is made to"]
+    assert lines == ["gateway does not end in time and is made to"]
     assert processes.marked(home.path) == set()
 
 
-async def test_hurrying_waits_for_nobody(supervisor: Supervisor, make_part: MakePart, home: Home) -> None:
+async def test_hurry_stops_without_waiting(supervisor: Supervisor, make_part: MakePart, home: Home) -> None:
     await supervisor.start(make_part("gateway", STUBBORN, grace_s=60))
     await supervisor.start(make_part("registry", STUBBORN, grace_s=60))
     started = time.monotonic()
@@ -144,10 +144,10 @@ async def test_a_crashed_part_is_not_restarted_while_stopping(supervisor: Superv
     assert processes.marked(home.path) == set()
 
 
-async def test_what_a_part_started_is_ended_too(
-    supervisor: Supervisor, make_part: MakePart, said: list[str], home: Home
+async def test_child_processes_of_a_part_are_ended_too(
+    supervisor: Supervisor, make_part: MakePart, lines: list[str], home: Home
 ) -> None:
-    """An agent that crashed and left a worker."""
+    """A node agent crashed and left a worker."""
     code = (
         "subprocess.Popen([sys.executable, '-c', 'import signal, sys; signal.signal(15, lambda *_: sys.exit()); signal.pause()'],"
         " start_new_session=True)\n" + patient("node agent")
@@ -157,14 +157,14 @@ async def test_what_a_part_started_is_ended_too(
     assert pid is not None
     worker = next(iter(processes.marked(home.path) - {pid}))
     os.kill(pid, signal.SIGKILL)
-    await eventually(lambda: "node agent is up again" in said)
+    await eventually(lambda: "node agent is up again" in lines)
     assert worker in processes.marked(home.path), "it goes on while its agent is restarted"
     await supervisor.stop()
-    assert "ending what was left behind" in said[-1]
+    assert "ending what was left behind" in lines[-1]
     assert processes.marked(home.path) == set()
 
 
-async def test_adopted_children_are_buried(supervisor: Supervisor, make_part: MakePart, home: Home) -> None:
+async def test_adopted_children_are_reaped(supervisor: Supervisor, make_part: MakePart, home: Home) -> None:
     code = (
         "READY\n"
         "orphan = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(0.2)'], start_new_session=True)\n"
@@ -205,16 +205,16 @@ def test_parts_do_not_outlive_a_killed_supervisor(home: Home) -> None:
     eventually_sync(lambda: processes.marked(home.path) == set())
 
 
-async def test_a_part_whose_program_cannot_be_started(home: Home, supervisor: Supervisor, make_part: MakePart) -> None:
+async def test_a_missing_program_is_an_error(home: Home, supervisor: Supervisor, make_part: MakePart) -> None:
     part = dataclasses.replace(make_part("registry", ""), command=("/no/such/program",))
     with pytest.raises(PartFailed, match="^registry cannot be started: No such file or directory"):
         await supervisor.start(part)
 
 
-async def test_logs_are_kept_short_beside_one_that_cannot_be(home: Home, said: list[str]) -> None:
-    """A link that leads nowhere; it is said once."""
+async def test_logs_are_truncated_even_if_one_cannot_be(home: Home, lines: list[str]) -> None:
+    """The broken log is a dangling link; it is reported once."""
     (home.logs / "broken.log").symlink_to("/no/such/file")
-    supervisor = Supervisor(home, said.append, start_timeout_s=30, log_check_s=0.02)
+    supervisor = Supervisor(home, lines.append, start_timeout_s=30, log_check_s=0.02)
     try:
         for _ in range(2):
             with (home.logs / "gateway.log").open("wb") as log:
@@ -222,4 +222,4 @@ async def test_logs_are_kept_short_beside_one_that_cannot_be(home: Home, said: l
             await eventually(lambda: (home.logs / "gateway.log").stat().st_size == 0)
     finally:
         await supervisor.stop()
-    assert said == [f"{home.logs}/broken.log cannot be kept short: No such file or directory"]
+    assert lines == [f"{home.logs}/broken.log cannot be kept short: No such file or directory"]

@@ -1,4 +1,4 @@
-"""Bodies that no dialect can use, and bodies that every dialect must."""
+"""Request bodies that every dialect refuses, and bodies that every dialect reads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DECODERS = (ollama.decode_chat, ollama.decode_generate, ollama.decode_pull, open
 
 
 @pytest.mark.parametrize("raw", [b"", b"  \n"])
-def test_missing(raw: bytes) -> None:
+def test_a_missing_body_is_refused(raw: bytes) -> None:
     with pytest.raises(BadRequest, match="^missing request body$"):
         ollama.decode_chat(raw)
 
@@ -37,7 +37,7 @@ def test_missing(raw: bytes) -> None:
 @pytest.mark.parametrize(
     "raw", [b"{", b"nonsense", b'{"model":"\\x"}', b'{"model":"\\u12"}', b"[" * 100_000, b"[]", b"null", b'"x"']
 )
-def test_malformed(raw: bytes) -> None:
+def test_a_malformed_body_is_refused(raw: bytes) -> None:
     with pytest.raises(BadRequest):
         ollama.decode_chat(raw)
 
@@ -59,7 +59,7 @@ def test_malformed(raw: bytes) -> None:
         ("😀é".encode(), "😀é"),
     ],
 )
-def test_text_that_is_not_well_formed(written: bytes, text: str) -> None:
+def test_malformed_unicode_is_replaced(written: bytes, text: str) -> None:
     chat = b'{"model": "m", "messages": [{"role": "user", "content": "' + written + b'"}]}'
     for decode in (ollama.decode_chat, openai.decode_chat):
         (message,) = decode(chat).messages or []
@@ -81,8 +81,8 @@ def test_text_that_is_not_well_formed(written: bytes, text: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=8))
-def test_any_escaped_text_is_read_as_python_reads_it(text: str) -> None:
-    """But for halves of surrogate pairs."""
+def test_escaped_text_is_read_as_pythons_json_reads_it(text: str) -> None:
+    """Except for unpaired surrogates, which become replacement characters."""
     whole = json.loads(json.dumps(text)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     assert ollama.decode_generate(json.dumps({"model": "m", "prompt": text}).encode()).prompt == whole
 
@@ -99,7 +99,7 @@ ASKED = st.sampled_from(
     ["tools", "tool_choice", "think", "format", "response_format", "guided_json", "structured_outputs", "logit_bias", "n"]
     + ["chat_template_kwargs", "logprobs", "top_logprobs", "reasoning", "options", "prompt", "suffix", "min_tokens", "seed"]
 )
-#: Values that come close to what the fields want.
+#: Values that are almost valid for these fields.
 NEAR = st.sampled_from(
     [
         [{"type": "function", "function": {"name": "f", "parameters": {"x": 2**64}}}],
@@ -117,7 +117,7 @@ NEAR = st.sampled_from(
 
 
 @given(st.dictionaries(ASKED, JSON | NEAR, max_size=5))
-def test_any_body_is_asked_of_a_worker_or_refused(asked: dict[str, object]) -> None:
+def test_any_request_can_be_encoded_or_is_refused(asked: dict[str, object]) -> None:
     raw = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi", **asked}).encode()
     whole = ticket(capabilities=EVERYTHING)
     with contextlib.suppress(BadRequest):
@@ -153,7 +153,7 @@ def test_any_body_is_asked_of_a_worker_or_refused(asked: dict[str, object]) -> N
         (10**30, (2**63 - 1) // 10**6),
     ],
 )
-def test_keep_alive(value: object, milliseconds: int | None) -> None:
+def test_keep_alive_values(value: object, milliseconds: int | None) -> None:
     assert keep_alive_ms(value) == milliseconds
 
 
@@ -168,7 +168,7 @@ def test_keep_alive(value: object, milliseconds: int | None) -> None:
         ({}, "keep_alive: expected a number of seconds or a duration"),
     ],
 )
-def test_keep_alive_refusals(value: object, message: str) -> None:
+def test_invalid_keep_alive_values_are_refused(value: object, message: str) -> None:
     with pytest.raises(BadRequest) as caught:
         keep_alive_ms(value)
     assert caught.value.message == message
@@ -190,7 +190,7 @@ OPTION_NAMES = st.sampled_from(
 
 
 @given(st.dictionaries(OPTION_NAMES, JSON, max_size=4))
-def test_any_options_fit_the_wire_or_are_refused(options: dict[str, object]) -> None:
+def test_any_options_can_be_encoded_or_are_refused(options: dict[str, object]) -> None:
     try:
         chosen = run_options(options)
     except InvalidField:

@@ -1,4 +1,4 @@
-"""What an answer is to match, as callers of both dialects write it."""
+"""Constraints on an answer (JSON, schema, regex, grammar, choices) in the fields of both dialects."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ask_ollama(asked: Any) -> Constraint | None:
         ({"structured_outputs": {"grammar": 'start: "a"'}}, Lark('start: "a"')),
     ],
 )
-def test_openai(changes: dict[str, Any], constraint: Constraint | None) -> None:
+def test_openai_fields_become_a_constraint(changes: dict[str, Any], constraint: Constraint | None) -> None:
     assert ask_openai(changes) == constraint
 
 
@@ -77,14 +77,14 @@ def test_properties_keep_their_order() -> None:
         ({"guided_choice": [5]}, "expected str, got int", "guided_choice[0]"),
     ],
 )
-def test_refusals(changes: dict[str, Any], message: str, field: str) -> None:
+def test_invalid_openai_constraints_are_refused(changes: dict[str, Any], message: str, field: str) -> None:
     with pytest.raises(InvalidField) as caught:
         ask_openai(changes)
     assert caught.value.field == field
     assert caught.value.message.startswith(f"{field}: {message}")
 
 
-def test_only_one() -> None:
+def test_two_constraints_are_refused() -> None:
     with pytest.raises(InvalidField) as caught:
         ask_openai({"response_format": {"type": "json_object"}, "guided_regex": "a", "grammar": "root ::= x"})
     assert caught.value.message == "response_format and grammar and guided_regex: an answer can match only one of them"
@@ -92,8 +92,8 @@ def test_only_one() -> None:
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=3))
-def test_choices_match_themselves_alone(choices: list[str]) -> None:
-    """The characters that have a meaning in Rust's expressions have the same in Python's."""
+def test_a_choice_matches_only_itself(choices: list[str]) -> None:
+    """Python's `re` stands in for Rust's: both give the same characters a special meaning."""
     constraint = ask_openai({"guided_choice": choices})
     assert isinstance(constraint, Regex)
     for choice in choices:
@@ -105,11 +105,11 @@ def test_choices_match_themselves_alone(choices: list[str]) -> None:
     ("asked", "constraint"),
     [(None, None), ("", None), ("json", JsonObject()), (SCHEMA, JsonSchema(SCHEMA)), ({}, JsonSchema({}))],
 )
-def test_ollama(asked: Any, constraint: Constraint | None) -> None:
+def test_ollamas_format_becomes_a_constraint(asked: Any, constraint: Constraint | None) -> None:
     assert ask_ollama(asked) == constraint
 
 
 @pytest.mark.parametrize("asked", ["xml", 5, [], True])
-def test_refusals_of_ollama(asked: Any) -> None:
+def test_invalid_ollama_formats_are_refused(asked: Any) -> None:
     with pytest.raises(BadRequest, match="^invalid format: .*; expected "):
         ask_ollama(asked)

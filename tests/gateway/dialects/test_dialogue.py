@@ -26,7 +26,7 @@ def test_unknown_roles_are_refused(role: str | None) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_known_roles_are_taken(role: str) -> None:
+def test_known_roles_are_accepted(role: str) -> None:
     for request in (
         openai.chat_request(openai.decode_chat(body(role)), ticket()),
         ollama.chat_request(ollama.decode_chat(body(role.upper())), ticket()),

@@ -1,4 +1,4 @@
-"""What a request may hold: every list and text has a bound, in every dialect, and callers can read which."""
+"""Every list and text of a request has a limit, in every dialect, and the limits are documented."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ PAGE = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text()
 EVERYTHING = ("completion", "chat", "tools", "thinking", "insert", "embedding", "rerank")
 
 
-def test_the_page_has_the_table() -> None:
+def test_the_page_lists_every_limit() -> None:
     rows = [line for line in PAGE.split("\n## Limits\n")[1].split("\n## ")[0].splitlines() if line.startswith("|")]
     assert rows[2:] == [f"| {limit.of} | {limit.most:,} {limit.unit} | {limit.reason} |" for limit in LIMITS]
 
 
-#: Fields that hold any JSON, or lists of it, and are checked after decoding; each has a case below.
+#: Fields that hold any JSON, or lists of it. They are checked after decoding; each has a case below.
 CHECKED_LATER = {
     *("options", "format", "think", "keep_alive", "tool_choice", "parameters", "arguments", "input", "prompt"),
     *("response_format", "json_schema", "structured_outputs.json", "guided_json", "logit_bias", "chat_template_kwargs"),
 }
-#: Of which nothing is read but whether they are there.
+#: Fields whose contents are ignored: only their presence counts.
 UNREAD = {"images", "image_url"}
 
 
@@ -63,7 +63,7 @@ UNREAD = {"images", "image_url"}
         *(EmbeddingsBody, EmbedBody, LegacyEmbedBody, NamedBody, PullBody),
     ],
 )
-def test_every_text_and_list_of_a_body_is_bounded(body: type[msgspec.Struct]) -> None:
+def test_every_text_and_list_of_a_body_has_a_limit(body: type[msgspec.Struct]) -> None:
     assert not {*unbounded(inspect.type_info(body), "")} - CHECKED_LATER - UNREAD
 
 
@@ -225,7 +225,7 @@ Ask = Callable[[dict[str, Any]], None]
         (ranking, {"documents": ["x"] * INPUTS.most}, {"documents": ["x"] * (INPUTS.most + 1)}, "documents"),
     ],
 )
-def test_one_too_many_is_refused_and_the_field_named(
+def test_one_item_over_the_limit_is_refused_and_the_error_names_the_field(
     ask: Ask, allowed: dict[str, Any], refused: dict[str, Any], field: str | None
 ) -> None:
     if allowed:
@@ -238,7 +238,7 @@ def test_one_too_many_is_refused_and_the_field_named(
         assert caught.value.message.startswith(field)
 
 
-def test_a_long_keep_alive_is_refused_before_it_is_read() -> None:
+def test_a_long_keep_alive_is_refused_before_it_is_parsed() -> None:
     with pytest.raises(InvalidField, match="^keep_alive: at most 64 characters$"):
         keep_alive_ms("1h" * 1_000_000)
 

@@ -13,8 +13,8 @@ from services.protocol.messages import Event, Frame, ToolCallDelta
 from tests.gateway.dialects.transcripts import ANSWER, CALLS, CUT_CALL, LOGPROBS, SILENCE, SteppingStopwatch
 
 
-def told(reply: ollama.ChatReply, events: tuple[Event, ...]) -> list[dict[str, Any]]:
-    """Each object, with what a test of contents looks at."""
+def contents(reply: ollama.ChatReply, events: tuple[Event, ...]) -> list[dict[str, Any]]:
+    """The fields of each object that a test of contents compares."""
     lines = [json.loads(line) for line in b"".join(map(reply.render, events)).splitlines()]
     return [{name: line[name] for name in ("message", "response", "thinking", "logprobs") if name in line} for line in lines]
 
@@ -23,7 +23,7 @@ def message(content: str = "", **more: Any) -> dict[str, Any]:
     return {"message": {"role": "assistant", "content": content, **more}}
 
 
-def test_chat_stream() -> None:
+def test_a_streamed_chat() -> None:
     reply = ollama.ChatReply("m", SteppingStopwatch(), stream=True)
     assert b"".join(map(reply.render, ANSWER)).decode() == (
         '{"model":"m","created_at":"2026-08-21T18:48:22.000003Z","message":{"role":"assistant","content":"Hé"},"done":false}\n'
@@ -34,7 +34,7 @@ def test_chat_stream() -> None:
     )
 
 
-def test_chat_whole() -> None:
+def test_a_chat_that_is_not_streamed() -> None:
     reply = ollama.ChatReply("m", SteppingStopwatch(), stream=False)
     assert b"".join(map(reply.render, ANSWER)).decode() == (
         '{"model":"m","created_at":"2026-08-21T18:48:22.000003Z","message":{"role":"assistant","content":"Héllo\\n"},"done":true,'
@@ -43,7 +43,7 @@ def test_chat_whole() -> None:
     )
 
 
-def test_generate_stream() -> None:
+def test_a_streamed_generate() -> None:
     reply = ollama.GenerateReply("m", SteppingStopwatch(), stream=True, return_context=True)
     assert b"".join(map(reply.render, ANSWER)).decode() == (
         '{"model":"m","created_at":"2026-08-21T18:48:22.000003Z","response":"Hé","done":false}\n'
@@ -54,7 +54,7 @@ def test_generate_stream() -> None:
     )
 
 
-def test_generate_whole_in_raw_mode_has_no_context() -> None:
+def test_generate_in_raw_mode_returns_no_context() -> None:
     reply = ollama.GenerateReply("m", SteppingStopwatch(), stream=False, return_context=False)
     assert b"".join(map(reply.render, ANSWER)).decode() == (
         '{"model":"m","created_at":"2026-08-21T18:48:22.000003Z","response":"Héllo\\n","done":true,"done_reason":"stop",'
@@ -71,7 +71,7 @@ def test_zero_counts_are_left_out() -> None:
     )
 
 
-def test_load() -> None:
+def test_replies_to_load_and_unload() -> None:
     reply = ollama.LoadReply("m", SteppingStopwatch(), ollama.idle_generate)
     assert b"".join(map(reply.render, SILENCE)).decode() == (
         '{"model":"m","created_at":"2026-08-21T18:48:22.000002Z","response":"","done":true,"done_reason":"load"}'
@@ -86,9 +86,9 @@ NOW = {"id": "call_a", "function": {"index": 0, "name": "now", "arguments": {}}}
 WEATHER = {"id": "call_b", "function": {"index": 1, "name": "weather", "arguments": {"city": "Rome"}}}
 
 
-def test_calls() -> None:
+def test_tool_calls() -> None:
     stream = ollama.ChatReply("m", SteppingStopwatch(), stream=True)
-    assert told(stream, CALLS) == [
+    assert contents(stream, CALLS) == [
         message(thinking="Hm"),
         message(thinking="m"),
         message("I "),
@@ -97,40 +97,40 @@ def test_calls() -> None:
         message(),
     ]
     whole = ollama.ChatReply("m", SteppingStopwatch(), stream=False)
-    assert told(whole, CALLS) == [message("I ", thinking="Hmm", tool_calls=[NOW, WEATHER])]
+    assert contents(whole, CALLS) == [message("I ", thinking="Hmm", tool_calls=[NOW, WEATHER])]
 
 
-def test_the_reason_of_calls_is_stop() -> None:
+def test_tool_calls_end_with_the_reason_stop() -> None:
     whole = ollama.ChatReply("m", SteppingStopwatch(), stream=False)
     assert json.loads(b"".join(map(whole.render, CALLS)))["done_reason"] == "stop"
 
 
 @pytest.mark.parametrize("arguments", ["", '{"ci', '"Rome"', "[1]"])
-def test_a_call_that_was_cut_off_is_text(arguments: str) -> None:
-    """Made with other arguments than it was to have it could do harm."""
+def test_a_truncated_call_is_returned_as_text(arguments: str) -> None:
+    """A call with incomplete arguments could do harm."""
     piece = Frame("r", 1, 6, (14,), "", tool_calls=(ToolCallDelta(1, arguments=arguments),))
     whole = ollama.ChatReply("m", SteppingStopwatch(), stream=False)
-    (answer,) = told(whole, (*CUT_CALL[:-1], piece, CUT_CALL[-1]))
+    (answer,) = contents(whole, (*CUT_CALL[:-1], piece, CUT_CALL[-1]))
     assert answer == message('I {"name": "weather", "arguments": ' + arguments, thinking="Hmm", tool_calls=[NOW])
 
 
 @pytest.mark.parametrize("arguments", ["", '{"ci', '"Rome"', "[1]"])
-def test_a_required_call_that_was_cut_off_is_nothing(arguments: str) -> None:
+def test_a_truncated_call_is_dropped_if_a_call_was_required(arguments: str) -> None:
     piece = Frame("r", 1, 6, (14,), "", tool_calls=(ToolCallDelta(1, arguments=arguments),))
     whole = ollama.ChatReply("m", SteppingStopwatch(), stream=False, calls_only=True)
-    (answer,) = told(whole, (*CUT_CALL[:-1], piece, CUT_CALL[-1]))
+    (answer,) = contents(whole, (*CUT_CALL[:-1], piece, CUT_CALL[-1]))
     assert answer == message("I ", thinking="Hmm", tool_calls=[NOW])
 
 
 def test_a_call_without_arguments() -> None:
     whole = ollama.ChatReply("m", SteppingStopwatch(), stream=False)
-    (answer,) = told(whole, (*CUT_CALL[:-1], CALLS[-1]))
+    (answer,) = contents(whole, (*CUT_CALL[:-1], CALLS[-1]))
     assert answer["message"]["tool_calls"][1]["function"] == {"index": 1, "name": "weather", "arguments": {}}
 
 
-def test_thinking_of_generate() -> None:
+def test_generate_returns_thinking() -> None:
     stream = ollama.GenerateReply("m", SteppingStopwatch(), stream=True, return_context=False)
-    assert told(stream, CALLS[:4]) == [
+    assert contents(stream, CALLS[:4]) == [
         {"response": "", "thinking": "Hm"},
         {"response": "", "thinking": "m"},
         {"response": "I "},
@@ -152,17 +152,17 @@ def test_logprobs() -> None:
         {"token": "�", "logprob": -0.25, "bytes": [0xAC], "top_logprobs": []},
     ]
     stream = ollama.ChatReply("m", SteppingStopwatch(), stream=True)
-    assert told(stream, LOGPROBS) == [
+    assert contents(stream, LOGPROBS) == [
         message("A") | {"logprobs": entries[:1]},
         message() | {"logprobs": entries[1:2]},
         message("€") | {"logprobs": entries[2:]},
         message(),
     ]
     whole = ollama.GenerateReply("m", SteppingStopwatch(), stream=False, return_context=False)
-    assert told(whole, LOGPROBS) == [{"response": "A€", "logprobs": entries}]
+    assert contents(whole, LOGPROBS) == [{"response": "A€", "logprobs": entries}]
 
 
-def test_a_stream_that_fails() -> None:
+def test_errors_in_a_stream() -> None:
     reply = ollama.ChatReply("m", SteppingStopwatch(), stream=True)
     assert reply.render_error(ModelLoadFailed("it broke")) == b'{"error":"it broke"}\n'
     lost = b"model runner has unexpectedly stopped, this may be due to resource limitations or an internal error"

@@ -1,4 +1,4 @@
-"""Bodies of Ollama's routes: what is accepted, what is refused, and in which words."""
+"""Request bodies of Ollama's routes: which are accepted, which are refused, and the error messages."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def generate(changes: dict[str, Any] | None = None, **version: Any) -> GenerateR
     return ollama.generate_request(ollama.decode_generate(json.dumps(body).encode()), ticket(**version))
 
 
-def test_empty_values_mean_nothing() -> None:
-    """As the Go command line and others send them."""
+def test_empty_values_count_as_omitted() -> None:
+    """Ollama's command line and other clients send them."""
     empty: dict[str, Any] = {
         "format": "",
         "tools": [],
@@ -46,7 +46,7 @@ def test_empty_values_mean_nothing() -> None:
     assert generate(empty_generate) == generate()
 
 
-def test_the_older_field_for_the_name() -> None:
+def test_the_deprecated_name_field() -> None:
     assert ollama.decode_named(b'{"model":"","name":"llama3.2","username":""}').asked == "llama3.2"
     assert ollama.decode_named(b'{"model":"a","name":"b"}').asked == "a"
     assert ollama.decode_named(b"{}").asked == ""
@@ -59,14 +59,14 @@ def test_defaults() -> None:
     assert (chat().overflow, chat({"truncate": False}).overflow) == ("truncate", "refuse")
 
 
-def test_precedence() -> None:
+def test_request_options_override_the_models_parameters() -> None:
     parameters = {"temperature": 0.1, "top_k": 3, "stop": ["<a>", "<b>"], "num_predict": 5}
     request = chat({"options": {"top_k": 7, "stop": "x"}}, parameters=parameters)
     assert (request.sampling.temperature, request.sampling.top_k, request.sampling.top_p) == (0.1, 7, 0.9)
     assert (request.stopping.stop, request.stopping.max_tokens) == (("x",), 5)
 
 
-def test_options() -> None:
+def test_options_become_sampling_parameters() -> None:
     options = {"mirostat": 1, "num_keep": 24, "logit_bias": {"3": 2}, "dry_multiplier": 1, "min_tokens": 2, "num_predict": -1}
     request = chat({"options": options})
     sampling = request.sampling
@@ -74,7 +74,7 @@ def test_options() -> None:
     assert (request.keep_tokens, request.stopping.min_tokens, request.stopping.max_tokens) == (24, 2, None)
 
 
-def test_what_happens_at_the_end_of_the_context() -> None:
+def test_shift_and_keep_tokens() -> None:
     assert (chat().shift, chat().keep_tokens) == (True, 4)
     assert not chat({"shift": False}).shift
 
@@ -93,25 +93,27 @@ THINKER = ("completion", "chat", "thinking")
 @pytest.mark.parametrize(
     ("think", "thinking", "effort"), [(None, True, ""), (True, True, ""), (False, False, ""), ("max", True, "max")]
 )
-def test_thinking(ask: Callable[..., GenerateRequest], think: bool | str | None, thinking: bool, effort: str) -> None:
+def test_think_becomes_thinking_and_effort(
+    ask: Callable[..., GenerateRequest], think: bool | str | None, thinking: bool, effort: str
+) -> None:
     prompt = ask({"think": think}, capabilities=THINKER).prompt
     assert isinstance(prompt, ChatPrompt)
     assert (prompt.thinking, prompt.reasoning_effort) == (thinking, effort)
 
 
-def test_the_beginning_of_an_answer_is_gone_on_with() -> None:
+def test_a_final_assistant_message_is_continued() -> None:
     prompt = chat({"messages": [USER, {"role": "assistant", "content": "Well"}]}).prompt
     assert isinstance(prompt, ChatPrompt)
     assert prompt.continue_final
 
 
-def test_infill() -> None:
+def test_suffix_makes_an_infill_prompt() -> None:
     for raw in (True, False):
         request = generate({"suffix": "after", "raw": raw}, capabilities=("completion", "chat", "insert"))
         assert request.prompt == TextPrompt("Hi", "after")
 
 
-def test_generate_prompts() -> None:
+def test_generate_builds_a_prompt() -> None:
     assert generate().prompt == ChatPrompt((ChatMessage("user", "Hi"),))
     assert generate({"system": "S"}).prompt == ChatPrompt((ChatMessage("system", "S"), ChatMessage("user", "Hi")))
     assert generate(system="V").prompt == ChatPrompt((ChatMessage("system", "V"), ChatMessage("user", "Hi")))
@@ -144,7 +146,7 @@ def test_generate_prompts() -> None:
         ({"options": {"stop": [1]}}, BadRequest, 'option "stop" must be of an array of strings'),
     ],
 )
-def test_chat_refusals(changes: dict[str, Any], error: type[CorralError], message: str) -> None:
+def test_invalid_chats_are_refused(changes: dict[str, Any], error: type[CorralError], message: str) -> None:
     with pytest.raises(error) as caught:
         chat(changes)
     assert caught.value.message == message
@@ -162,13 +164,13 @@ def test_chat_refusals(changes: dict[str, Any], error: type[CorralError], messag
         ({"context": [2**40]}, "context: holds a number that is no token id"),
     ],
 )
-def test_generate_refusals(changes: dict[str, Any], message: str) -> None:
+def test_invalid_generate_requests_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRequest) as caught:
         generate(changes)
     assert caught.value.message == message
 
 
-def test_capabilities() -> None:
+def test_a_missing_capability_is_refused() -> None:
     with pytest.raises(UnsupportedCapability, match='^"smollm2:135m" does not support chat$'):
         chat(capabilities=("completion",))
     with pytest.raises(UnsupportedCapability, match='^"smollm2:135m" does not support generate$'):

@@ -37,7 +37,7 @@ def whole(reply: openai.ChatReply | openai.CompletionReply, events: tuple[Event,
     return body
 
 
-def test_chat_stream() -> None:
+def test_a_streamed_chat() -> None:
     reply = chat_reply(stream=True)
     assert b"".join(map(reply.render, ANSWER)).decode() == (
         f'data: {CHUNK}"choices":[{{"index":0,"delta":{{"role":"assistant","content":"Hé"}},"finish_reason":null}}]}}\n\n'
@@ -47,7 +47,7 @@ def test_chat_stream() -> None:
     )
 
 
-def test_chat_stream_with_usage() -> None:
+def test_a_streamed_chat_with_usage() -> None:
     reply = chat_reply(stream=True, include_usage=True)
     *texts, finish, usage, done, end = b"".join(map(reply.render, ANSWER)).decode().split("\n\n")
     assert len(texts) == 2
@@ -57,7 +57,7 @@ def test_chat_stream_with_usage() -> None:
     assert (done, end) == ("data: [DONE]", "")
 
 
-def test_chat_stream_of_nothing_says_who_speaks() -> None:
+def test_an_empty_chat_stream_has_the_role() -> None:
     reply = chat_reply(stream=True)
     assert b"".join(map(reply.render, SILENCE)).decode() == (
         f'data: {CHUNK}"choices":[{{"index":0,"delta":{{"role":"assistant","content":""}},"finish_reason":null}}]}}\n\n'
@@ -66,7 +66,7 @@ def test_chat_stream_of_nothing_says_who_speaks() -> None:
     )
 
 
-def test_chat_whole() -> None:
+def test_a_chat_that_is_not_streamed() -> None:
     reply = chat_reply(stream=False)
     assert b"".join(map(reply.render, ANSWER)).decode() == (
         '{"id":"chatcmpl-r","object":"chat.completion","created":1787338102,"model":"m","system_fingerprint":"fp_ollama",'
@@ -74,7 +74,7 @@ def test_chat_whole() -> None:
     )
 
 
-def test_completion_stream_with_usage() -> None:
+def test_a_streamed_completion_with_usage() -> None:
     reply = completion_reply(stream=True, include_usage=True)
     assert b"".join(map(reply.render, ANSWER)).decode() == (
         f'data: {TEXT}"choices":[{{"text":"Hé","index":0,"logprobs":null,"finish_reason":null}}],{NO_USAGE}}}\n\n'
@@ -85,14 +85,14 @@ def test_completion_stream_with_usage() -> None:
     )
 
 
-def test_completion_whole() -> None:
+def test_a_completion_that_is_not_streamed() -> None:
     reply = completion_reply(stream=False)
     assert b"".join(map(reply.render, ANSWER)).decode() == (
         f'{TEXT}"choices":[{{"text":"Héllo\\n","index":0,"logprobs":null,"finish_reason":"stop"}}],{USAGE}}}'
     )
 
 
-def test_calls_in_a_stream() -> None:
+def test_tool_calls_in_a_stream() -> None:
     deltas = [choice["delta"] for choice in streamed(chat_reply(stream=True), CALLS)[:-1]]
     assert deltas == [
         {"role": "assistant", "reasoning": "Hm"},
@@ -110,7 +110,7 @@ def test_calls_in_a_stream() -> None:
     assert streamed(chat_reply(stream=True), CALLS)[-1] == {"index": 0, "delta": {}, "finish_reason": "tool_calls"}
 
 
-def test_calls_as_a_whole() -> None:
+def test_tool_calls_without_a_stream() -> None:
     body = whole(chat_reply(stream=False), CALLS)
     assert body["choices"] == [
         {
@@ -170,7 +170,7 @@ def test_logprobs_of_completions() -> None:
     assert [part["text"] for part in parts] == ["A", "", "€"]
 
 
-def test_choices() -> None:
+def test_several_choices() -> None:
     first, second = whole(chat_reply(stream=False, n=2), CHOICES)["choices"]
     assert (first["index"], first["message"]["content"], first["finish_reason"]) == (0, "a", "stop")
     assert (second["index"], second["message"]["content"], second["finish_reason"]) == (1, "bB", "length")
@@ -189,7 +189,7 @@ def test_choices() -> None:
     ]
 
 
-def test_an_echo_is_the_beginning_of_each_text() -> None:
+def test_echo_repeats_the_prompt_at_the_start_of_each_text() -> None:
     texts = [choice["text"] for choice in whole(completion_reply(stream=False, n=2, echo="> "), CHOICES)["choices"]]
     assert texts == ["> a", "> bB"]
     parts = streamed(completion_reply(stream=True, n=2, echo="> "), CHOICES)
@@ -198,7 +198,7 @@ def test_an_echo_is_the_beginning_of_each_text() -> None:
     assert silent["text"] == "> "
 
 
-def test_a_stream_that_fails() -> None:
+def test_errors_in_a_stream() -> None:
     assert chat_reply(stream=True).render_error(ModelLoadFailed("it broke")) == (
         b'data: {"error":{"message":"it broke","type":"api_error","param":null,"code":"model_load_failed"}}\n\n'
     )

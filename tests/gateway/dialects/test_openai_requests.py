@@ -1,4 +1,4 @@
-"""Bodies of OpenAI's routes: what is accepted, what is refused, and in which words."""
+"""Request bodies of OpenAI's routes: which are accepted, which are refused, and the error messages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def complete(changes: dict[str, Any] | None = None, **version: Any) -> GenerateR
     return openai.completion_request(openai.decode_completion(json.dumps(body).encode()), ticket(**version))
 
 
-def test_empty_values_mean_nothing() -> None:
+def test_empty_values_count_as_omitted() -> None:
     empty = {
         "tools": [],
         "tool_choice": "auto",
@@ -60,7 +60,7 @@ def test_empty_values_mean_nothing() -> None:
     assert complete({"suffix": "", "logprobs": None, "echo": False, "best_of": 1}) == complete()
 
 
-def test_sampling() -> None:
+def test_sampling_parameters() -> None:
     request = chat(
         {"temperature": 0, "top_p": 0.5, "top_k": 3, "typical_p": 0.7, "repeat_penalty": 1.2, "seed": 5, "stop": ["a"]}
     )
@@ -142,15 +142,15 @@ THINKER = ("completion", "chat", "thinking")
         ({"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "high"}, True, "high"),
     ],
 )
-def test_reasoning(changes: dict[str, Any], thinking: bool, effort: str) -> None:
+def test_reasoning_becomes_thinking_and_effort(changes: dict[str, Any], thinking: bool, effort: str) -> None:
     prompt = chat(changes, capabilities=THINKER).prompt
     assert isinstance(prompt, ChatPrompt)
     assert (prompt.thinking, prompt.reasoning_effort) == (thinking, effort)
     assert prompt.template_kwargs == changes.get("chat_template_kwargs", {})
 
 
-def test_the_beginning_of_an_answer_is_gone_on_with() -> None:
-    begun = {"messages": [USER, {"role": "assistant", "content": "Well"}]}
+def test_a_final_assistant_message_is_continued() -> None:
+    partial = {"messages": [USER, {"role": "assistant", "content": "Well"}]}
     called = {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "f"}}]}]}
 
     def continues(changes: dict[str, Any]) -> bool:
@@ -158,21 +158,21 @@ def test_the_beginning_of_an_answer_is_gone_on_with() -> None:
         assert isinstance(prompt, ChatPrompt)
         return prompt.continue_final
 
-    assert continues(begun)
-    assert continues(begun | {"continue_final_message": True})
-    assert not continues(begun | {"continue_final_message": False})
+    assert continues(partial)
+    assert continues(partial | {"continue_final_message": True})
+    assert not continues(partial | {"continue_final_message": False})
     assert not continues(called)
     assert not continues({})
 
 
-def test_limits() -> None:
+def test_max_tokens() -> None:
     assert chat().stopping.max_tokens is None
     assert chat({"max_tokens": 5}).stopping.max_tokens == 5
     assert chat({"max_tokens": 5, "max_completion_tokens": 6}).stopping.max_tokens == 6
     assert complete({"max_tokens": -1}).stopping.max_tokens is None
 
 
-def test_contents() -> None:
+def test_message_contents() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert chat({"messages": [{"role": "user", "content": parts}]}).prompt == ChatPrompt((ChatMessage("user", "a\n\nb"),))
     developer = [{"role": "developer", "content": "Be brief"}, USER]
@@ -193,11 +193,11 @@ def test_contents() -> None:
         ),
     ],
 )
-def test_history_holds_whatever_an_answer_may_be(message: dict[str, Any], expected: ChatMessage) -> None:
+def test_any_answer_can_be_sent_back_as_history(message: dict[str, Any], expected: ChatMessage) -> None:
     assert prompt_of({"messages": [USER, {"role": "assistant", **message}, USER]}).messages[1] == expected
 
 
-def test_the_result_of_a_function_is_one_of_a_tool() -> None:
+def test_a_function_message_becomes_a_tool_message() -> None:
     result = {"role": "function", "name": "f", "content": "42"}
     assert prompt_of({"messages": [USER, result]}).messages[1] == ChatMessage("tool", "42", tool_name="f")
 
@@ -283,7 +283,7 @@ def test_completion_prompts() -> None:
         ({"max_tokens": True}, "max_tokens: expected int, got bool", "max_tokens"),
     ],
 )
-def test_chat_refusals(changes: dict[str, Any], message: str, field: str | None) -> None:
+def test_invalid_chats_are_refused(changes: dict[str, Any], message: str, field: str | None) -> None:
     with pytest.raises(BadRequest) as caught:
         chat(changes)
     assert caught.value.message == message
@@ -305,14 +305,14 @@ def test_chat_refusals(changes: dict[str, Any], message: str, field: str | None)
         ({"echo": True, "logprobs": 1}, "echo: goes with a prompt that is a text, and without logprobs"),
     ],
 )
-def test_completion_refusals(changes: dict[str, Any], message: str) -> None:
+def test_invalid_completions_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidField) as caught:
         complete(changes)
     assert caught.value.message == message
     assert caught.value.field == next(iter(changes))
 
 
-def test_infill() -> None:
+def test_suffix_makes_an_infill_prompt() -> None:
     with pytest.raises(UnsupportedCapability, match=f"{FULL} does not support insert"):
         complete({"suffix": "after"})
     request = complete({"suffix": "after"}, capabilities=("completion", "insert"))

@@ -1,4 +1,4 @@
-"""docs/http-api.md names every field that a dialect reads, and every option."""
+"""docs/http-api.md names every field and every option that a dialect reads."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def section(title: str) -> str:
         ("OpenAI's routes", openai.CompletionBody),
     ],
 )
-def test_fields(title: str, body: type[msgspec.Struct]) -> None:
+def test_every_field_is_documented(title: str, body: type[msgspec.Struct]) -> None:
     missing = [field.encode_name for field in msgspec.structs.fields(body) if f"`{field.encode_name}`" not in section(title)]
     assert missing == []
 
 
-def test_options() -> None:
+def test_every_option_is_documented() -> None:
     names = {*SamplingParams.__struct_fields__, *StopConditions.__struct_fields__, "num_predict", "num_keep"} - {"max_tokens"}
     assert [name for name in sorted(names) if f"`{name}`" not in section("Options")] == []
 
 
-def test_the_defaults_of_what_a_dialect_leaves_alone() -> None:
+def test_run_options_start_from_the_defaults() -> None:
     options = run_options()
     assert (options.sampling, options.stopping, options.keep_tokens) == (SamplingParams(), StopConditions(), 0)

@@ -1,4 +1,4 @@
-"""Tools, the choice among them, and the calls in a dialogue, in both dialects."""
+"""Tools, `tool_choice` and the tool calls of a conversation, in both dialects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ both = pytest.mark.parametrize("ask", [ask_openai, ask_ollama])
 
 
 @both
-def test_tools(ask: Ask) -> None:
+def test_tools_are_read(ask: Ask) -> None:
     prompt = ask({"tools": [WEATHER, NOW]}, capabilities=CALLS_TOOLS)
     assert prompt.tools == (Tool("weather", "Of a city", PARAMETERS), Tool("now", strict=True))
     assert list(prompt.tools[0].parameters["properties"]) == ["z", "a"]
@@ -61,20 +61,20 @@ def test_tools(ask: Ask) -> None:
         ({"type": "function", "function": {"name": "now"}}, ToolChoice("required", "now")),
     ],
 )
-def test_choices(ask: Ask, choice: Any, expected: ToolChoice) -> None:
+def test_tool_choice(ask: Ask, choice: Any, expected: ToolChoice) -> None:
     prompt = ask({"tools": [WEATHER, NOW], "tool_choice": choice})
     assert (prompt.tool_choice, len(prompt.tools)) == (expected, 2)
 
 
 @both
-def test_a_model_whose_template_has_no_tools_takes_them(ask: Ask) -> None:
+def test_tools_are_accepted_if_the_template_has_none(ask: Ask) -> None:
     for choice in (None, "auto"):
         assert [tool.name for tool in ask({"tools": [WEATHER], "tool_choice": choice}).tools] == ["weather"]
     assert ask({"tools": [], "tool_choice": "auto"}).tools == ()
 
 
 @both
-def test_allowed_tools(ask: Ask) -> None:
+def test_allowed_tools_limit_the_choice(ask: Ask) -> None:
     named = [{"type": "function", "function": {"name": "now"}}]
     choice = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": named}}
     prompt = ask({"tools": [WEATHER, NOW], "tool_choice": choice})
@@ -113,14 +113,14 @@ def test_allowed_tools(ask: Ask) -> None:
         ),
     ],
 )
-def test_refusals(ask: Ask, changes: dict[str, Any], message: str, field: str) -> None:
+def test_invalid_tools_are_refused(ask: Ask, changes: dict[str, Any], message: str, field: str) -> None:
     with pytest.raises(InvalidField) as caught:
         ask(changes, capabilities=CALLS_TOOLS)
     assert caught.value.field == field
     assert caught.value.message.startswith(f"{field}: {message}")
 
 
-def test_calls_in_a_dialogue_of_openai() -> None:
+def test_tool_calls_in_an_openai_conversation() -> None:
     called = {
         "role": "assistant",
         "content": None,
@@ -146,7 +146,7 @@ def test_calls_in_a_dialogue_of_openai() -> None:
         ask_openai({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": []}]})
 
 
-def test_calls_in_a_dialogue_of_ollama() -> None:
+def test_tool_calls_in_an_ollama_conversation() -> None:
     called = {
         "role": "Assistant",
         "thinking": "Hm",

@@ -1,4 +1,4 @@
-"""What golden transcripts are made of: a fixed clock, fixed ids, and the events of one answer."""
+"""The parts of golden transcripts: a fixed clock, fixed ids and the events of an answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SILENCE: tuple[Event, ...] = (
     Finished("r", 1, 1, (FinishReason.LENGTH,), Usage(5, 0, 0), Timings(20, 0)),
 )
 _USAGE, _TIMINGS = Usage(5, 2, 4), Timings(20, 30)
-#: Thinks, says a word, and calls two tools, the second in pieces.
+#: A thought, some text and two tool calls; the second arrives in pieces.
 CALLS: tuple[Event, ...] = (
     Started("r", 1, 0, 5, 2, (7, 8)),
     Frame("r", 1, 1, (9,), ""),
@@ -45,7 +45,7 @@ CALLS: tuple[Event, ...] = (
     Frame("r", 1, 6, (14,), "", tool_calls=(ToolCallDelta(1, arguments='{"city":'), ToolCallDelta(1, arguments='"Rome"}'))),
     Finished("r", 1, 7, (FinishReason.TOOL_CALLS,), _USAGE, _TIMINGS),
 )
-#: The tokens of the second call run out.
+#: The token limit ends the answer within the second call.
 CUT_CALL: tuple[Event, ...] = (*CALLS[:6], Finished("r", 1, 6, (FinishReason.LENGTH,), _USAGE, _TIMINGS))
 #: A euro sign in two tokens.
 LOGPROBS: tuple[Event, ...] = (
@@ -65,7 +65,7 @@ CHOICES: tuple[Event, ...] = (
 
 
 class SteppingStopwatch(Stopwatch):
-    """Starts at 2026-08-21T18:48:22.000001Z; each look at it takes one microsecond."""
+    """Starts at 2026-08-21T18:48:22.000001Z and advances by one microsecond at each reading."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a request is estimated to cost before it is run."""
+"""The estimated cost of a request, before it runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_estimated_cost(request_: Request, tokens: float) -> None:
     assert estimated_cost(request_) == tokens
 
 
-def test_tools_cost_what_they_are_long() -> None:
+def test_tools_add_their_length_to_the_cost() -> None:
     chat = ChatPrompt((ChatMessage("user", "Hi"),))
     tool = Tool("name", parameters={"description": "x" * 400})
     assert estimated_cost(asked(ChatPrompt(chat.messages, tools=(tool,)))) > estimated_cost(asked(chat)) + 100

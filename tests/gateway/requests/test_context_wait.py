@@ -1,4 +1,4 @@
-"""Ollama's `num_ctx`: what a request may ask for, and how it waits for a longer context."""
+"""Ollama's `num_ctx`: its limits, and how a request waits for a replica with a longer context."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ async def is_wanted(worker: Worker, tokens: int) -> bool:
 
 @pytest_asyncio.fixture
 async def asked(http: httpx.AsyncClient, worker: Worker) -> AsyncIterator[asyncio.Task[httpx.Response]]:
-    """A request for all that the model was trained for, on its way."""
+    """A pending request for the whole trained context."""
     body = {"model": "smollm2:135m", "messages": HI, "stream": False, "options": {"num_ctx": 65_536}}
     task = asyncio.create_task(http.post("/api/chat", json=body))
     yield task
     task.cancel()
 
 
-async def test_it_waits_until_the_idle_replica_is_replaced(
+async def test_a_request_waits_until_the_idle_replica_is_replaced(
     asked: asyncio.Task[httpx.Response], routes: Routes, worker: Worker
 ) -> None:
     await eventually(lambda: is_wanted(worker, TRAINED))
@@ -55,14 +55,14 @@ async def test_it_waits_until_the_idle_replica_is_replaced(
     assert (await asked).json()["message"]["content"] == "Hello"
 
 
-async def test_a_busy_model_serves_it_as_it_is(asked: asyncio.Task[httpx.Response], worker: Worker) -> None:
+async def test_a_busy_replica_serves_the_request_with_its_context(asked: asyncio.Task[httpx.Response], worker: Worker) -> None:
     await worker.report(running=1)
     await (await worker.take()).whole("Hello")
     assert (await asked).status_code == 200
     assert await is_wanted(worker, TRAINED)
 
 
-async def test_where_nothing_comes_of_it_the_next_request_does_not_wait(
+async def test_the_next_request_does_not_wait_if_the_replica_was_not_replaced(
     asked: asyncio.Task[httpx.Response], http: httpx.AsyncClient, worker: Worker
 ) -> None:
     await (await worker.take()).whole("Hello")
@@ -76,7 +76,7 @@ async def test_where_nothing_comes_of_it_the_next_request_does_not_wait(
 
 
 @pytest.mark.parametrize("num_ctx", [16, 4096, 0, -1])
-async def test_a_context_that_is_there_changes_nothing(http: httpx.AsyncClient, worker: Worker, num_ctx: int) -> None:
+async def test_a_request_that_fits_the_context_does_not_wait(http: httpx.AsyncClient, worker: Worker, num_ctx: int) -> None:
     body = {"model": "smollm2:135m", "messages": HI, "stream": False, "options": {"num_ctx": num_ctx}}
     asked = asyncio.create_task(http.post("/api/chat", json=body))
     await (await worker.take()).whole("Hello")
@@ -87,7 +87,7 @@ async def test_a_context_that_is_there_changes_nothing(http: httpx.AsyncClient, 
     ("path", "body"),
     [("/api/chat", {"messages": HI}), ("/api/chat", {}), ("/api/generate", {"prompt": "Hi"}), ("/api/generate", {})],
 )
-async def test_a_fixed_deployment_refuses_more(
+async def test_a_deployment_with_a_fixed_context_refuses_more(
     http: httpx.AsyncClient, routes: Routes, path: str, body: dict[str, Any]
 ) -> None:
     versions = {CHAT: version_route(CHAT, chats=True, fixed_context=4096), BASE: version_route(BASE, chats=False)}
@@ -99,7 +99,7 @@ async def test_a_fixed_deployment_refuses_more(
             response = await http.post(path, json=asked, timeout=2)
         except (
             httpx.ReadTimeout
-        ):  # the gateway had not read the new routes yet: the request waits for a worker, and there is none
+        ):  # the gateway still uses the old routes, so the request waits for a worker that does not exist
             return False
         return response.status_code == 400 and response.json()["error"] == (
             "options.num_ctx: 9000 is more than the 4096 tokens of context that this model is deployed with "

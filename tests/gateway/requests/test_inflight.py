@@ -1,4 +1,4 @@
-"""What happens to a request when workers, messages or Redis are lost under it."""
+"""How requests survive the loss of workers, of messages and of Redis."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ async def text_of(pending: PendingRequest) -> str:
     return "".join(event.text for event in await everything(pending) if isinstance(event, Frame))
 
 
-async def test_an_answer_is_handed_on_and_settled(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+async def test_an_answer_is_passed_on_and_settled(inflight: Inflight, worker: Worker, redis: Redis) -> None:
     pending = await admit(inflight)
     answer = await worker.take()
     await answer.whole("a", "b")
@@ -123,7 +123,7 @@ async def test_an_answer_is_handed_on_and_settled(inflight: Inflight, worker: Wo
     await eventually(settled)
 
 
-async def test_what_was_committed_is_known_of_each_choice(inflight: Inflight, worker: Worker) -> None:
+async def test_committed_tokens_are_kept_per_choice(inflight: Inflight, worker: Worker) -> None:
     pending = await inflight.admit(request_for(inflight.gateway, n=3), cost=1, terms=Terms(), keep_alive_ms=None)
     answer = await worker.take()
     await answer.started(cached_tokens=0)
@@ -133,7 +133,7 @@ async def test_what_was_committed_is_known_of_each_choice(inflight: Inflight, wo
     assert pending.committed == [[9], [], [7, 8]]
 
 
-async def test_interleaved_answers(inflight: Inflight, worker: Worker) -> None:
+async def test_interleaved_answers_are_kept_apart(inflight: Inflight, worker: Worker) -> None:
     pendings = [await admit(inflight) for _ in range(3)]
     answers = {answer.request.id: answer for answer in [await worker.take() for _ in range(3)]}
     for step in range(4):
@@ -146,7 +146,7 @@ async def test_interleaved_answers(inflight: Inflight, worker: Worker) -> None:
 
 
 async def test_a_worker_lost_before_the_first_token(inflight: Inflight, worker: Worker, redis: Redis) -> None:
-    """The request starts again elsewhere, and what the lost one still says is dropped."""
+    """Another worker starts the request again, and late events of the lost worker are dropped."""
     pending = await admit(inflight)
     lost = await worker.take()
     await lost.started()
@@ -159,8 +159,8 @@ async def test_a_worker_lost_before_the_first_token(inflight: Inflight, worker: 
         assert await text_of(pending) == "real"
 
 
-async def test_a_worker_lost_after_it(inflight: Inflight, worker: Worker, redis: Redis) -> None:
-    """Another one goes on behind what the client has. What was cached is told as the first worker had it."""
+async def test_a_worker_lost_after_the_first_token(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    """Another worker continues after the committed tokens. `cached_tokens` is the first worker's."""
     pending = await admit(inflight)
     answer = await worker.take()
     await answer.started(cached_tokens=1)
@@ -177,7 +177,7 @@ async def test_a_worker_lost_after_it(inflight: Inflight, worker: Worker, redis:
     assert pending.committed == [[7, 8, 9]]
 
 
-async def test_a_request_that_two_workers_crashed_with(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+async def test_a_request_fails_after_two_workers_crashed(inflight: Inflight, worker: Worker, redis: Redis) -> None:
     pending = await admit(inflight)
     await (await worker.take()).started()
     await worker.die(crashed=True)
@@ -190,12 +190,10 @@ async def test_a_request_that_two_workers_crashed_with(inflight: Inflight, worke
     assert len(inflight) == 0
 
 
-async def test_a_worker_that_is_slow_to_crash_counts_as_soon_as_it_is_known(
-    inflight: Inflight, worker: Worker, redis: Redis
-) -> None:
+async def test_a_late_crash_report_counts(inflight: Inflight, worker: Worker, redis: Redis) -> None:
     pending = await admit(inflight)
     await (await worker.take()).started()
-    await worker.die()  # its lease has ended; its process has not
+    await worker.die()  # The lease has expired; the process still runs.
     async with working(redis, VERSION) as other:
         await (await other.take()).started()
         await worker.die(crashed=True)
@@ -204,7 +202,7 @@ async def test_a_worker_that_is_slow_to_crash_counts_as_soon_as_it_is_known(
             await everything(pending)
 
 
-async def test_a_request_whose_workers_were_killed_by_somebody(inflight: Inflight, redis: Redis) -> None:
+async def test_killed_workers_do_not_count_as_crashes(inflight: Inflight, redis: Redis) -> None:
     pending = await admit(inflight)
     for _ in range(MAX_CRASHES + 1):
         async with working(redis, VERSION) as worker:
@@ -215,7 +213,7 @@ async def test_a_request_whose_workers_were_killed_by_somebody(inflight: Infligh
         assert await text_of(pending) == "x"
 
 
-async def test_an_answer_that_gets_further_each_time_is_not_to_blame(inflight: Inflight, redis: Redis) -> None:
+async def test_crashes_do_not_count_if_the_answer_progressed(inflight: Inflight, redis: Redis) -> None:
     pending = await admit(inflight)
     for token in range(1, MAX_CRASHES + 2):
         async with working(redis, VERSION) as worker:
@@ -230,7 +228,7 @@ async def test_an_answer_that_gets_further_each_time_is_not_to_blame(inflight: I
         assert await text_of(pending) == "123"
 
 
-async def test_an_answer_that_costs_one_worker_after_the_other_is_given_up(inflight: Inflight, redis: Redis) -> None:
+async def test_an_answer_fails_after_too_many_lost_workers(inflight: Inflight, redis: Redis) -> None:
     pending = await admit(inflight)
     for token in range(MAX_LOSSES):
         async with working(redis, VERSION) as worker:
@@ -242,8 +240,7 @@ async def test_an_answer_that_costs_one_worker_after_the_other_is_given_up(infli
         await everything(pending)
 
 
-async def test_a_request_that_is_handed_over(inflight: Inflight, worker: Worker) -> None:
-    """As often as it takes: nobody died of it."""
+async def test_a_request_can_be_handed_over_any_number_of_times(inflight: Inflight, worker: Worker) -> None:
     pending = await admit(inflight)
     for number in range(3):
         answer = await worker.take()
@@ -257,7 +254,7 @@ async def test_a_request_that_is_handed_over(inflight: Inflight, worker: Worker)
     assert await text_of(pending) == "0 1 2 "
 
 
-async def test_a_missing_event_before_the_first_token(inflight: Inflight, worker: Worker) -> None:
+async def test_a_missing_event_before_the_first_token_restarts_the_request(inflight: Inflight, worker: Worker) -> None:
     pending = await admit(inflight)
     answer = await worker.take()
     answer.seq = 1  # Started is lost
@@ -269,7 +266,7 @@ async def test_a_missing_event_before_the_first_token(inflight: Inflight, worker
     assert await text_of(pending) == "whole"
 
 
-async def test_a_missing_event_after_it(inflight: Inflight, worker: Worker) -> None:
+async def test_a_missing_event_after_the_first_token_continues_the_answer(inflight: Inflight, worker: Worker) -> None:
     pending = await admit(inflight)
     answer = await worker.take()
     await answer.started()
@@ -285,8 +282,8 @@ async def test_a_missing_event_after_it(inflight: Inflight, worker: Worker) -> N
     assert await text_of(pending) == "ab"
 
 
-async def test_a_worker_that_aborts_on_its_own(inflight: Inflight, worker: Worker) -> None:
-    """Or says that its engine died: once it may be the worker, the second time it is the request."""
+async def test_a_worker_that_aborts_or_fails(inflight: Inflight, worker: Worker) -> None:
+    """The first abort is retried, because the worker may be the cause. The second failure fails the request."""
     pending = await admit(inflight)
     await (await worker.take()).whole("a", reason=FinishReason.ABORT)
     onward = await worker.take()
@@ -298,7 +295,7 @@ async def test_a_worker_that_aborts_on_its_own(inflight: Inflight, worker: Worke
     assert len(inflight) == 0
 
 
-async def test_an_abandoned_request_that_waits(inflight: Inflight, redis: Redis) -> None:
+async def test_an_abandoned_request_leaves_the_queue(inflight: Inflight, redis: Redis) -> None:
     pending = await admit(inflight)
     inflight.abandon(pending)
     with pytest.raises(ClientGone):
@@ -307,7 +304,7 @@ async def test_an_abandoned_request_that_waits(inflight: Inflight, redis: Redis)
     assert await redis.zcard(f"corral:arrived:{VERSION}") == 0
 
 
-async def test_an_abandoned_request_whose_worker_is_lost(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+async def test_an_abandoned_request_whose_worker_is_lost_is_settled(inflight: Inflight, worker: Worker, redis: Redis) -> None:
     pending = await admit(inflight)
     await worker.take()
     inflight.abandon(pending)
@@ -316,7 +313,7 @@ async def test_an_abandoned_request_whose_worker_is_lost(inflight: Inflight, wor
     assert not await redis.exists(f"corral:request:{pending.request.id}")
 
 
-async def test_an_abandoned_request_of_which_events_are_missing(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+async def test_an_abandoned_request_with_missing_events_is_settled(inflight: Inflight, worker: Worker, redis: Redis) -> None:
     pending = await admit(inflight)
     answer = await worker.take()
     inflight.abandon(pending)
@@ -331,8 +328,8 @@ async def test_an_abandoned_request_of_which_events_are_missing(inflight: Inflig
     await eventually(settled)
 
 
-async def test_a_request_refused_by_the_registry(inflight: Inflight, worker: Worker, redis: Redis) -> None:
-    """Of a model that cannot be loaded: nobody ever claimed it."""
+async def test_the_registry_can_fail_a_waiting_request(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    """The model cannot be loaded, so no worker claimed the request."""
     queue = Queue(redis)
     pending = await inflight.admit(
         GenerateRequest(new_id(), "d" * 64, inflight.gateway, "k1", TextPrompt("")), cost=1, terms=Terms(), keep_alive_ms=None
@@ -345,8 +342,8 @@ async def test_a_request_refused_by_the_registry(inflight: Inflight, worker: Wor
     assert len(inflight) == 0
 
 
-async def test_events_of_requests_that_it_does_not_have(inflight: Inflight, worker: Worker, redis: Redis) -> None:
-    """As after an enqueue whose answer was lost: the worker is told to stop, and its last word is settled."""
+async def test_events_of_unknown_requests_are_cancelled(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    """This happens after an enqueue whose reply was lost. The worker is cancelled and its last event is settled."""
     stray = request_for(inflight.gateway)
     await Queue(redis).enqueue(stray, cost=1, limit=9)
     answer = await worker.take()
@@ -360,7 +357,7 @@ async def test_events_of_requests_that_it_does_not_have(inflight: Inflight, work
     await eventually(settled)
 
 
-async def test_a_full_queue(redis_url: str, redis: Redis) -> None:
+async def test_a_full_queue_refuses_the_next_request(redis_url: str, redis: Redis) -> None:
     async with inflight_on(redis_url, max_queue=1) as inflight:
         await admit(inflight)
         with pytest.raises(QueueFull):
@@ -368,13 +365,13 @@ async def test_a_full_queue(redis_url: str, redis: Redis) -> None:
         assert len(inflight) == 1
 
 
-async def test_a_burst_larger_than_the_drivers_pool(redis_url: str, redis: Redis) -> None:
+async def test_a_burst_larger_than_the_connection_pool(redis_url: str, redis: Redis) -> None:
     async with inflight_on(redis_url, max_queue=1000) as inflight:
         await asyncio.gather(*(admit(inflight) for _ in range(300)))
         assert await redis.zcard(f"corral:arrived:{VERSION}") == 300
 
 
-async def test_closing_takes_everything_back(redis_url: str, redis: Redis, worker: Worker) -> None:
+async def test_closing_removes_every_request_from_redis(redis_url: str, redis: Redis, worker: Worker) -> None:
     async with inflight_on(redis_url) as inflight:
         claimed = await admit(inflight)
         await (await worker.take()).started()
@@ -388,8 +385,8 @@ async def test_closing_takes_everything_back(redis_url: str, redis: Redis, worke
     await eventually(lambda: worker.cancelled == [claimed.request.id])
 
 
-async def test_an_event_that_makes_no_sense_costs_its_own_request(inflight: Inflight, worker: Worker) -> None:
-    """The other answers go on, and the worker is told to stop."""
+async def test_an_invalid_event_fails_only_its_request(inflight: Inflight, worker: Worker) -> None:
+    """Other answers continue, and the worker gets a Cancel."""
     other, broken = await admit(inflight), await admit(inflight)
     answers = {answer.request.id: answer for answer in [await worker.take() for _ in range(2)]}
     bad = answers[broken.request.id]
@@ -405,8 +402,8 @@ async def test_an_event_that_makes_no_sense_costs_its_own_request(inflight: Infl
 
 
 @pytest.mark.parametrize("lost", [True, False])
-async def test_a_task_that_fails_ends_its_request(redis_url: str, worker: Worker, lost: bool) -> None:
-    """An exception that is not ours, of the one task that looks after the request: it does not hang."""
+async def test_an_unexpected_exception_ends_the_request(redis_url: str, worker: Worker, lost: bool) -> None:
+    """The task that handles the loss raises an exception of another kind; the client gets an error and does not hang."""
 
     def broken(cause: str) -> None:
         raise ZeroDivisionError(cause)
@@ -420,7 +417,7 @@ async def test_a_task_that_fails_ends_its_request(redis_url: str, worker: Worker
         assert inflight.connected
 
 
-async def test_a_disk_that_stays_full_ends_what_is_in_flight(tmp_path: Path) -> None:
+async def test_a_full_disk_fails_the_requests_in_flight(tmp_path: Path) -> None:
     async with disk_valkey(tmp_path) as server, inflight_on(server.url, outage_s=0.5) as inflight:
         pending = await admit(inflight)
         async with server.full_disk():
@@ -431,8 +428,9 @@ async def test_a_disk_that_stays_full_ends_what_is_in_flight(tmp_path: Path) -> 
         await eventually(lambda: len(inflight) == 0)
 
 
-async def test_redis_restarts(tmp_path: Path) -> None:
-    """Without its data: the gateway sends what is in flight again, and admits nothing before Redis is back."""
+async def test_requests_are_sent_again_after_redis_restarts(tmp_path: Path) -> None:
+    """Redis restarts without its data. The gateway admits nothing until Redis is back, then enqueues the requests in flight
+    again."""
     first = ValkeyServer(data_dir=tmp_path)
     await asyncio.to_thread(first.start)
     port = first.port
@@ -457,7 +455,7 @@ async def test_redis_restarts(tmp_path: Path) -> None:
     await asyncio.to_thread(second.stop)
 
 
-async def test_redis_does_not_come_back(tmp_path: Path) -> None:
+async def test_requests_fail_if_redis_stays_down(tmp_path: Path) -> None:
     server = ValkeyServer(data_dir=tmp_path)
     await asyncio.to_thread(server.start)
     async with inflight_on(f"redis://127.0.0.1:{server.port}/0", outage_s=0.5) as inflight:
@@ -467,8 +465,8 @@ async def test_redis_does_not_come_back(tmp_path: Path) -> None:
             await asyncio.wait_for(pending.events(), timeout=5)
 
 
-async def test_a_gateway_that_died_leaves_the_queue(inflight: Inflight, worker: Worker, redis: Redis) -> None:
-    """Its waiting requests leave, its claimed ones are aborted; whoever is left does it."""
+async def test_requests_of_a_dead_gateway_are_removed(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    """Another gateway removes the waiting requests and cancels the claimed ones."""
     queue = Queue(redis)
     await Gateways(redis).renew("gateway-9", lease_ms=1)
     claimed = request_for("gateway-9")
@@ -486,12 +484,12 @@ async def test_a_gateway_that_died_leaves_the_queue(inflight: Inflight, worker: 
 
 
 async def forget_lease(redis: Redis, gateway: str) -> None:
-    """As it ends when the gateway stands still."""
+    """As if the lease had expired while the gateway was paused."""
     await redis.delete(f"corral:gateway:{gateway}")
 
 
-async def test_a_lease_that_ended_and_nobody_noticed(inflight: Inflight, worker: Worker, redis: Redis) -> None:
-    """The claim goes on."""
+async def test_an_expired_lease_is_renewed(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    """The claim continues."""
     pending = await admit(inflight)
     answer = await worker.take()
     await forget_lease(redis, inflight.gateway)
@@ -500,8 +498,8 @@ async def test_a_lease_that_ended_and_nobody_noticed(inflight: Inflight, worker:
     assert await text_of(pending) == "a"
 
 
-async def test_what_was_taken_back_is_sent_again(inflight: Inflight, worker: Worker, redis: Redis) -> None:
-    """A request that waits, and one after its first tokens. What is left of the older claim is not heard."""
+async def test_requests_removed_by_another_gateway_are_sent_again(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    """One request waits and one has its first tokens. Events of the older claim are dropped."""
     running = await admit(inflight)
     answer = await worker.take()
     await answer.started()
@@ -532,8 +530,8 @@ async def test_what_was_taken_back_is_sent_again(inflight: Inflight, worker: Wor
     await eventually(clean)
 
 
-async def test_a_gateway_that_is_back_keeps_its_requests(inflight: Inflight, worker: Worker, redis: Redis) -> None:
-    """Whoever saw its lease end comes too late."""
+async def test_a_gateway_with_a_renewed_lease_keeps_its_requests(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    """The clean-up comes after the gateway has renewed its lease."""
     pending = await admit(inflight)
     answer = await worker.take()
     await Gateways(redis).clean_up_dead(inflight.gateway)
@@ -542,8 +540,8 @@ async def test_a_gateway_that_is_back_keeps_its_requests(inflight: Inflight, wor
     assert worker.cancelled == []
 
 
-async def test_a_reply_stream_that_is_gone(inflight: Inflight, worker: Worker, redis: Redis) -> None:
-    """What workers wrote meanwhile is lost: another claim goes on after what the client has."""
+async def test_a_deleted_reply_stream(inflight: Inflight, worker: Worker, redis: Redis) -> None:
+    """Events that workers write meanwhile are lost; another claim continues after the client's last token."""
     pending = await admit(inflight)
     answer = await worker.take()
     await answer.started()
@@ -559,18 +557,18 @@ async def test_a_reply_stream_that_is_gone(inflight: Inflight, worker: Worker, r
     assert await text_of(pending) == "ab"
 
 
-def test_late_events_and_gaps() -> None:
+def test_late_events_are_stale_and_missing_events_are_gaps() -> None:
     pending = PendingRequest(request_for("g"))
     started = Started("r", 2, 0, 3, 0)
     assert pending.accept(started) is Verdict.NEXT
-    assert pending.accept(started) is Verdict.STALE, "told twice by a worker whose first entry was not acknowledged"
+    assert pending.accept(started) is Verdict.STALE, "sent twice, because the first entry was not acknowledged"
     assert pending.accept(Frame("r", 1, 1, (1,), "old")) is Verdict.STALE
     assert pending.accept(Frame("r", 2, 2, (1,), "gap")) is Verdict.GAP
     assert pending.accept(Started("r", 3, 0, 3, 0)) is Verdict.NEXT
     assert pending.accept(Finished("r", 3, 1, (FinishReason.STOP,), Usage(3, 0, 0), Timings(1, 0))) is Verdict.NEXT
 
 
-async def test_a_second_start_is_not_told() -> None:
+async def test_a_second_start_is_not_passed_on() -> None:
     pending = PendingRequest(request_for("g"))
     pending.accept(Started("r", 1, 0, 3, 0))
     pending.accept(Started("r", 3, 0, 3, 1))
@@ -580,7 +578,7 @@ async def test_a_second_start_is_not_told() -> None:
         raise AssertionError("the second start was handed on")
 
 
-async def test_an_answer_that_is_not_read_is_given_up(redis_url: str, redis: Redis, worker: Worker) -> None:
+async def test_an_unread_answer_is_cancelled(redis_url: str, redis: Redis, worker: Worker) -> None:
     async with inflight_on(redis_url, max_unread=20) as inflight:
         unread, read = await admit(inflight), await admit(inflight)
         answers = {taken.request.id: taken for taken in [await worker.take(), await worker.take()]}

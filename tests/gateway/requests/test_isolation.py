@@ -1,4 +1,4 @@
-"""Whose requests may start from each other's cached prefixes."""
+"""Which requests may share cached prefixes."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ ADA, BEN, EVE, ONE, TWO = (
         (Isolation.KEY, (ADA,), (BEN, EVE, ONE, TWO, LOCAL_CALLER)),
     ],
 )
-def test_domains(isolation: Isolation, same: tuple[Caller, ...], different: tuple[Caller, ...]) -> None:
+def test_isolation_domains(isolation: Isolation, same: tuple[Caller, ...], different: tuple[Caller, ...]) -> None:
     [domain] = {isolation.domain(caller, "") for caller in same}
     assert domain not in {isolation.domain(caller, "") for caller in different}
 
 
 @given(st.text(max_size=8), st.text(max_size=8), st.text(max_size=8), st.text(max_size=8))
-def test_a_salt_divides_a_team_and_joins_no_two(team: str, salt: str, other_team: str, other_salt: str) -> None:
+def test_a_salt_divides_a_team_and_never_joins_two(team: str, salt: str, other_team: str, other_salt: str) -> None:
     one, other = Caller("1", "1", team, admin=False), Caller("2", "2", other_team, admin=False)
     same = Isolation.TEAM.domain(one, salt) == Isolation.TEAM.domain(other, other_salt)
     assert same == ((team, salt) == (other_team, other_salt))
 
 
-async def test_requests_of_two_teams_have_two_domains(
+async def test_requests_of_two_teams_have_different_domains(
     http: httpx.AsyncClient, redis: Redis, routes: Routes, worker: Worker
 ) -> None:
     keys = {name: f"corral-{name * 43}" for name in "AB"}

@@ -1,4 +1,4 @@
-"""On which terms a request waits, by its caller's key and its headers."""
+"""The terms of a request (priority, weight, limits, timeout), from its caller's key and its headers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ LIMITS = Limits(queue=10, caller_share=0.25, timeout_s=60, keep_alive_s=3600)
 ADA = Caller("k1", "ada", "", admin=False)
 
 
-def test_a_key_that_says_nothing() -> None:
+def test_the_default_terms_of_a_key() -> None:
     assert LIMITS.terms(ADA, {}) == Terms(Priority.NORMAL, 1.0, caller_limit=3, timeout_ms=60_000)
 
 
-def test_a_key_with_terms_of_its_own() -> None:
+def test_terms_set_by_the_key() -> None:
     caller = Caller("k1", "ada", "", admin=False, weight=4.0, priority=Priority.BATCH, max_waiting=9)
     assert LIMITS.terms(caller, {"x-priority": "interactive"}) == Terms(Priority.BATCH, 4.0, caller_limit=9, timeout_ms=60_000)
 
 
-def test_those_without_a_key_may_fill_the_queue() -> None:
+def test_local_callers_may_fill_the_queue() -> None:
     assert LIMITS.terms(LOCAL_CALLER, {}).caller_limit is None
 
 
@@ -32,7 +32,7 @@ def test_those_without_a_key_may_fill_the_queue() -> None:
     [(None, None), (0, 0), (60_000, 60_000), (3_600_001, 3_600_000), (10**17, 3_600_000), (-1, 3_600_000)],
     ids=str,
 )
-def test_only_administrators_keep_a_model_for_ever(asked_ms: int | None, granted_ms: int | None) -> None:
+def test_only_administrators_may_keep_a_model_loaded_forever(asked_ms: int | None, granted_ms: int | None) -> None:
     assert LIMITS.keep_alive_ms(ADA, asked_ms) == granted_ms
     for admin in (LOCAL_CALLER, Caller("k2", "root", "", admin=True)):
         assert LIMITS.keep_alive_ms(admin, asked_ms) == asked_ms
@@ -65,6 +65,6 @@ def test_timeout(seconds: str, timeout_ms: int) -> None:
 @pytest.mark.parametrize(
     "headers", [{"x-priority": "urgent"}, *({"x-request-timeout": text} for text in ("", "0", "-1", "soon", "nan"))]
 )
-def test_headers_that_cannot_be_read(headers: dict[str, str]) -> None:
+def test_invalid_headers_are_refused(headers: dict[str, str]) -> None:
     with pytest.raises(BadRequest, match=next(iter(headers))):
         LIMITS.terms(ADA, headers)

@@ -1,4 +1,4 @@
-"""The transitions that RequestState draws, and no others."""
+"""RequestState allows the transitions of its diagram and no others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def request_in(state: RequestState) -> PendingRequest:
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(RequestState, RequestState)))
-def test_only_drawn_transitions_are_taken(before: RequestState, after: RequestState) -> None:
+def test_only_the_diagrams_transitions_are_allowed(before: RequestState, after: RequestState) -> None:
     pending = request_in(before)
     if (before.value, after.value) in DRAWN:
         pending.enter(after)
@@ -50,5 +50,5 @@ def test_only_drawn_transitions_are_taken(before: RequestState, after: RequestSt
         assert pending.state is before
 
 
-def test_a_client_waits_for_the_answer_until_the_request_is_abandoned_or_ends() -> None:
+def test_a_request_is_awaited_until_it_is_abandoned_or_ends() -> None:
     assert [state for state in RequestState if state.is_awaited] == [RequestState.ADMITTING, RequestState.ACTIVE]

@@ -1,4 +1,4 @@
-"""A real Docker Engine and an image to run on it. Everything made on it is removed after the tests."""
+"""A real Docker engine and an image for workers. Everything that a test creates is removed afterwards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.node.containers.images import import_image
 
 @cache
 def _connection_error() -> str | None:
-    """Why no Docker Engine answers; None if one does."""
+    """Why no Docker engine answers, or None if one does."""
     try:
         docker.from_env(version="auto").close()
     except DockerException as error:
@@ -25,14 +25,14 @@ def _connection_error() -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips from one place, because pytest then prints one line for all of them, with their number."""
+    """Skips in one place, so that pytest prints one line with the number of skipped tests."""
     if item.get_closest_marker("docker") and (error := _connection_error()):
         pytest.skip(f"the Docker tests were skipped because no Docker Engine answers: {error}")
 
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Any]:
-    """The engine's own API, to check the runtime's effects from outside."""
+    """The engine's API, to check the runtime's effects."""
     client = docker.from_env(version="auto")
     yield client.api
     client.close()
@@ -48,7 +48,7 @@ def image(engine: Any) -> Iterator[str]:
 
 @pytest.fixture
 def node(engine: Any) -> Iterator[str]:
-    """The name of a node that nothing of the test's outlives."""
+    """A fresh node name; its containers are removed after the test."""
     name = f"test-{new_id()}"
     yield name
     for container in engine.containers(all=True, filters={"label": f"ai.corral.node={name}"}):

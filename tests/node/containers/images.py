@@ -1,5 +1,5 @@
-"""An image for worker containers, without a registry and without a build: this Python, the libraries that it loads, what the worker
-imports, and the tree's own code, as one layer."""
+"""An image for worker containers, imported without a registry or a build: this Python, the libraries that it loads, the
+packages that the worker imports, and our code, in one layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 CODE = "/app"
 PACKAGES = "/packages"
 
-#: Folders of the standard library that no worker loads from, and what Python makes again.
+#: Parts of the standard library that the worker does not need.
 _LEFT_OUT = re.compile(r"site-packages|test|idlelib|tkinter|lib2to3|ensurepip|config-.*|__pycache__")
 _IMPORTED = """
 import json, os, sys
@@ -33,7 +33,7 @@ print(json.dumps(sorted({
 
 
 def import_image(engine: Any, tag: str) -> None:
-    """Takes some seconds."""
+    """Takes a few seconds."""
     with tarfile.open(fileobj=(layer := io.BytesIO()), mode="w") as archive:
         for name, path in _contents(_packages()):
             archive.add(path.resolve(), name, recursive=False)
@@ -49,7 +49,7 @@ def _interpreter() -> Path:
 
 
 def _packages() -> list[Path]:
-    """The worker's packages, with the folders of libraries that some keep beside them, and what is said of every package."""
+    """The worker's packages, the library folders that some keep next to them, and the metadata of every package."""
     done = subprocess.run([sys.executable, "-c", _IMPORTED], capture_output=True, check=True, cwd=ROOT)
     found = [Path(path) for path in json.loads(done.stdout)]
     libraries = [beside for path in found if (beside := path.with_name(f"{path.name}.libs")).exists()]
@@ -57,7 +57,7 @@ def _packages() -> list[Path]:
 
 
 def _contents(packages: list[Path]) -> Iterator[tuple[str, Path]]:
-    """Names in the image, and the files that stand for them."""
+    """Names in the image, and their files."""
     python = _interpreter()
     library = Path(sys.base_prefix) / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
     yield from ((str(path), path) for path in [python, *_below(library)])
@@ -69,7 +69,7 @@ def _contents(packages: list[Path]) -> Iterator[tuple[str, Path]]:
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """Files alone: their folders come by themselves, and are open to all."""
+    """Only files: tar creates their folders, readable by everyone."""
     if path.is_file():
         yield path
     for folder, folders, files in os.walk(path):
@@ -78,7 +78,7 @@ def _below(path: Path) -> Iterator[Path]:
 
 
 def _needed(objects: list[Path]) -> list[Path]:
-    """The system's libraries that these load, and what loads them."""
+    """The system libraries that these files load, directly or indirectly."""
     listed = subprocess.run(["ldd", *map(str, objects)], capture_output=True, text=True, check=False).stdout
     found = {Path(match) for match in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", listed, re.MULTILINE)}
     return sorted(path for path in found if "site-packages" not in path.parts)

@@ -1,4 +1,4 @@
-"""Stands between a client and the engine's socket, and can be cut: to the client the engine is gone."""
+"""A relay between a client and the engine's socket. If it is cut, the engine is unreachable for the client."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Relay:
         self._open.clear()
 
     def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # it was closed
+        with contextlib.suppress(OSError):  # the listener was closed
             while True:
                 near = listener.accept()[0]
                 far = socket.socket(socket.AF_UNIX)

@@ -1,4 +1,4 @@
-"""Which backends a machine's hardware is worth, and which accelerators one replica gets."""
+"""Which backends fit a machine's hardware, and which accelerators a replica gets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_backends_follow_the_hardware(tmp_path: Path, files: dict[str, str], exp
     assert backends(tmp_path) == expected
 
 
-def test_an_image_names_the_backend_or_does_not() -> None:
+def test_an_image_name_may_contain_the_backend() -> None:
     assert image_for("cuda", "corral-worker:dev-{backend}") == "corral-worker:dev-cuda"
     assert image_for("cuda", "acme/worker:1") == "acme/worker:1"
 
@@ -48,7 +48,7 @@ def test_an_image_names_the_backend_or_does_not() -> None:
         (EngineSettings(gpu_layers=0), 2, (), EngineSettings(gpu_layers=0)),
         (EngineSettings(split_mode="none"), 2, (0,), EngineSettings(split_mode="none")),
         (EngineSettings(split_mode="none", main_gpu=1), 2, (1,), EngineSettings(split_mode="none")),
-        # llama.cpp itself refuses a card that is not there.
+        # llama.cpp itself refuses a card that does not exist.
         (EngineSettings(split_mode="none", main_gpu=2), 2, (0, 1), EngineSettings(split_mode="none", main_gpu=2)),
         (EngineSettings(tensor_split=(0, 1)), 2, (1,), EngineSettings(tensor_split=(1,))),
         (EngineSettings(tensor_split=(3, 0, 1), main_gpu=2), 4, (0, 2), EngineSettings(tensor_split=(3, 1), main_gpu=1)),
@@ -57,7 +57,7 @@ def test_an_image_names_the_backend_or_does_not() -> None:
         (EngineSettings(tensor_split=(1, 1)), 0, (), EngineSettings(tensor_split=(1, 1))),
     ],
 )
-def test_a_replica_gets_the_accelerators_that_its_settings_use(
+def test_a_replica_gets_the_accelerators_of_its_settings(
     engine: EngineSettings, count: int, devices: tuple[int, ...], adapted: EngineSettings
 ) -> None:
     assert share_of(engine, count) == (devices, adapted)

@@ -1,4 +1,4 @@
-"""A real agent whose workers are containers: real llama.cpp in them, a real Valkey beside them."""
+"""A real agent with workers in containers, real llama.cpp and a real Valkey."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def containers(engine: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def settings(engine: Any, image: str) -> Iterator[dict[str, str]]:
-    """Workers share the host's network: Valkey listens on its loopback address."""
+    """Workers share the host's network, because Valkey listens on its loopback address."""
     yield {
         "CORRAL_RUNTIME": "docker",
         "CORRAL_WORKER_IMAGE": image.replace("-cpu", "-{backend}"),
@@ -43,7 +43,7 @@ def settings(engine: Any, image: str) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.docker
-async def test_a_models_whole_life(
+async def test_a_model_from_pull_to_delete(
     start_agent: StartAgent, driver: Driver, engine: Any, settings: dict[str, str], tiny_gguf: Path
 ) -> None:
     agent = start_agent(**settings, CORRAL_RUNNER="llama", CORRAL_METRICS_PORT="auto")
@@ -91,7 +91,7 @@ async def _gone(driver: Driver) -> bool:
 
 
 @pytest.mark.docker
-async def test_workers_outlive_an_agent_that_crashed(
+async def test_workers_survive_a_crash_of_the_agent(
     start_agent: StartAgent, driver: Driver, engine: Any, settings: dict[str, str], tiny_gguf: Path
 ) -> None:
     agent = start_agent(**settings)
@@ -113,7 +113,7 @@ async def test_workers_outlive_an_agent_that_crashed(
 
 
 @pytest.mark.docker
-async def test_an_image_that_is_missing_fails_the_start_in_one_sentence(
+async def test_a_missing_image_fails_the_start_in_one_sentence(
     start_agent: StartAgent, driver: Driver, engine: Any, settings: dict[str, str], tiny_gguf: Path
 ) -> None:
     start_agent(**{**settings, "CORRAL_WORKER_IMAGE": "corral-worker:nowhere-{backend}"})
@@ -125,7 +125,7 @@ async def test_an_image_that_is_missing_fails_the_start_in_one_sentence(
     assert containers(engine) == []
 
 
-def test_an_agent_without_an_engine_says_so(
+def test_an_agent_without_an_engine_refuses_to_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CORRAL_STORE", str(tmp_path / "store"))

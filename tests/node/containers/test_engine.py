@@ -1,4 +1,4 @@
-"""How an agent in a container learns that Compose is about to replace it."""
+"""How an agent in a container detects that Compose is about to replace it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ COMPOSE = "com.docker.compose"
 
 @pytest.fixture
 def service(engine: Any, image: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Makes containers of one service of Compose; this process takes itself for being in the first."""
+    """Creates containers of one Compose service; this process appears to run in the first one."""
     name = f"corral-test-{new_id()}"
     monkeypatch.setattr(socket, "gethostname", lambda: f"{name}-0")
     made: list[str] = []
 
     def make(**labels: str) -> str:
-        told = {f"{COMPOSE}.project": name, f"{COMPOSE}.service": "node"}
-        told |= {f"{COMPOSE}.{label}": value for label, value in labels.items()}
-        made.append(engine.create_container(image, ["python", "--version"], name=f"{name}-{len(made)}", labels=told)["Id"])
+        all_labels = {f"{COMPOSE}.project": name, f"{COMPOSE}.service": "node"}
+        all_labels |= {f"{COMPOSE}.{label}": value for label, value in labels.items()}
+        made.append(
+            engine.create_container(image, ["python", "--version"], name=f"{name}-{len(made)}", labels=all_labels)["Id"]
+        )
         return made[-1]
 
     yield make
@@ -34,11 +36,11 @@ def service(engine: Any, image: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
         engine.remove_container(container, force=True, v=True)
 
 
-def test_an_agent_outside_of_containers_is_replaced_by_nobody(engine: Any) -> None:
+def test_an_agent_outside_of_containers_is_not_replaced(engine: Any) -> None:
     assert not Engine().replaces_us()
 
 
-def test_a_successor_is_there_before_it_is_started(engine: Any, service: Any) -> None:
+def test_a_successor_exists_until_it_has_started(engine: Any, service: Any) -> None:
     service()
     assert not Engine().replaces_us()
     service()
@@ -50,7 +52,7 @@ def test_a_successor_is_there_before_it_is_started(engine: Any, service: Any) ->
     assert not Engine().replaces_us()
 
 
-def test_the_successor_of_another_service_does_not_count(service: Any) -> None:
+def test_a_successor_of_another_service_does_not_count(service: Any) -> None:
     service()
     service(service="gateway", replace="another")
     assert not Engine().replaces_us()

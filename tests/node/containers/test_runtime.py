@@ -1,4 +1,4 @@
-"""The container runtime on a real Docker engine, with small scripts in the place of workers."""
+"""The container runtime on a real Docker engine, with small scripts as workers."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def up(engine: Any, node: str, replica: str = "r1") -> None:
     eventually_sync(lambda: b"up" in engine.logs(f"corral-{node}-{replica}"), what="the worker")
 
 
-def test_start_and_stop(make_runtime: MakeRuntime, engine: Any, node: str, store: Path) -> None:
+def test_a_worker_is_started_and_stopped(make_runtime: MakeRuntime, engine: Any, node: str, store: Path) -> None:
     runtime = make_runtime()
     runtime.start(spec(store))
     up(engine, node)
@@ -131,7 +131,7 @@ def test_start_and_stop(make_runtime: MakeRuntime, engine: Any, node: str, store
     assert (runtime.running(), runtime.reports(), containers(engine, node)) == (frozenset(), (), [])
 
 
-def test_what_a_worker_sees_and_may_do(make_runtime: MakeRuntime, engine: Any, node: str, store: Path) -> None:
+def test_what_a_worker_may_access(make_runtime: MakeRuntime, engine: Any, node: str, store: Path) -> None:
     runtime = make_runtime(LOOKS_AROUND)
     runtime.start(spec(store, memory_bytes=2**30))
     eventually_sync(lambda: only(runtime).exit_code == 0, what="the script")
@@ -163,13 +163,11 @@ def test_starting_twice_does_nothing(make_runtime: MakeRuntime, engine: Any, nod
     assert len(containers(engine, node)) == 1
 
 
-def test_stopping_what_is_not_there_does_nothing(make_runtime: MakeRuntime) -> None:
+def test_stopping_an_unknown_worker_does_nothing(make_runtime: MakeRuntime) -> None:
     make_runtime().stop("r1")
 
 
-def test_how_a_worker_ended_is_reported_until_it_starts_again(
-    make_runtime: MakeRuntime, engine: Any, node: str, store: Path
-) -> None:
+def test_an_exit_is_reported_until_the_next_start(make_runtime: MakeRuntime, engine: Any, node: str, store: Path) -> None:
     runtime = make_runtime(BROKEN)
     runtime.start(spec(store))
     eventually_sync(lambda: only(runtime).exit_code is not None)
@@ -180,7 +178,7 @@ def test_how_a_worker_ended_is_reported_until_it_starts_again(
     assert the_container(engine, node)["Id"] != before
 
 
-def test_a_worker_that_ended_long_ago_is_removed(
+def test_an_exited_worker_is_removed_after_a_while(
     make_runtime: MakeRuntime, engine: Any, node: str, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.node.containers.runtime.ENDED_KEPT_S", 0.1)
@@ -192,7 +190,7 @@ def test_a_worker_that_ended_long_ago_is_removed(
     assert containers(engine, node) == []
 
 
-def test_a_killed_worker_is_known_of_within_half_a_second(
+def test_a_killed_worker_is_reported_within_half_a_second(
     make_runtime: MakeRuntime, engine: Any, node: str, store: Path
 ) -> None:
     runtime = make_runtime()
@@ -204,7 +202,7 @@ def test_a_killed_worker_is_known_of_within_half_a_second(
     assert (report.exit_code, report.reason, report.crashed) == (-signal.SIGKILL, "", False)
 
 
-def test_looking_asks_the_engine_nothing(make_runtime: MakeRuntime, store: Path) -> None:
+def test_reports_do_not_query_the_engine(make_runtime: MakeRuntime, store: Path) -> None:
     runtime = make_runtime()
     runtime.start(spec(store))
     started = time.monotonic()
@@ -214,7 +212,7 @@ def test_looking_asks_the_engine_nothing(make_runtime: MakeRuntime, store: Path)
     assert time.monotonic() - started < 0.5
 
 
-def test_a_worker_that_runs_out_of_memory_says_so(make_runtime: MakeRuntime, store: Path) -> None:
+def test_a_worker_that_runs_out_of_memory_reports_it(make_runtime: MakeRuntime, store: Path) -> None:
     runtime = make_runtime(GREEDY)
     runtime.start(spec(store, memory_bytes=2**20))
     eventually_sync(lambda: only(runtime).exit_code is not None, timeout_s=60)
@@ -246,7 +244,7 @@ def test_a_hurried_stop_does_not_wait_for_the_drain(make_runtime: MakeRuntime, e
     assert containers(engine, node) == []
 
 
-def test_nothing_starts_after_closing(make_runtime: MakeRuntime, engine: Any, node: str, store: Path) -> None:
+def test_nothing_starts_after_close(make_runtime: MakeRuntime, engine: Any, node: str, store: Path) -> None:
     runtime = make_runtime()
     runtime.close()
     with pytest.raises(ModelLoadFailed, match="stopping"):
@@ -255,13 +253,13 @@ def test_nothing_starts_after_closing(make_runtime: MakeRuntime, engine: Any, no
 
 
 @pytest.mark.parametrize("replica", ["", "../r", "a/b", "a\0b", ".hidden", "x" * 200])
-def test_replica_ids_are_names(make_runtime: MakeRuntime, store: Path, replica: str) -> None:
+def test_invalid_replica_ids_are_refused(make_runtime: MakeRuntime, store: Path, replica: str) -> None:
     with pytest.raises(BadRequest):
         make_runtime().start(spec(store, replica))
 
 
 def start_from_another_process(node: str, image: str, store: Path, script: str) -> int:
-    """An agent that starts a worker and dies. Returns the worker's pid."""
+    """Starts a worker as an agent that then dies. Returns the worker's pid."""
     code = f"""
 import os
 from pathlib import Path
@@ -296,7 +294,7 @@ def test_workers_of_an_agent_that_crashed_are_adopted(
     assert (runtime.reports(), containers(engine, node)) == ((), [])
 
 
-def test_how_a_worker_ended_without_an_agent_is_known(
+def test_an_exit_while_no_agent_ran_is_reported(
     make_runtime: MakeRuntime, engine: Any, node: str, image: str, store: Path
 ) -> None:
     start_from_another_process(node, image, store, BROKEN)
@@ -307,7 +305,7 @@ def test_how_a_worker_ended_without_an_agent_is_known(
     assert containers(engine, node) == []
 
 
-def test_what_a_crashed_agent_made_and_never_started_is_removed(
+def test_a_container_that_was_never_started_is_removed(
     make_runtime: MakeRuntime, engine: Any, node: str, image: str, store: Path
 ) -> None:
     template = Template(node=node, network="none", store=store, volume=str(store), environment={}, drain_s=5)
@@ -316,7 +314,7 @@ def test_what_a_crashed_agent_made_and_never_started_is_removed(
     assert (runtime.reports(), containers(engine, node)) == ((), [])
 
 
-def test_another_nodes_workers_are_left_alone(
+def test_another_nodes_workers_are_not_touched(
     make_runtime: MakeRuntime, engine: Any, node: str, image: str, store: Path
 ) -> None:
     other = Template(node=f"{node}-b", network="none", store=store, volume=str(store), environment={}, drain_s=5)
@@ -328,7 +326,7 @@ def test_another_nodes_workers_are_left_alone(
         engine.remove_container(made["Id"], force=True)
 
 
-def test_a_container_that_somebody_removed_is_reported_gone(
+def test_a_container_removed_by_hand_is_reported_as_ended(
     make_runtime: MakeRuntime, engine: Any, node: str, store: Path
 ) -> None:
     runtime = make_runtime()
@@ -355,7 +353,7 @@ def test_workers_join_their_network(make_runtime: MakeRuntime, engine: Any, node
         ({"volume": "/nowhere/at/all"}, "cannot be made: .*/nowhere/at/all"),
     ],
 )
-def test_what_is_missing_is_said_and_nothing_stays_behind(
+def test_a_missing_resource_is_named_and_nothing_is_left(
     make_runtime: MakeRuntime, engine: Any, node: str, store: Path, facts: dict[str, Any], message: str
 ) -> None:
     runtime = make_runtime(**facts)
@@ -375,14 +373,14 @@ def test_a_container_that_cannot_be_started_is_removed(make_runtime: MakeRuntime
     assert (runtime.reports(), runtime.running(), containers(engine, node)) == ((), frozenset(), [])
 
 
-def test_a_program_that_is_not_in_the_image(make_runtime: MakeRuntime, store: Path) -> None:
+def test_a_missing_program_is_reported(make_runtime: MakeRuntime, store: Path) -> None:
     runtime = make_runtime(command=("/nowhere/worker",))
     runtime.start(spec(store))
     eventually_sync(lambda: only(runtime).exit_code == 127)
     assert "/nowhere/worker failed: No such file or directory" in only(runtime).last_line
 
 
-def test_a_deployments_image_comes_before_the_nodes(
+def test_a_deployments_image_overrides_the_nodes(
     make_runtime: MakeRuntime, engine: Any, node: str, image: str, store: Path
 ) -> None:
     runtime = make_runtime(image="corral-worker:nowhere")
@@ -398,8 +396,8 @@ def test_an_adapter_outside_the_store_is_refused(make_runtime: MakeRuntime, stor
 
 
 @pytest.fixture(scope="session")
-def gives_gpus(engine: Any, image: str) -> bool:
-    """Whether the engine takes a request for a GPU, or says that it does."""
+def supports_gpus(engine: Any, image: str) -> bool:
+    """True if the engine accepts a request for a GPU."""
     request = {"Count": -1, "Capabilities": [["gpu"]]}
     body = {"Image": image, "Entrypoint": ["python", "-V"], "HostConfig": {"DeviceRequests": [request]}}
     made = engine.create_container_from_config(body)["Id"]
@@ -412,10 +410,10 @@ def gives_gpus(engine: Any, image: str) -> bool:
     return True
 
 
-def test_an_engine_that_gives_no_gpus(
-    make_runtime: MakeRuntime, engine: Any, node: str, store: Path, gives_gpus: bool, caplog: pytest.LogCaptureFixture
+def test_an_engine_without_gpu_support_is_an_error(
+    make_runtime: MakeRuntime, engine: Any, node: str, store: Path, supports_gpus: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if gives_gpus:
+    if supports_gpus:
         pytest.skip("this engine gives GPUs, or says so")
     runtime = make_runtime(backend="cuda")
     assert runtime.devices() is None
@@ -425,10 +423,10 @@ def test_an_engine_that_gives_no_gpus(
     assert (runtime.reports(), containers(engine, node)) == ((), [])
 
 
-def test_cards_are_asked_for_by_number(
-    make_runtime: MakeRuntime, engine: Any, node: str, store: Path, gives_gpus: bool
+def test_cards_are_requested_by_number(
+    make_runtime: MakeRuntime, engine: Any, node: str, store: Path, supports_gpus: bool
 ) -> None:
-    if not gives_gpus:
+    if not supports_gpus:
         pytest.skip("this engine has no runtime for GPUs")
     runtime = make_runtime(
         "import os, time; print(os.environ['NVIDIA_VISIBLE_DEVICES'], flush=True); time.sleep(60)", backend="cuda"
@@ -443,17 +441,17 @@ def test_cards_are_asked_for_by_number(
         )
 
 
-def test_without_accelerators_workers_run_on_the_processor(make_runtime: MakeRuntime) -> None:
+def test_the_cpu_backend_has_no_devices(make_runtime: MakeRuntime) -> None:
     assert make_runtime(backend="cpu").devices() == ()
 
 
-def test_the_machine_is_what_the_engine_says(make_runtime: MakeRuntime, engine: Any) -> None:
+def test_cpus_and_memory_are_the_engines(make_runtime: MakeRuntime, engine: Any) -> None:
     runtime, info = make_runtime(), engine.info()
     assert (runtime.cpus(), runtime.memory().total) == (info["NCPU"], info["MemTotal"])
     assert 0 < runtime.memory().available <= runtime.memory().total
 
 
-def test_an_engine_that_goes_away_and_comes_back(
+def test_the_runtime_survives_an_engine_outage(
     make_runtime: MakeRuntime, engine: Any, node: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     socket = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")

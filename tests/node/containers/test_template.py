@@ -1,4 +1,4 @@
-"""What the template makes of a start: what the engine is asked for beyond what test_containers.py sees from inside."""
+"""The container configuration that the template creates, beyond the effects that test_runtime.py checks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def environment(body: dict[str, Any]) -> dict[str, str]:
     return dict(variable.split("=", 1) for variable in body["Env"])
 
 
-def test_a_card_is_asked_for_by_its_number() -> None:
+def test_a_card_is_requested_by_its_number() -> None:
     body = TEMPLATE.worker(spec(), "image", "cuda", (0, 1), cpus=4)
     (request,) = body["HostConfig"]["DeviceRequests"]
     assert request["DeviceIDs"] == ["0", "1"]
@@ -40,7 +40,7 @@ def test_a_card_is_asked_for_by_its_number() -> None:
     assert environment(body)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
-def test_numbers_count_within_those_that_may_be_used() -> None:
+def test_card_numbers_are_relative_to_the_allowed_cards() -> None:
     some = replace(TEMPLATE, gpus=(2, 5))
     assert some.worker(spec(), "image", "cuda", (1,), cpus=4)["HostConfig"]["DeviceRequests"][0]["DeviceIDs"] == ["5"]
     assert some.question("image", "cuda")["HostConfig"]["DeviceRequests"][0]["DeviceIDs"] == ["2", "5"]
@@ -51,7 +51,7 @@ def test_numbers_count_within_those_that_may_be_used() -> None:
     ("backend", "files", "variable"),
     [("rocm", ["/dev/kfd", "/dev/dri"], "HIP_VISIBLE_DEVICES"), ("vulkan", ["/dev/dri"], "GGML_VK_VISIBLE_DEVICES")],
 )
-def test_other_cards_come_as_files_and_by_number(backend: Any, files: list[str], variable: str) -> None:
+def test_other_backends_get_device_files_and_numbers(backend: Any, files: list[str], variable: str) -> None:
     body = TEMPLATE.worker(spec(), "image", backend, (1,), cpus=4)
     assert [device["PathOnHost"] for device in body["HostConfig"]["Devices"]] == files
     assert environment(body)[variable] == "1"
@@ -59,13 +59,13 @@ def test_other_cards_come_as_files_and_by_number(backend: Any, files: list[str],
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda", "rocm", "vulkan"])
-def test_a_worker_that_gets_no_card_sees_none(backend: Any) -> None:
+def test_a_worker_without_a_card_sees_none(backend: Any) -> None:
     body = TEMPLATE.worker(spec(gpu_layers=0), "image", backend, (), cpus=4)
     assert not {"Devices", "DeviceRequests"} & body["HostConfig"].keys()
     assert environment(body)["NVIDIA_VISIBLE_DEVICES"] == "void", "where NVIDIA's runtime is the engine's default"
 
 
-def test_limits_follow_the_placement() -> None:
+def test_limits_come_from_the_reserved_memory_and_the_threads() -> None:
     host = TEMPLATE.worker(spec(), "image", "cpu", (), cpus=4)["HostConfig"]
     assert host["Memory"] == host["MemorySwap"] == int(2.75 * GIB)
     assert host["NanoCpus"] == 0
@@ -83,6 +83,6 @@ def test_the_store_is_a_volume_or_a_folder() -> None:
     assert mount["ReadOnly"] is True
 
 
-def test_locked_memory_is_granted_where_it_is_wanted() -> None:
+def test_locked_memory_is_allowed_if_mlock_is_set() -> None:
     assert TEMPLATE.worker(spec(mlock=True), "i", "cpu", (), cpus=4)["HostConfig"]["Ulimits"][0]["Name"] == "memlock"
     assert TEMPLATE.worker(spec(), "i", "cpu", (), cpus=4)["HostConfig"]["Ulimits"] == []

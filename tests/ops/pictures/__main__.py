@@ -1,8 +1,8 @@
 """`python -m tests.ops.pictures FOLDER`: pictures of the dashboards, for docs/dashboards.md.
 
-Three teams chat with a real `corral up`, about as much as two cores can answer without a queue that grows, and a worker is killed once. What
-a real Prometheus says is drawn by Grafana's own components (from npm, into the tests' cache) in a headless Chromium, panel by panel as the
-dashboards' JSON describes them. Needs `npm` and `chromium`.
+Three teams chat with a real `corral up`, at a rate that two cores can just serve, and a worker is killed once. Grafana's own
+components (from npm, in the tests' cache) draw the data of a real Prometheus in a headless Chromium, panel by panel as in the
+dashboards' JSON. Needs `npm` and `chromium`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from tests.ops.rehearsal import Prometheus, make_key, prometheus
 
 HERE = Path(__file__).parent
 PACKAGES = CACHE / "grafana-panels"
-#: Of each team: what it may ask first, and the weight of its key.
+#: The highest priority of each team, and the weight of its key.
 TEAMS = {"core": ("interactive", "2"), "research": ("normal", "1"), "nightly": ("batch", "0.5")}
-#: Mean pause of a team between two questions.
+#: A team's mean pause between two questions.
 PAUSE_S = 2.5
 WIDTH = 1408
 CHROMIUM = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"]
@@ -49,7 +49,7 @@ LOADERS = [
 
 
 class Team(threading.Thread):
-    """Asks, reads the answer, and pauses, until told to end."""
+    """Asks, reads the answer and pauses, until `ending` is set."""
 
     def __init__(self, url: str, key: str, name: str, priority: str, ending: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -97,8 +97,8 @@ def kill_a_worker(platform: Platform) -> None:
         http.post(f"/registry/v1/replicas/{ready[0]['id']}/kill").raise_for_status()
 
 
-def shown(board: Board, server: Prometheus, begun: float, ended: float) -> dict[str, Any]:
-    """For page.jsx: the dashboard, and what its panels show, by their ids. Panels about what this machine does not have are left out."""
+def shown(board: Board, server: Prometheus, started: float, ended: float) -> dict[str, Any]:
+    """The dashboard for page.jsx, and the data of its panels by their ids. Panels without data on this machine are left out."""
     dashboard = json.loads((DASHBOARDS / f"{board.uid}.json").read_text())
     series: dict[int, list[dict[str, Any]]] = {}
     panels = []
@@ -107,15 +107,15 @@ def shown(board: Board, server: Prometheus, begun: float, ended: float) -> dict[
         series[number] = [
             {"legend": row.legend, "times": [at * 1000 for at in row.times], "values": row.values}
             for target in panel.get("targets", ())
-            for row in server.range(Query(target["expr"], target["legendFormat"].removeprefix("__auto")), begun, ended)
+            for row in server.range(Query(target["expr"], target["legendFormat"].removeprefix("__auto")), started, ended)
         ]
         if "corral_node_gpu_" not in json.dumps(panel) and panel["title"] != "Accelerators":
             panels.append(panel)
-    return {"dashboard": dashboard | {"panels": panels}, "series": series, "from": begun * 1000, "to": ended * 1000}
+    return {"dashboard": dashboard | {"panels": panels}, "series": series, "from": started * 1000, "to": ended * 1000}
 
 
 def height(dashboard: dict[str, Any]) -> int:
-    """In pixels, as in page.jsx."""
+    """The dashboard's height in pixels, as in page.jsx."""
     return math.ceil(max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"]) * 38 + 8)
 
 
@@ -141,8 +141,8 @@ def draw(content: dict[str, Any], picture: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="for the pictures")
-    parser.add_argument("--seconds", type=float, default=400, help="of load (400)")
+    parser.add_argument("folder", type=Path, help="folder for the pictures")
+    parser.add_argument("--seconds", type=float, default=400, help="duration of the load (400)")
     arguments = parser.parse_args()
     build_page()
     with tempfile.TemporaryDirectory(prefix="corral-pictures-") as name:
@@ -152,9 +152,9 @@ def main() -> None:
         try:
             with prometheus(folder, platform.url) as server:
                 platform.corral("deploy", SMOLLM2, "--replicas", "1")
-                begun = time.time()
+                started = time.time()
                 load(platform, seconds=arguments.seconds)
-                contents = {board.uid: shown(board, server, begun, time.time()) for board in BOARDS}
+                contents = {board.uid: shown(board, server, started, time.time()) for board in BOARDS}
         finally:
             platform.stop()
     for uid, content in contents.items():

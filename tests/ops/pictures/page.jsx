@@ -1,4 +1,4 @@
-// A dashboard as Grafana shows it, from window.shown: the dashboard's JSON, and what Prometheus answered to the queries of each panel.
+// Draws a dashboard as Grafana does, from window.shown: the dashboard's JSON, and Prometheus's data for the queries of each panel.
 import { applyFieldOverrides, createTheme, dateTime, EventBusSrv, FieldType, getDisplayProcessor, ThemeContext, toDataFrame } from '@grafana/data';
 import { BigValue, BigValueColorMode, BigValueGraphMode, BigValueJustifyMode, BigValueTextMode, GlobalStyles, PanelChrome, PanelContextProvider, TimeSeries } from '@grafana/ui';
 import { createRoot } from 'react-dom/client';
@@ -27,7 +27,7 @@ function frames(panel) {
     ],
   }));
   const shown = applyFieldOverrides({ data, fieldConfig: fieldConfig(panel), replaceVariables: (text) => text, theme, timeZone: 'utc', fieldConfigRegistry: registry });
-  // Without Grafana's registry of the panel's options these are set here.
+  // Grafana's registry would set these panel options.
   const { custom, unit, min, max, thresholds, color } = fieldConfig(panel).defaults;
   shown.forEach((frame, index) => frame.fields.forEach((field) => {
     if (field.type === FieldType.number) {

@@ -1,4 +1,4 @@
-"""Worlds for the pure functions: a satisfied one, and parts to change in it."""
+"""Cluster states for the pure functions, with parts to change."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def demand(waiting: int = 0, unused_s: float = 1, keep_alive_s: float | None = N
 
 
 def cluster(**changes: Any) -> ClusterState:
-    """One node, one version, nothing wanted."""
+    """One node and one version; nothing is wanted."""
     facts = {"now": NOW, "watching_since": ago(1000), "versions": {VERSION: version()}, "nodes": {"n1": node()}}
     return ClusterState(**{**facts, **changes})
 
 
 def serving(**changes: Any) -> ClusterState:
-    """One replica serves, was just used, and all that runs is wanted."""
+    """One replica serves and was just used, and everything that runs is wanted."""
     facts = {
         "deployments": (deployment(),),
         "replicas": (replica(ReplicaState.READY),),

@@ -1,4 +1,4 @@
-"""Ollama's `num_ctx`: requests that ask for a longer context than their model is loaded with."""
+"""Ollama's `num_ctx`: requests for a longer context than their model is loaded with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ R = ReplicaState
 WIDER = EngineSettings(context_tokens=65_536, kv_tokens=65_536)
 
 
-def test_a_longer_context_takes_the_cells_that_it_needs_and_no_slot_loses_any() -> None:
+def test_a_longer_context_gets_more_cells_and_keeps_the_number_of_slots() -> None:
     assert widened(EngineSettings(), 131_072, 65_536) == WIDER
     assert widened(EngineSettings(context_tokens=2048), 8192, 4096) == EngineSettings(context_tokens=4096, kv_tokens=16_384)
     streams = EngineSettings(kv_unified=False)
@@ -34,11 +34,11 @@ def test_a_longer_context_takes_the_cells_that_it_needs_and_no_slot_loses_any() 
 
 
 @pytest.mark.parametrize(("trained", "asked"), [(8192, 0), (8192, 100), (8192, 8192), (8192, 10**9), (131_072, 32_768)])
-def test_no_other_settings_where_these_give_as_much(trained: int, asked: int) -> None:
+def test_settings_stay_if_the_context_is_already_long_enough(trained: int, asked: int) -> None:
     assert widened(EngineSettings(), trained, asked) is None
 
 
-def test_what_an_admin_chose_is_fixed() -> None:
+def test_a_context_chosen_by_an_administrator_is_fixed() -> None:
     assert is_fixed(Origin.PINNED, {})
     assert is_fixed(Origin.ON_DEMAND, {"context_tokens": 4096})
     assert not is_fixed(Origin.ON_DEMAND, {"slots": 2})
@@ -66,11 +66,11 @@ def wide(**changes: Any) -> ClusterState:
     ],
     ids=["idle", "busy", "requests wait", "too large for every node", "not loaded yet", "then the replica is replaced"],
 )
-def test_it_comes_when_nobody_is_in_the_middle_of_an_answer(seen: ClusterState, expected: list[Decision]) -> None:
+def test_the_context_is_widened_only_if_no_answer_is_running(seen: ClusterState, expected: list[Decision]) -> None:
     assert list(reconcile(seen)) == expected
 
 
-async def test_an_idle_model_is_loaded_again_and_a_busy_one_is_left_alone(
+async def test_an_idle_model_is_reloaded_and_a_busy_one_is_not(
     settings: Settings, run_registry: RunRegistry, node: ScriptedNode, queue: Queue
 ) -> None:
     async with run_registry(settings.model_copy(update={"context_tokens": 512})) as registry:
@@ -89,7 +89,9 @@ async def test_an_idle_model_is_loaded_again_and_a_busy_one_is_left_alone(
         process.worker = node.worker(process.start, WorkerState.READY)
         await node.publish()
         assert (await one(registry, "stopped"))["reason"] == "its settings have changed"
-        await ask(queue, version, keep_alive_ms=0, context_tokens=1024)  # as gateways do: the demand may be forgotten by now
+        await ask(
+            queue, version, keep_alive_ms=0, context_tokens=1024
+        )  # again, as gateways do: the demand may have been forgotten by now
         second = await one(registry, "ready")
         assert [start.engine.context_tokens for start in node.jobs(Start)] == [512, 1024]
 
@@ -104,7 +106,7 @@ async def _all_stopped(node: ScriptedNode) -> bool:
     return not node.running
 
 
-async def test_a_request_for_a_model_that_is_not_loaded_loads_it_with_the_context(
+async def test_a_model_that_is_not_loaded_is_loaded_with_the_requested_context(
     settings: Settings, run_registry: RunRegistry, node: ScriptedNode, queue: Queue
 ) -> None:
     async with run_registry(settings.model_copy(update={"context_tokens": 512})) as registry:

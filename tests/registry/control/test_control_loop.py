@@ -1,4 +1,4 @@
-"""The control loop against the real PostgreSQL and Valkey, with a scripted node."""
+"""The control loop with the real PostgreSQL and Valkey, and a scripted node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.registry.conftest import Registry, RunRegistry
 from tests.registry.steps import TINY, ask, demand, failure, one, pull, ready_nodes, serve, serving
 
 
-async def test_a_waiting_request_loads_the_model_and_idleness_unloads_it(
+async def test_a_waiting_request_loads_the_model_and_keep_alive_unloads_it(
     registry: Registry, node: ScriptedNode, queue: Queue, redis: Redis, tiny: str
 ) -> None:
     await ask(queue, tiny, keep_alive_ms=200)
@@ -39,10 +39,10 @@ async def test_a_waiting_request_loads_the_model_and_idleness_unloads_it(
     stopped = await one(registry, "stopped")
     assert stopped["reason"] == "unused for longer than its keep_alive"
     assert node.running == []
-    await eventually(lambda: gone(queue, tiny))
+    await eventually(lambda: demand_is_gone(queue, tiny))
 
 
-async def gone(queue: Queue, version: str) -> bool:
+async def demand_is_gone(queue: Queue, version: str) -> bool:
     return await demand(queue, version) is None
 
 
@@ -69,7 +69,7 @@ async def test_a_busy_replica_is_not_unloaded(registry: Registry, node: Scripted
     await one(registry, "stopped")
 
 
-async def test_a_failed_load_refuses_what_waits_with_the_workers_reason(
+async def test_a_failed_load_fails_waiting_requests_with_the_workers_reason(
     registry: Registry, node: ScriptedNode, queue: Queue, replies: ReplyReader, tiny: str
 ) -> None:
     node.on_start = "broken"
@@ -80,7 +80,7 @@ async def test_a_failed_load_refuses_what_waits_with_the_workers_reason(
     replica = await one(registry, "failed")
     assert replica["reason"] == "bad magic"
 
-    # The file is no better a moment later: the next one hears the same without another try.
+    # The file stays invalid, so the next request fails the same way without another start.
     again = await ask(queue, tiny)
     assert (await failure(replies)).request == again.id
     assert len(node.jobs(Start)) == 1
@@ -91,7 +91,7 @@ async def test_a_failed_load_refuses_what_waits_with_the_workers_reason(
     [("exit", "exited with code 3: the model could not be loaded"), ("refuse", "no memory left")],
     ids=["the process ends", "the job fails"],
 )
-async def test_a_load_that_fails_is_tried_again_when_somebody_asks(
+async def test_a_failed_load_is_retried_on_the_next_request(
     registry: Registry, node: ScriptedNode, queue: Queue, replies: ReplyReader, tiny: str, on_start: str, reason: str
 ) -> None:
     node.on_start = on_start
@@ -104,7 +104,7 @@ async def test_a_load_that_fails_is_tried_again_when_somebody_asks(
     assert replica["attempts"] == 2
 
 
-async def test_a_crash_while_requests_wait_is_made_good_by_a_new_replica(
+async def test_a_crashed_replica_is_replaced_while_requests_wait(
     registry: Registry, node: ScriptedNode, queue: Queue, tiny: str
 ) -> None:
     await ask(queue, tiny)
@@ -119,7 +119,7 @@ async def test_a_crash_while_requests_wait_is_made_good_by_a_new_replica(
     assert found.waiting == 1
 
 
-async def test_a_worker_that_served_and_died_before_the_registry_saw_it_is_replaced(
+async def test_a_worker_that_served_but_was_never_seen_ready_is_replaced(
     registry: Registry, node: ScriptedNode, queue: Queue, tiny: str
 ) -> None:
     node.on_start = "loading"
@@ -138,7 +138,7 @@ async def test_a_worker_that_served_and_died_before_the_registry_saw_it_is_repla
     assert found.waiting == 1
 
 
-async def test_a_worker_that_ends_in_order_is_no_failure(
+async def test_a_worker_that_exits_with_0_is_stopped_and_not_failed(
     registry: Registry, node: ScriptedNode, queue: Queue, tiny: str
 ) -> None:
     await ask(queue, tiny)
@@ -149,7 +149,7 @@ async def test_a_worker_that_ends_in_order_is_no_failure(
     assert node.jobs(Stop) == []
 
 
-async def test_a_registry_that_restarts_goes_on_from_rows_and_reports(
+async def test_a_restarted_registry_continues_from_rows_and_reports(
     settings: Settings, run_registry: RunRegistry, redis: Redis, node: ScriptedNode, queue: Queue
 ) -> None:
     node.on_start = "loading"
@@ -174,7 +174,7 @@ async def test_a_registry_that_restarts_goes_on_from_rows_and_reports(
     assert len(node.jobs(Start)) == 1
 
 
-async def test_what_runs_unwanted_is_stopped(registry: Registry, node: ScriptedNode, queue: Queue, tiny: str) -> None:
+async def test_an_unknown_process_is_stopped(registry: Registry, node: ScriptedNode, queue: Queue, tiny: str) -> None:
     await ask(queue, tiny)
     replica = await one(registry, "ready")
     wanted = node.processes[replica["id"]]
@@ -183,7 +183,7 @@ async def test_what_runs_unwanted_is_stopped(registry: Registry, node: ScriptedN
     assert node.running == [replica["id"]]
 
 
-async def test_a_lost_nodes_replicas_are_placed_elsewhere(
+async def test_replicas_of_a_lost_node_are_placed_on_another(
     registry: Registry, node: ScriptedNode, queue: Queue, redis: Redis, tiny: str
 ) -> None:
     await ask(queue, tiny)
@@ -194,17 +194,17 @@ async def test_a_lost_nodes_replicas_are_placed_elsewhere(
         await eventually(lambda: ready_on(registry, "n2"))
         stopped = await one(registry, "stopped")
         assert (stopped["id"], stopped["reason"]) == (first["id"], "node n1 was lost")
-        # The new node had to fetch the file first.
+        # The other node had to fetch the file first.
         (fetch,) = second.jobs(Pull)
         assert fetch.source == TINY
-        # The lost one comes back with its worker still running.
+        # The lost node comes back with its worker still running.
         node.processes[first["id"]].exit_code = None
         node.resume()
         await eventually(lambda: ready_nodes_are(registry, "n1", "n2"))
         await eventually(lambda: node.running == [], what="the orphan ends")
 
 
-async def test_a_node_that_is_gone_for_good_is_removed(
+async def test_a_lost_node_can_be_removed(
     registry: Registry, node: ScriptedNode, queue: Queue, redis: Redis, tiny: str
 ) -> None:
     await ask(queue, tiny)
@@ -218,15 +218,20 @@ async def test_a_node_that_is_gone_for_good_is_removed(
     assert first["id"] in [row["id"] for row in await registry.replicas("stopped")]
     assert (await registry.http.delete("/registry/v1/nodes/n1")).status_code == 404
     node.start_again("second")
+
+    async def is_back() -> bool:
+        return bool((await registry.get("nodes"))["nodes"])
+
+    await eventually(is_back, what="the node")
     await ask(queue, tiny)  # the first request may have been refused while there was no node
     await eventually(lambda: ready_besides(registry, [first["id"]]), what="a replica on the node that came back")
 
 
 @pytest.mark.parametrize("power_loss", [False, True], ids=["in order", "power loss"])
-async def test_a_restart_is_no_failure_of_the_model(
+async def test_restarts_do_not_count_as_failures_of_the_model(
     settings: Settings, run_registry: RunRegistry, node: ScriptedNode, queue: Queue, power_loss: bool
 ) -> None:
-    """Everything ends and starts again, ten times: the model is loaded at the first request, without a back-off."""
+    """After each of ten restarts of everything, the first request loads the model without a backoff."""
     settings.node_lost_after_s = settings.keep_alive = 1000
     served: list[str] = []
     async with run_registry(settings) as registry:
@@ -241,14 +246,14 @@ async def test_a_restart_is_no_failure_of_the_model(
             served.append(replica["id"])
         report = node.processes[replica["id"]].worker
         await node.vanish()
-        if power_loss and report:  # its lease is still there
+        if power_loss and report:  # its lease has not expired yet
             await queue.report(report, lease_ms=3000)
         node.start_again(f"agent {start}")
     async with run_registry(settings) as registry:
         assert await registry.replicas("failed") == []
 
 
-async def test_a_failure_before_a_restart_delays_nothing(
+async def test_failures_before_a_restart_do_not_delay_a_start(
     settings: Settings, run_registry: RunRegistry, node: ScriptedNode, queue: Queue, replies: ReplyReader
 ) -> None:
     node.on_start = "exit"
@@ -283,7 +288,9 @@ async def ready_on(registry: Registry, node: str) -> bool:
     return [row["node"] for row in await registry.replicas("ready")] == [node]
 
 
-async def test_the_least_recently_used_idle_model_makes_room(registry: Registry, node: ScriptedNode, queue: Queue) -> None:
+async def test_the_least_recently_used_idle_model_is_unloaded_for_another(
+    registry: Registry, node: ScriptedNode, queue: Queue
+) -> None:
     await give_memory(registry, node, 4 * GIB)
     node.tensor_bytes = {f"pypi:{name}": int(1.5 * GIB) for name in ("one", "two", "three")}
     versions = {}
@@ -311,7 +318,7 @@ async def give_memory(registry: Registry, node: ScriptedNode, size: int) -> None
     await eventually(known)
 
 
-async def test_requests_wait_where_nothing_can_make_room_and_say_why(
+async def test_requests_wait_if_nothing_can_make_room_and_the_reason_is_shown(
     registry: Registry, node: ScriptedNode, queue: Queue
 ) -> None:
     await give_memory(registry, node, 2 * GIB)
@@ -333,7 +340,7 @@ async def test_requests_wait_where_nothing_can_make_room_and_say_why(
     await eventually(lambda: serving(registry, "late:latest"))
 
 
-async def test_what_never_fits_is_refused_with_numbers(
+async def test_a_model_too_large_for_every_node_is_refused_with_the_numbers(
     registry: Registry, node: ScriptedNode, queue: Queue, replies: ReplyReader
 ) -> None:
     node.tensor_bytes = {"pypi:huge": 20 * GIB}
@@ -345,7 +352,7 @@ async def test_what_never_fits_is_refused_with_numbers(
     assert await registry.replicas() == []
 
 
-async def test_a_deleted_model_that_serves_is_drained_before_its_files_go(
+async def test_a_deleted_model_is_drained_before_its_files_are_deleted(
     registry: Registry, node: ScriptedNode, queue: Queue, replies: ReplyReader, tiny: str
 ) -> None:
     await ask(queue, tiny)
@@ -358,15 +365,13 @@ async def test_a_deleted_model_that_serves_is_drained_before_its_files_go(
     assert node.running == []
     await eventually(lambda: not node.blobs)
     assert (await failure(replies)).code == "model_not_found"
-    # Pulled again, it is there again.
+    # It can be pulled again.
     await pull(registry, TINY)
     await ask(queue, tiny)
     await one(registry, "ready")
 
 
-async def test_a_job_that_no_node_works_on_is_sent_again(
-    registry: Registry, node: ScriptedNode, queue: Queue, redis: Redis, tiny: str
-) -> None:
+async def test_a_lost_job_is_sent_again(registry: Registry, node: ScriptedNode, queue: Queue, redis: Redis, tiny: str) -> None:
     node.takes_jobs = False
     await ask(queue, tiny)
     await one(registry, "starting")
@@ -379,10 +384,10 @@ async def test_a_job_that_no_node_works_on_is_sent_again(
 async def test_requests_for_an_unknown_version_are_refused(registry: Registry, queue: Queue, replies: ReplyReader) -> None:
     await ask(queue, "f" * 64)
     assert (await failure(replies)).code == "model_not_found"
-    await eventually(lambda: gone(queue, "f" * 64))
+    await eventually(lambda: demand_is_gone(queue, "f" * 64))
 
 
-async def test_redis_that_forgets_everything_is_told_again(
+async def test_the_registry_restores_a_flushed_redis(
     registry: Registry, node: ScriptedNode, queue: Queue, redis: Redis, tiny: str
 ) -> None:
     await ask(queue, tiny, keep_alive_ms=-1)
@@ -397,7 +402,7 @@ async def test_redis_that_forgets_everything_is_told_again(
     assert (await one(registry, "ready"))["id"] == replica["id"]
 
 
-async def test_only_one_registry_leads(
+async def test_only_one_registry_runs_the_loop(
     settings: Settings, run_registry: RunRegistry, redis: Redis, node: ScriptedNode, queue: Queue
 ) -> None:
     async with run_registry(settings) as first, run_registry(settings) as second:

@@ -1,4 +1,4 @@
-"""One leader at a time, also when it stalls."""
+"""At most one leader, even if the leader stalls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.registry.database.database import Database
 from tests.conditions import eventually
 
 
-async def test_one_leads(migrated_url: str) -> None:
+async def test_only_one_leads(migrated_url: str) -> None:
     first, second = Database(migrated_url), Database(migrated_url)
     async with leadership(first) as leader, leadership(second) as other:
         assert leader is not None
@@ -22,10 +22,10 @@ async def test_one_leads(migrated_url: str) -> None:
     await second.close()
 
 
-async def test_a_leader_that_stalls_is_replaced_and_finds_out(migrated_url: str) -> None:
+async def test_a_stalled_leader_is_replaced_and_notices(migrated_url: str) -> None:
     stalled, standby = Database(migrated_url), Database(migrated_url)
 
-    async def stall_and_go_on() -> None:
+    async def stall_while_leading() -> None:
         async with leadership(stalled, silence_ms=100) as leader:
             assert leader is not None
             await eventually(leads)
@@ -36,6 +36,6 @@ async def test_a_leader_that_stalls_is_replaced_and_finds_out(migrated_url: str)
             return isinstance(leader, Leadership)
 
     with pytest.raises(Unavailable):
-        await stall_and_go_on()
+        await stall_while_leading()
     await stalled.close()
     await standby.close()

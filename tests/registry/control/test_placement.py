@@ -43,13 +43,13 @@ FETCHABLE = replace(WANT, fetchable=True)
         ([room("n1"), room("n2")], ChosenNode("n1", fetch=False)),
         ([room("n1"), room("n2", usable=99 * GIB, available=99 * GIB, holds=False)], ChosenNode("n1", fetch=False)),
     ],
-    ids=["the only one", "the least loaded", "the first of equals", "rather one that holds the file"],
+    ids=["the only one", "the least loaded", "the first of equals", "prefer a node with the file"],
 )
-def test_a_fit_node_is_chosen(capacities: list[NodeCapacity], chosen: ChosenNode) -> None:
+def test_the_best_fit_is_chosen(capacities: list[NodeCapacity], chosen: ChosenNode) -> None:
     assert place(FETCHABLE, capacities, []).outcome == chosen
 
 
-def test_the_file_is_fetched_where_nobody_with_memory_holds_it() -> None:
+def test_the_file_is_fetched_if_no_node_with_memory_holds_it() -> None:
     assert place(FETCHABLE, [room("n1", usable=GIB), room("n2", holds=False)], []).outcome == ChosenNode("n2", fetch=True)
 
 
@@ -66,7 +66,7 @@ def test_the_file_is_fetched_where_nobody_with_memory_holds_it() -> None:
     ],
     ids=["lost", "no file", "too small", "full"],
 )
-def test_a_refused_node_says_why(refused: NodeCapacity, reason: str) -> None:
+def test_a_refused_node_has_a_reason(refused: NodeCapacity, reason: str) -> None:
     placement = place(WANT, [refused], [])
     assert placement.outcome == Wait()
     assert placement.reason == reason
@@ -106,17 +106,19 @@ VERSIONED = replace(FETCHABLE, version="v", memory_bytes=GIB)
         "to a node without a replica of the model, even if it must fetch",
         "one that leaves does not count",
         "two on a node if no other has room",
-        "not again where the fetch failed",
+        "not to a node whose fetch failed",
         "work counts per core",
         "work counts more than free memory",
         "a crowded node loses to one that must fetch",
     ],
 )
-def test_replicas_spread(capacities: list[NodeCapacity], placed: list[PlacedReplica], chosen: ChosenNode) -> None:
+def test_replicas_are_spread_over_nodes(
+    capacities: list[NodeCapacity], placed: list[PlacedReplica], chosen: ChosenNode
+) -> None:
     assert place(VERSIONED, capacities, placed).outcome == chosen
 
 
-def test_those_not_chosen_say_why() -> None:
+def test_nodes_not_chosen_have_reasons() -> None:
     placement = place(VERSIONED, [room("n1"), room("n2", holds=False), room("n3", cores=8)], [replica("a", version="v")])
     assert placement.outcome == ChosenNode("n3", fetch=False)
     assert placement.refusals == {
@@ -125,22 +127,22 @@ def test_those_not_chosen_say_why() -> None:
     }
 
 
-def test_a_full_disk_takes_no_file() -> None:
+def test_a_file_is_not_fetched_to_a_full_disk() -> None:
     assert place(FETCHABLE, [room(holds=False, disk_free=GIB)], []).reason == (
         "n1 has 1.0 GiB of disk free, the model's file takes 2.0 GiB"
     )
 
 
-def test_no_node_at_all_is_a_reason_too() -> None:
+def test_no_nodes_is_a_reason_to_wait() -> None:
     assert place(WANT, [], []).reason == "no node has reported yet"
 
 
-def test_what_is_promised_counts_before_it_shows() -> None:
+def test_reserved_memory_counts_before_it_is_used() -> None:
     starting = replica("r1", settled=False, memory_bytes=5 * GIB)
     assert free_bytes(room(), [starting]) == 3 * GIB
-    # A settled one's weights may lie in the page cache, which the machine calls available.
+    # The weights of a settled replica may be in the page cache, which the machine reports as available.
     assert free_bytes(room(), [replica("r1", memory_bytes=5 * GIB)]) == 3 * GIB
-    # Somebody else's memory shows in what the machine says alone.
+    # Memory of other processes is visible only in the machine's available memory.
     assert free_bytes(room(available=2 * GIB), []) == 2 * GIB
     assert free_bytes(room(available=None), [starting]) == 3 * GIB
 
@@ -164,17 +166,17 @@ def test_what_is_promised_counts_before_it_shows() -> None:
     ids=[
         "the longest unused",
         "not the pinned or busy one",
-        "nobody can go",
+        "no replica can be evicted",
         "one goes already",
         "one is enough",
         "several, and no more",
     ],
 )
-def test_idle_replicas_make_room(placed: list[PlacedReplica], outcome: Evict | Wait) -> None:
+def test_idle_replicas_are_evicted_to_make_room(placed: list[PlacedReplica], outcome: Evict | Wait) -> None:
     assert place(WANT, [room()], placed).outcome == outcome
 
 
-def test_room_is_made_where_the_fewest_go() -> None:
+def test_room_is_made_by_evicting_the_fewest_replicas() -> None:
     crowd = [replica(name, memory_bytes=2 * GIB) for name in "abcd"]
     single = replica("z", node="n2", memory_bytes=5 * GIB)
     assert place(WANT, [room("n1"), room("n2")], [*crowd, single]).outcome == Evict("n2", ("z",))
@@ -205,7 +207,7 @@ def test_room_is_made_where_the_fewest_go() -> None:
         "fetched elsewhere",
     ],
 )
-def test_what_can_never_be(want: Want, capacities: list[NodeCapacity], reason: str | None) -> None:
+def test_what_never_fits_has_a_reason(want: Want, capacities: list[NodeCapacity], reason: str | None) -> None:
     assert never(want, capacities) == reason
 
 
@@ -236,7 +238,7 @@ wants = st.builds(Want, st.integers(1, 16), sizes, st.booleans(), st.sampled_fro
 
 
 @given(wants, rooms_of_all_kinds, placed_of_all_kinds)
-def test_never_over_memory_and_a_reason_for_every_refusal(
+def test_memory_is_never_exceeded_and_every_refusal_has_a_reason(
     want: Want, capacities: list[NodeCapacity], placed: list[PlacedReplica]
 ) -> None:
     placement = place(want, capacities, placed)
@@ -253,7 +255,7 @@ def test_never_over_memory_and_a_reason_for_every_refusal(
             gone = [replica for replica in placed if replica.replica in victims]
             assert all(replica.evictable and not replica.leaving and replica.node == node for replica in gone)
             assert by_name[node].usable >= want.memory_bytes
-            # None of them goes in vain.
+            # Every victim is necessary.
             last = gone[-1:] and min(gone, key=lambda replica: replica.unused_ms)
             assert len(victims) >= 1
             assert last
@@ -263,7 +265,7 @@ def test_never_over_memory_and_a_reason_for_every_refusal(
 
 
 @given(st.integers(1, 8), st.lists(st.tuples(st.integers(1, 64), st.booleans()), min_size=1, max_size=5), placed_of_all_kinds)
-def test_replicas_of_one_model_differ_by_one_between_nodes_with_room(
+def test_replicas_of_a_model_are_balanced_over_nodes_with_room(
     replicas: int, nodes: list[tuple[int, bool]], neighbours: list[PlacedReplica]
 ) -> None:
     capacities = [

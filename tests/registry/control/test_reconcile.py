@@ -56,7 +56,7 @@ from tests.registry.control.cluster_states import (
 R = ReplicaState
 WAITS = with_demand(demand(waiting=1))
 START_SENT = job(JobKind.START, JobState.SENT)
-TOLD_TO_END = "its process was told to end"
+PROCESS_STOPPED = "its process was told to end"
 OUT_OF_MEMORY = "ran out of memory: limit 2.0 GiB"
 ENGINE = EngineSettings()
 NO_ROOM = "n1 has 0.5 GiB of memory free, 1.0 GiB are needed"
@@ -101,14 +101,14 @@ def fetching(**changes: Any) -> ClusterState:
 
 
 def two(*replicas: ReplicaView) -> ClusterState:
-    """A pinned deployment of two, whose settings were OTHER before."""
+    """A pinned deployment of two whose settings were OTHER before."""
     facts = {
         "deployments": (deployment(origin=Origin.PINNED, replicas_wanted=2, engine=ENGINE),),
         "replicas": replicas,
         "workers": {one.id: worker(replica=one.id) for one in replicas if one.state is R.READY},
         "processes": tuple(process(replica=one.id) for one in replicas if one.node),
         "jobs": tuple(job(JobKind.START, JobState.SENT, replica=one.id) for one in replicas if one.state is R.STARTING),
-        # The third one waits for room that the draining one still takes.
+        # The third replica waits for the memory that the draining one still uses.
         "nodes": {"n1": node(memory_total=GIB * 2)},
     }
     return cluster(**facts)
@@ -122,7 +122,7 @@ def rolling(
     nodes: Any = None,
     **changes: Any,
 ) -> ClusterState:
-    """A pinned deployment of one, whose settings were OTHER before."""
+    """A pinned deployment of one whose settings were OTHER before."""
     replicas = (*new, replica(old, engine=OTHER))
     live = [one for one in replicas if one.node and not one.state.is_over]
     return cluster(
@@ -142,7 +142,7 @@ def failed(code: str = "model_load_failed", **changes: Any) -> ClusterState:
 
 
 def restarted(seen: ClusterState) -> ClusterState:
-    """The node's agent is a new one."""
+    """The node's agent was restarted."""
     return dataclasses.replace(seen, agent_since={"n1": ago(1)})
 
 
@@ -177,23 +177,23 @@ def restarted(seen: ClusterState) -> ClusterState:
         "serving",
         "serving, and Redis forgot",
         "serving a queue",
-        "kept for ever",
+        "kept forever",
         "pinned",
-        "busy for long",
+        "busy for a long time",
         "a report is late",
         "with its deployment's settings",
-        "with settings that nobody noted",
+        "with unknown settings",
         "replacing one by one: the new one does not serve yet",
         "replacing one by one: the old one still drains",
         "loading",
         "not started yet",
         "fetching",
         "draining",
-        "draining, seen by its worker alone",
+        "draining, reported only by its worker",
         "backing off",
     ],
 )
-def test_a_satisfied_world_gives_no_decisions(satisfied: ClusterState) -> None:
+def test_a_satisfied_state_needs_no_decisions(satisfied: ClusterState) -> None:
     assert reconcile(satisfied) == ()
 
 
@@ -216,24 +216,28 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         ),
         [CreateReplica(1, 1)],
     ),
-    ("pending: started where the file is", pending(), [StartReplica("r1", R.PENDING, VERSION, "n1", BLOB, GIB, ENGINE)]),
     (
-        "pending: fetched where it is not",
+        "pending: started on the node with the file",
+        pending(),
+        [StartReplica("r1", R.PENDING, VERSION, "n1", BLOB, GIB, ENGINE)],
+    ),
+    (
+        "pending: fetched by a node without the file",
         pending(versions={VERSION: version(source="pypi:m")}, nodes={"n1": node(blobs=frozenset())}),
         [FetchModel("r1", R.PENDING, VERSION, "n1", GIB, "pypi:m", "registry.ollama.ai/library/m:latest")],
     ),
     (
-        "pending: nobody waits any more",
+        "pending: no request waits any more",
         pending(demand=with_demand(demand())),
         [UnwantDeployment(1, VERSION, "nothing waits for it any more", unused=True)],
     ),
     (
-        "pending: unwanted",
+        "pending: not wanted",
         pending(deployments=(deployment(replicas_wanted=0, reason="why"),), demand=with_demand(demand())),
         [StopReplica("r1", R.PENDING, "why")],
     ),
     (
-        "pending: short of memory, and says so once",
+        "pending: short of memory, explained once",
         pending(nodes={"n1": node(memory_available=GIB // 2)}, replicas=(replica(R.PENDING, state_changed_at=ago(1)),)),
         [ExplainReplica("r1", R.PENDING, "n1 has 0.5 GiB of memory free, 1.0 GiB are needed", "memory")],
     ),
@@ -248,7 +252,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [FailReplica("r1", R.FETCHING, "not_found", "gone"), RefuseWaiting(VERSION, "not_found", LOAD_FAILED + "gone")],
     ),
     (
-        "fetching: what came is not in the store",
+        "fetching: the pulled file is not in the store",
         fetching(jobs=(job(JobKind.PULL, JobState.SUCCEEDED, finished_at=ago(25)),)),
         [
             FailReplica("r1", R.FETCHING, "model_load_failed", "pypi:m no longer holds this version"),
@@ -269,7 +273,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         for state in (WorkerState.READY, WorkerState.DRAINING)
     ),
     (
-        "starting: its worker left before it had loaded",
+        "starting: its worker left before it was loaded",
         starting(departed={"r1": worker(WorkerState.LOADING)}, processes=(process(1),)),
         [
             FailReplica("r1", R.STARTING, "model_load_failed", "exited with code 1"),
@@ -296,7 +300,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         ],
     ),
     (
-        "starting: its node knows why its process ended",
+        "starting: its node reports why its process ended",
         starting(processes=(process(-9, reason=OUT_OF_MEMORY, error_code="insufficient_memory"),)),
         [
             FailReplica("r1", R.STARTING, "insufficient_memory", OUT_OF_MEMORY),
@@ -304,7 +308,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         ],
     ),
     (
-        "starting: nobody waits, nobody is refused",
+        "starting: failed, and no request waits",
         starting(processes=(process(-11),), demand=with_demand(demand())),
         [FailReplica("r1", R.STARTING, "model_load_failed", "killed by signal 11")],
     ),
@@ -316,7 +320,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [FailReplica("r1", R.STARTING, "model_load_failed", "it did not serve within 300 s")],
     ),
     (
-        "starting: the job was done and nothing is there",
+        "starting: the job is done but there is no process",
         starting(
             jobs=(job(JobKind.START, JobState.SUCCEEDED, finished_at=ago(25)),),
             replicas=(replica(R.STARTING, state_changed_at=ago(25)),),
@@ -325,7 +329,11 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [FailReplica("r1", R.STARTING, "model_load_failed", "its process ended unseen")],
     ),
     *(
-        (f"starting: told to end ({code})", starting(processes=(process(code),)), [StopReplica("r1", R.STARTING, TOLD_TO_END)])
+        (
+            f"starting: its process was stopped ({code})",
+            starting(processes=(process(code),)),
+            [StopReplica("r1", R.STARTING, PROCESS_STOPPED)],
+        )
         for code in (0, -15, -2, 255)
     ),
     (
@@ -334,7 +342,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [StopReplica("r1", R.STARTING, "node n1 was restarted")],
     ),
     (
-        "starting: its node was restarted, and its new agent is told at once",
+        "starting: its node was restarted, and its new agent gets the job at once",
         starting(jobs=(job(JobKind.START, JobState.SENT, sent_at=ago(3)),), agent_since={"n1": ago(1)}),
         [SendJob("j1")],
     ),
@@ -344,7 +352,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [],
     ),
     (
-        "starting: unwanted",
+        "starting: not wanted",
         starting(deployments=(deployment(replicas_wanted=0, reason="why"),), demand=with_demand(demand())),
         [DrainReplica("r1", R.STARTING, "n1", "why")],
     ),
@@ -359,12 +367,12 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [UnwantDeployment(1, VERSION, "unused for longer than its keep_alive", unused=True)],
     ),
     (
-        "ready: unused for as long as can be known",
+        "ready: no demand known since it became ready",
         serving(demand={}, replicas=(replica(R.READY, state_changed_at=ago(900)),)),
         [UnwantDeployment(1, VERSION, "unused for longer than its keep_alive", unused=True)],
     ),
     (
-        "ready: unwanted",
+        "ready: not wanted",
         serving(deployments=(deployment(replicas_wanted=0, reason="why"),)),
         [DrainReplica("r1", R.READY, "n1", "why")],
     ),
@@ -374,7 +382,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [DrainReplica("r1", R.READY, "n1", "its worker drains on its own", stop=False)],
     ),
     (
-        "ready: its worker ended in order",
+        "ready: its worker exited with 0",
         serving(workers={}, processes=(process(0),)),
         [DrainReplica("r1", R.READY, "n1", "its worker ended on its own", stop=False)],
     ),
@@ -384,21 +392,21 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [FailReplica("r1", R.READY, "worker_lost", "killed by signal 9; most likely out of memory")],
     ),
     (
-        "ready: out of memory, which another try may mend",
+        "ready: out of memory, to be retried",
         serving(workers={}, processes=(process(-9, reason=OUT_OF_MEMORY, error_code="insufficient_memory"),)),
         [FailReplica("r1", R.READY, "worker_lost", OUT_OF_MEMORY)],
     ),
     ("ready: silent", serving(workers={}), [FailReplica("r1", R.READY, "worker_lost", "its worker went silent")]),
     ("ready: vanished", serving(workers={}, processes=()), [StopReplica("r1", R.READY, "its process ended unseen")]),
     (
-        "ready: vanished a moment ago, which its node's report says sooner than its own silence",
+        "ready: vanished a moment ago, as its node reports",
         serving(workers={}, processes=(), worker_seen={"r1": ago(4)}),
         [StopReplica("r1", R.READY, "its process ended unseen")],
     ),
     (
-        "ready: told to end",
+        "ready: its process was stopped",
         serving(workers={}, processes=(process(-15),)),
-        [StopReplica("r1", R.READY, TOLD_TO_END)],
+        [StopReplica("r1", R.READY, PROCESS_STOPPED)],
     ),
     (
         "ready: its node was restarted; what its worker last reported is older",
@@ -412,7 +420,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
     ),
     ("ready: its node's new agent has adopted it", serving(agent_since={"n1": ago(1)}), []),
     (
-        "ready: an answer clears the record of its predecessors",
+        "ready: an answer resets the attempts",
         serving(replicas=(replica(R.READY, attempts=5),), workers={"r1": worker(answered=1)}),
         [ProveReplica("r1", R.READY)],
     ),
@@ -427,17 +435,17 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [DrainReplica("r1", R.STARTING, "n1", "its settings have changed")],
     ),
     (
-        "ready: two whose settings changed get a third one beside them",
+        "ready: two with old settings get a third one",
         two(replica(R.READY, engine=OTHER), replica(R.READY, id="r2", engine=OTHER)),
         [CreateReplica(1, attempts=1, beside=True)],
     ),
     (
-        "ready: the third one serves, and one of the two goes",
+        "ready: the third one serves, so one of the two drains",
         two(replica(R.READY, engine=OTHER), replica(R.READY, id="r2", engine=OTHER), replica(R.READY, id="r3", engine=ENGINE)),
         [DrainReplica("r2", R.READY, "n1", "its settings have changed")],
     ),
     (
-        "new settings: no memory for both, so the old one goes first",
+        "new settings: no memory for both, so the old one stops first",
         rolling(replica(R.PENDING, id="r2", reason=NO_ROOM), nodes={"n1": node(memory_total=GIB * 2)}),
         [DrainReplica("r1", R.READY, "n1", "its settings have changed, and there is no memory for both")],
     ),
@@ -456,7 +464,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [],
     ),
     (
-        "new settings: one that failed is tried again later",
+        "new settings: a failed replica is retried later",
         rolling(replica(R.FAILED, id="r2", engine=ENGINE, error_code="x", reason="no luck", retry_at=ago(-5))),
         [],
     ),
@@ -471,7 +479,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [CreateReplica(1, attempts=1, beside=True)],
     ),
     (
-        "settings on trial, and other ones failed",
+        "settings on trial, and other settings failed",
         rolling(replica(R.FAILED, id="r2", engine=EngineSettings(slots=3), error_code="x", reason="no luck"), on_trial=True),
         [CreateReplica(1, attempts=1, beside=True)],
     ),
@@ -493,61 +501,61 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [PutBackSettings(1, ENGINE, "no luck")],
     ),
     (
-        "settings on trial with which a replica is ready",
+        "settings on trial: a replica is ready with them",
         rolling(replica(R.READY, id="r2", engine=ENGINE), on_trial=True),
         [KeepSettings(1, ENGINE), DrainReplica("r1", R.READY, "n1", "its settings have changed")],
     ),
     (
-        "ready: what is on accelerators counts too",
+        "ready: device memory counts too",
         serving(workers={"r1": worker(memory_bytes=GIB, device_memory_bytes=GIB)}),
         [MeasureReplica("r1", R.READY, 2 * GIB)],
     ),
     (
-        "ready: takes more memory than was known",
+        "ready: uses more memory than was reserved",
         serving(workers={"r1": worker(memory_bytes=2 * GIB)}),
         [MeasureReplica("r1", R.READY, 2 * GIB)],
     ),
     (
-        "the node is lost: its replicas too, and nobody is refused",
+        "the node is lost: its replicas too, and requests wait",
         serving(nodes={"n1": node(state=NodeState.LOST, reporting=False)}, demand=WAITS),
         [StopReplica("r1", R.READY, "node n1 was lost")],
     ),
     ("drained: stopped", draining(), [StopReplica("r1", R.DRAINING, "why")]),
     ("drained: the process ended", draining(processes=(process(0),)), [StopReplica("r1", R.DRAINING, "why")]),
     (
-        "draining: for too long",
+        "draining for too long",
         draining(replicas=(replica(R.DRAINING, state_changed_at=ago(61)),), processes=(process(),)),
         [EndProcess("r1", "n1")],
     ),
-    ("the next attempt comes when its time has come", failed(retry_at=ago(0)), [CreateReplica(1, 4)]),
+    ("the next attempt starts at its time", failed(retry_at=ago(0)), [CreateReplica(1, 4)]),
     (
-        "a node that was restarted owes nothing to the failures before",
+        "failures before a restart of the node do not count",
         restarted(failed(retry_at=ago(-50))),
         [CreateReplica(1, 1)],
     ),
     (
-        "not even to a permanent one",
+        "permanent failures before a restart of the node do not count",
         restarted(failed("insufficient_memory", state_changed_at=ago(5))),
         [CreateReplica(1, 1)],
     ),
     (
-        "a permanent failure answers for a while",
+        "a permanent failure refuses requests for a while",
         failed("invalid_model_file", state_changed_at=ago(5)),
         [RefuseWaiting(VERSION, "invalid_model_file", LOAD_FAILED + "no luck")],
     ),
     (
-        "a permanent failure with settings that have changed since is tried anew",
+        "a permanent failure is retried with new settings",
         failed("model_refused", state_changed_at=ago(5), engine=OTHER),
         [CreateReplica(1, 1)],
     ),
     (
-        "too little memory is not tried over and over",
+        "too little memory is not retried again and again",
         failed("insufficient_memory", state_changed_at=ago(5)),
         [RefuseWaiting(VERSION, "insufficient_memory", LOAD_FAILED + "no luck")],
     ),
-    ("a permanent failure is tried again when asked later", failed("invalid_model_file"), [CreateReplica(1, 4)]),
+    ("a permanent failure is retried on a later request", failed("invalid_model_file"), [CreateReplica(1, 4)]),
     (
-        "nobody waits after a failure",
+        "a failure, and no request waits",
         cluster(
             deployments=(deployment(),),
             replicas=(replica(R.FAILED, error_code="x", retry_at=ago(9)),),
@@ -567,7 +575,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         ],
     ),
     (
-        "its file is nowhere",
+        "no node has its file",
         cluster(demand=WAITS, nodes={"n1": node(blobs=frozenset())}),
         [RefuseWaiting(VERSION, "model_load_failed", LOAD_FAILED + "its file is on no node")],
     ),
@@ -578,7 +586,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [RefuseWaiting(VERSION, "unavailable", LOAD_FAILED + "no node has joined")],
     ),
     (
-        "requests for nobody knows what",
+        "requests for an unknown version",
         cluster(demand=with_demand(demand(waiting=1, digest="f" * 64))),
         [RefuseWaiting("f" * 64, "model_not_found", "model 'ffffffffffff' not found")],
     ),
@@ -588,10 +596,14 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         serving(versions={VERSION: version(name="")}),
         [UnwantDeployment(1, VERSION, "the model was deleted", unused=False)],
     ),
-    ("no tag is left and nothing runs: forgotten", cluster(versions={VERSION: version(name="")}), [ForgetVersion(VERSION)]),
-    ("a process of nobody", cluster(processes=(process(),)), [EndProcess("r1", "n1")]),
-    ("a process of nobody, being stopped", cluster(processes=(process(),), jobs=(job(JobKind.STOP, JobState.SENT),)), []),
-    ("a process of nobody, ended", cluster(processes=(process(0),)), []),
+    ("no tag is left and nothing runs: deleted", cluster(versions={VERSION: version(name="")}), [ForgetVersion(VERSION)]),
+    ("a process of an unknown replica", cluster(processes=(process(),)), [EndProcess("r1", "n1")]),
+    (
+        "a process of an unknown replica, being stopped",
+        cluster(processes=(process(),), jobs=(job(JobKind.STOP, JobState.SENT),)),
+        [],
+    ),
+    ("a process of an unknown replica, ended", cluster(processes=(process(0),)), []),
     ("a process on the wrong node", serving(processes=(process(), process(node="n2"))), [EndProcess("r1", "n2")]),
     (
         "a node that does not report",
@@ -599,17 +611,17 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [LoseNode("n1")],
     ),
     (
-        "a node that we did not watch",
+        "a node that was not watched",
         cluster(nodes={"n1": node(reporting=False, last_seen_at=ago(99))}, watching_since=ago(9)),
         [],
     ),
     (
-        "a job that no broker has seen",
+        "a job that was not sent",
         starting(jobs=(job(JobKind.START, JobState.QUEUED, sends=0, sent_at=None),)),
         [SendJob("j1")],
     ),
-    ("a job that nobody works on", starting(jobs=(job(JobKind.START, JobState.SENT, sent_at=ago(16)),)), [SendJob("j1")]),
-    ("a job sent twice has more patience", starting(jobs=(job(JobKind.START, JobState.SENT, sends=2, sent_at=ago(16)),)), []),
+    ("a job that no agent works on", starting(jobs=(job(JobKind.START, JobState.SENT, sent_at=ago(16)),)), [SendJob("j1")]),
+    ("a job sent twice gets more time", starting(jobs=(job(JobKind.START, JobState.SENT, sends=2, sent_at=ago(16)),)), []),
     (
         "a job that is being worked on",
         starting(jobs=(job(JobKind.START, JobState.SENT, sent_at=ago(99)),), nodes={"n1": node(jobs=frozenset({"j1"}))}),
@@ -639,7 +651,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         [],
     ),
     (
-        "a deletion of what still drains",
+        "a deletion of a model that still drains",
         draining(
             versions={VERSION: version(name="")},
             processes=(process(),),
@@ -656,11 +668,11 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
 
 
 @pytest.mark.parametrize(("seen", "decided"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
-def test_decisions(seen: ClusterState, decided: list[Decision]) -> None:
+def test_each_state_gives_these_decisions(seen: ClusterState, decided: list[Decision]) -> None:
     assert list(reconcile(seen)) == decided
 
 
-def test_the_least_recently_used_idle_model_makes_room() -> None:
+def test_the_least_recently_used_idle_model_is_unloaded() -> None:
     other = "c" * 64
     seen = serving(
         versions={VERSION: version(), other: version(digest=other, name="other:latest", memory_bytes=7 * GIB)},
@@ -675,7 +687,7 @@ def test_the_least_recently_used_idle_model_makes_room() -> None:
     assert "an idle model on n1 makes room" in explain.reason
 
 
-def test_a_retry_time_of_the_future_is_kept() -> None:
+def test_a_retry_waits_for_its_time() -> None:
     assert reconcile(failed(retry_at=NOW.replace(hour=13))) == ()
 
 
@@ -683,7 +695,7 @@ TWO_NODES = {"n1": node(), "n2": node("n2", blobs=frozenset())}
 FETCHABLE = {VERSION: version(source="pypi:m")}
 
 
-def test_replicas_that_are_placed_in_one_turn_go_to_different_nodes() -> None:
+def test_replicas_placed_in_one_turn_go_to_different_nodes() -> None:
     two = pending(
         versions=FETCHABLE,
         nodes=TWO_NODES,
@@ -699,8 +711,8 @@ def test_replicas_that_are_placed_in_one_turn_go_to_different_nodes() -> None:
 
 
 @pytest.mark.parametrize("state", [R.FETCHING, R.STARTING, R.READY])
-def test_a_replica_that_has_a_node_sends_the_next_one_elsewhere(state: R) -> None:
-    """From its assignment on, and not only once it serves."""
+def test_an_assigned_replica_sends_the_next_one_to_another_node(state: R) -> None:
+    """Already from its assignment, before it serves."""
     second = pending(
         versions=FETCHABLE,
         nodes={"n1": node(), "n2": node("n2")},
@@ -712,7 +724,7 @@ def test_a_replica_that_has_a_node_sends_the_next_one_elsewhere(state: R) -> Non
     ] == ["n2"]
 
 
-def test_a_model_whose_source_is_a_path_stays_where_its_file_is() -> None:
+def test_a_model_from_a_path_stays_on_the_node_with_the_file() -> None:
     second = pending(
         nodes=TWO_NODES,
         deployments=(deployment(replicas_wanted=2),),
@@ -723,7 +735,7 @@ def test_a_model_whose_source_is_a_path_stays_where_its_file_is() -> None:
     ] == ["n1"]
 
 
-def test_a_node_that_failed_to_fetch_is_not_tried_again_if_another_one_has_room() -> None:
+def test_a_node_that_failed_to_fetch_is_avoided_if_another_has_room() -> None:
     failed = replica(R.FAILED, id="r0", node="n2", error_code="model_load_failed", retry_at=ago(1))
     again = pending(
         versions=FETCHABLE,
@@ -736,7 +748,7 @@ def test_a_node_that_failed_to_fetch_is_not_tried_again_if_another_one_has_room(
     ] == ["n1"]
 
 
-def test_a_replica_with_new_settings_starts_beside_the_old_one_that_holds_the_file() -> None:
+def test_a_replica_with_new_settings_starts_next_to_the_old_one() -> None:
     old = replica(R.READY, id="r1", engine=EngineSettings(slots=7))
     renewed = pending(versions=FETCHABLE, nodes=TWO_NODES, replicas=(old, replica(R.PENDING, id="r2")))
     assert [decision.node for decision in reconcile(renewed) if isinstance(decision, StartReplica)] == ["n1"]

@@ -1,4 +1,4 @@
-"""What requests hear that cannot be served, and that what comes soon is waited for."""
+"""The reasons that requests fail with if they cannot be served, and when they wait instead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.registry.steps import ask, failure, pull, serving
 LOST = node("b", state=NodeState.LOST, reporting=False, last_seen_at=ago(60))
 EMPTY = node("a", blobs=frozenset())
 OTHER = "c" * 64
-#: Another version's model, which stays loaded and leaves half a GiB.
+#: Another version's model that stays loaded and leaves half a GiB.
 PINNED = {
     "versions": {VERSION: version(), OTHER: version(digest=OTHER, name="other:latest")},
     "deployments": (deployment(id=2, version=OTHER, origin=Origin.PINNED),),
@@ -71,17 +71,17 @@ FULL = {"n1": node(memory_available=GIB // 2)}
         "accelerators",
     ],
 )
-def test_reasons(seen: ClusterState, reason: str | None) -> None:
+def test_unservable_requests_get_a_reason(seen: ClusterState, reason: str | None) -> None:
     assert unservable(seen, VERSION) == reason
 
 
-async def test_requests_for_a_model_on_a_lost_node_hear_so_until_it_is_back(
+async def test_requests_for_a_model_on_a_lost_node_fail_until_it_is_back(
     registry: Registry, node: ScriptedNode, queue: Queue, replies: ReplyReader, redis: Redis
 ) -> None:
     await pull(registry, "/models/m.gguf", "m")
     async with ScriptedNode("n2", redis):
         digest = await registry.digest("m")
-        # One waits when the node is lost, another one comes later.
+        # One request waits when the node is lost, another arrives later.
         node.on_start = "loading"
         await ask(queue, digest)
         await eventually(lambda: registry.replicas("starting"))

@@ -19,19 +19,19 @@ FIM = {f"tokenizer.ggml.fim_{place}_token_id": 1 for place in ("pre", "suf", "mi
         ("<|channel|>{{ tools }}", ("tools", "thinking")),
     ],
 )
-def test_what_a_template_tells(template: str, able: tuple[str, ...]) -> None:
+def test_abilities_of_a_template(template: str, able: tuple[str, ...]) -> None:
     assert abilities(template, {}) == able
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
-def test_a_worker_reads_the_same_from_it(family: str) -> None:
+def test_the_registry_and_the_worker_agree(family: str) -> None:
     source = TEMPLATES[family]
     format = template_of(source).format
     assert ("thinking" in abilities(source, {})) == (format.reasoning is not None)
     assert "tools" in abilities(source, {})
 
 
-def test_a_vocabulary_with_infill_tokens_can_insert() -> None:
+def test_infill_tokens_allow_insert() -> None:
     assert abilities("", FIM) == ("insert",)
     assert abilities("", {f"tokenizer.ggml.{place}_token_id": 1 for place in ("prefix", "suffix", "middle")}) == ("insert",)
     assert abilities("", dict(list(FIM.items())[:2])) == ()

@@ -1,4 +1,4 @@
-"""Which of PostgreSQL's errors are outages."""
+"""Which PostgreSQL errors count as outages."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ async def database(migrated_url: str) -> AsyncIterator[Database]:
         "select 'x'::int",
     ],
 )
-async def test_what_a_statement_asks_in_vain_is_no_outage(database: Database, statement: str) -> None:
+async def test_an_error_in_a_statement_is_not_an_outage(database: Database, statement: str) -> None:
     with pytest.raises(DBAPIError):
         async with database.transaction() as session:
             await session.execute(text(statement))
 
 
-async def test_a_program_limit_is_no_outage(database: Database) -> None:
-    """The driver calls it an OperationalError, as it calls a lost connection."""
+async def test_exceeding_a_program_limit_is_not_an_outage(database: Database) -> None:
+    """The driver raises OperationalError, as for a lost connection."""
     with pytest.raises(DBAPIError):
         async with database.transaction() as session:
             await session.execute(text(f"select {'+'.join(['1'] * 2)}, row({', '.join(['1'] * 1700)})"))
 
 
-async def test_a_statement_that_takes_too_long_is_an_outage(database: Database) -> None:
+async def test_a_statement_timeout_is_an_outage(database: Database) -> None:
     with pytest.raises(Unavailable, match=r"PostgreSQL cannot do this now \(QueryCanceled\)"):
         async with database.transaction() as session:
             await session.execute(text("select set_config('statement_timeout', '10', true); select pg_sleep(5)"))
 
 
-async def test_a_session_that_was_ended_is_an_outage(database: Database) -> None:
+async def test_a_terminated_session_is_an_outage(database: Database) -> None:
     with pytest.raises(Unavailable):
         async with database.transaction() as session:
             await session.execute(text("select pg_terminate_backend(pg_backend_pid())"))
@@ -63,7 +63,7 @@ async def test_a_session_that_was_ended_is_an_outage(database: Database) -> None
         ("53300", "PostgreSQL has no connection left"),
     ],
 )
-async def test_what_postgresql_is_short_of_is_said(database: Database, state: str, sentence: str) -> None:
+async def test_a_shortage_is_named_in_the_error(database: Database, state: str, sentence: str) -> None:
     with pytest.raises(Unavailable, match=f"^{sentence}$"):
         async with database.transaction() as session:
             await session.execute(text(f"do $$ begin raise 'short' using errcode = '{state}'; end $$"))

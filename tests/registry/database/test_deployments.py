@@ -1,4 +1,4 @@
-"""Settings that admins give to models, from the API to the Start job and to the replicas that run with others."""
+"""Deployments: from the API to the Start job, and the replacement of replicas with other settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def listed(registry: Registry) -> list[dict[str, Any]]:
     return rows
 
 
-async def test_a_deployed_model_is_loaded_with_its_settings_and_stays(
+async def test_a_deployed_model_is_loaded_with_its_settings_and_stays_loaded(
     registry: Registry, node: ScriptedNode, queue: Queue, settings: Settings, tiny: str
 ) -> None:
     described = await put(registry, "tiny", engine={"slots": 3, "kv_type_k": "q8_0", "lora": [[ADAPTER, 0.5]]})
@@ -73,7 +73,7 @@ async def test_replicas_with_other_settings_are_replaced(registry: Registry, nod
     assert (await one(registry, "stopped"))["reason"] == "its settings have changed"
 
 
-async def test_a_platform_that_starts_again_with_other_settings_replaces_its_replicas(
+async def test_new_platform_settings_replace_replicas_after_a_restart(
     redis: Redis, settings: Settings, node: ScriptedNode, queue: Queue
 ) -> None:
     async with running_registry(settings) as registry:
@@ -87,7 +87,7 @@ async def test_a_platform_that_starts_again_with_other_settings_replaces_its_rep
     assert [start.engine.context_tokens for start in node.jobs(Start)] == [16, 64]
 
 
-async def test_settings_of_a_model_that_is_loaded_on_demand(
+async def test_settings_apply_to_a_model_loaded_on_demand(
     registry: Registry, node: ScriptedNode, queue: Queue, tiny: str
 ) -> None:
     await put(registry, "tiny", engine={"slots": 5}, replicas=0)
@@ -99,7 +99,7 @@ async def test_settings_of_a_model_that_is_loaded_on_demand(
     await one(registry, "stopped")
 
 
-async def test_a_deployment_that_is_reset_goes_when_it_is_idle(
+async def test_a_reset_deployment_is_removed_when_it_is_idle(
     registry: Registry, node: ScriptedNode, queue: Queue, tiny: str
 ) -> None:
     await put(registry, "tiny", engine={"slots": 5}, replicas=2)
@@ -139,13 +139,13 @@ async def test_a_deployment_that_is_reset_goes_when_it_is_idle(
         ({"slots": 3}, "slots: Extra inputs are not permitted"),
     ],
 )
-async def test_what_is_wrong_is_refused_by_name(registry: Registry, body: dict[str, Any], message: str) -> None:
+async def test_invalid_settings_are_refused_by_name(registry: Registry, body: dict[str, Any], message: str) -> None:
     answer = await registry.http.put("/registry/v1/deployments/tiny", json=body)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
     assert answer.json()["error"].startswith(message)
 
 
-async def test_a_deployment_says_why_it_does_not_serve(registry: Registry, node: ScriptedNode, tiny: str) -> None:
+async def test_a_deployment_shows_why_it_does_not_serve(registry: Registry, node: ScriptedNode, tiny: str) -> None:
     node.on_start = "exit"
     assert (await put(registry, "tiny", replicas=1))["reason"] == ""
 
@@ -161,7 +161,7 @@ async def test_a_deployment_says_why_it_does_not_serve(registry: Registry, node:
     assert [row["reason"] for row in await listed(registry)] == [""]
 
 
-async def test_no_context_beyond_the_trained_one(registry: Registry, node: ScriptedNode, tiny: str) -> None:
+async def test_a_context_beyond_the_trained_one_is_refused(registry: Registry, node: ScriptedNode, tiny: str) -> None:
     for engine, status in (
         ({"context_tokens": 2049}, 400),
         ({"context_tokens": 99_999_999}, 400),
@@ -176,14 +176,12 @@ async def test_no_context_beyond_the_trained_one(registry: Registry, node: Scrip
             assert answer.json()["error"] == message
 
 
-async def test_a_model_that_is_not_there(registry: Registry) -> None:
+async def test_an_unknown_model_is_refused(registry: Registry) -> None:
     answer = await registry.http.put("/registry/v1/deployments/hf.co/org/repo:q4", json={})
     assert (answer.status_code, answer.json()["code"]) == (404, "model_not_found")
 
 
-async def test_a_name_that_moves_to_another_version_takes_its_settings_along(
-    registry: Registry, node: ScriptedNode, tiny: str
-) -> None:
+async def test_a_moved_name_keeps_its_settings(registry: Registry, node: ScriptedNode, tiny: str) -> None:
     await put(registry, "tiny", engine={"slots": 4})
     await one(registry, "ready")
     await pull(registry, "pypi:tiny-two", "tiny")
@@ -197,10 +195,10 @@ async def test_a_name_that_moves_to_another_version_takes_its_settings_along(
     assert node.jobs(Start)[-1].model == pulled_model("tiny", "pypi:tiny-two").layers[0].digest
 
 
-async def test_more_memory_than_any_node_has_is_said(
+async def test_settings_that_need_too_much_memory_fail_the_request(
     registry: Registry, node: ScriptedNode, queue: Queue, replies: Any, tiny: str
 ) -> None:
-    # 128 bytes a token: one layer, eight elements of keys and of values, four bytes each.
+    # The KV cache of a billion tokens takes more memory than the node has.
     await put(registry, "tiny", engine={"slots": 256, "kv_tokens": 1_000_000_000, "kv_type_k": "f32"}, replicas=0)
     await ask(queue, tiny)
     failed = await failure(replies)
@@ -209,7 +207,7 @@ async def test_more_memory_than_any_node_has_is_said(
     assert node.jobs(Start) == []
 
 
-async def test_a_replica_shows_how_far_it_has_loaded_and_what_it_took_of_the_accelerator(
+async def test_a_replica_shows_its_load_progress_and_its_device_memory(
     registry: Registry, node: ScriptedNode, redis: Redis, tiny: str
 ) -> None:
     node.on_start = "loading"
@@ -235,14 +233,14 @@ async def test_a_replica_shows_how_far_it_has_loaded_and_what_it_took_of_the_acc
 
 
 @pytest.mark.parametrize(("broken", "reason"), [("exit", "exited with code 3"), ("refuse", ""), ("broken", "")])
-async def test_settings_that_fail_are_put_back(
+async def test_settings_that_fail_are_reverted(
     registry: Registry, node: ScriptedNode, tiny: str, broken: str, reason: str
 ) -> None:
     await put(registry, "tiny", engine={"slots": 2})
     first = await one(registry, "ready")
     node.on_start = broken
     assert (await put(registry, "tiny", engine={"slots": 3}, replicas=2))["on_trial"]
-    row = await _put_back(registry)
+    row = await _reverted(registry)
     assert (row["overrides"], row["replicas"], row["ready"], row["updated"]) == ({"slots": 2}, 1, 1, 1)
     assert reason in row["reason"]
     assert [row["id"] for row in await registry.replicas("ready")] == [first["id"]]
@@ -258,18 +256,16 @@ async def test_settings_that_fail_are_put_back(
     await eventually(kept, what="the same settings are tried again, and kept")
 
 
-async def test_settings_that_need_more_memory_than_any_node_has_are_put_back(
-    registry: Registry, node: ScriptedNode, tiny: str
-) -> None:
+async def test_settings_that_need_too_much_memory_are_reverted(registry: Registry, node: ScriptedNode, tiny: str) -> None:
     await put(registry, "tiny", engine={"slots": 2})
     first = await one(registry, "ready")
     await put(registry, "tiny", engine={"slots": 256, "kv_tokens": 1_000_000_000, "kv_type_k": "f32"})
-    row = await _put_back(registry)
+    row = await _reverted(registry)
     assert (row["overrides"], row["reason"].split(" of memory")[0].split(" needs ")[0]) == ({"slots": 2}, "it")
     assert [row["id"] for row in await registry.replicas("ready")] == [first["id"]]
 
 
-async def test_without_memory_for_both_the_old_replica_goes_first_and_its_settings_come_back(
+async def test_without_memory_for_both_the_old_replica_stops_first_and_its_settings_return(
     registry: Registry, node: ScriptedNode, tiny: str
 ) -> None:
     await put(registry, "tiny", engine={"slots": 2})
@@ -283,7 +279,7 @@ async def test_without_memory_for_both_the_old_replica_goes_first_and_its_settin
 
     await eventually(narrow)
     await put(registry, "tiny", engine={"slots": 3})
-    row = await _put_back(registry, timeout_s=40)
+    row = await _reverted(registry, timeout_s=40)
     assert row["overrides"] == {"slots": 2}
     assert [stop.replica for stop in node.jobs(Stop)] == [first["id"]]
     node.on_start = "ready"
@@ -291,7 +287,7 @@ async def test_without_memory_for_both_the_old_replica_goes_first_and_its_settin
     assert [start.engine.slots for start in node.jobs(Start)][-1] == 2
 
 
-async def _put_back(registry: Registry, *, timeout_s: float = 10) -> dict[str, Any]:
+async def _reverted(registry: Registry, *, timeout_s: float = 10) -> dict[str, Any]:
     async def found() -> dict[str, Any] | None:
         (row,) = await listed(registry)
         return row if "the previous settings were put back" in row["reason"] else None

@@ -18,12 +18,12 @@ def tables(connection: Connection) -> set[str]:
 
 
 def constraints(connection: Connection) -> set[tuple[str, str]]:
-    """CHECKs, which Alembic does not compare."""
+    """CHECK constraints, which Alembic does not compare."""
     inspector = inspect(connection)
     return {(table, str(check["name"])) for table in tables(connection) for check in inspector.get_check_constraints(table)}
 
 
-def test_up_from_nothing_down_by_one_and_up_again(postgres_url: str) -> None:
+def test_upgrade_downgrade_and_upgrade_again(postgres_url: str) -> None:
     url = create_database(postgres_url, "migration_tests")
     config = alembic_config(url)
     engine = create_engine(url)
@@ -48,7 +48,7 @@ def test_up_from_nothing_down_by_one_and_up_again(postgres_url: str) -> None:
     engine.dispose()
 
 
-def test_the_models_match_the_schema(migrated_url: str) -> None:
+def test_the_tables_match_the_migrated_schema(migrated_url: str) -> None:
     command.check(alembic_config(migrated_url))
     engine = create_engine(migrated_url)
     with engine.connect() as connection:
@@ -63,11 +63,11 @@ def test_the_models_match_the_schema(migrated_url: str) -> None:
     engine.dispose()
 
 
-def test_this_release_expects_the_newest_revision() -> None:
+def test_this_release_expects_the_latest_revision() -> None:
     assert ScriptDirectory.from_config(alembic_config("")).get_current_head() == SCHEMA_REVISION
 
 
-async def test_a_database_without_migrations_has_no_revision(postgres_url: str, migrated_url: str) -> None:
+async def test_an_empty_database_has_no_revision(postgres_url: str, migrated_url: str) -> None:
     empty, migrated = Database(postgres_url), Database(migrated_url)
     assert await empty.schema_revision() is None
     assert await migrated.schema_revision() == SCHEMA_REVISION
@@ -75,7 +75,7 @@ async def test_a_database_without_migrations_has_no_revision(postgres_url: str, 
     await migrated.close()
 
 
-def test_two_deployers_take_turns(postgres_url: str) -> None:
+def test_two_concurrent_upgrades_both_succeed(postgres_url: str) -> None:
     url = create_database(postgres_url, "two_deployers")
     environment = {**os.environ, "CORRAL_DATABASE_URL": url}
     upgrade = [sys.executable, "-m", "alembic", "upgrade", "head"]
@@ -83,7 +83,7 @@ def test_two_deployers_take_turns(postgres_url: str) -> None:
     assert [deployer.wait(timeout=60) for deployer in deployers] == [0, 0]
 
 
-def test_they_refuse_with_one_sentence() -> None:
+def test_migrations_refuse_with_one_sentence() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
     for settings, sentence in (
         ({}, "migrations: CORRAL_DATABASE_URL: Field required"),

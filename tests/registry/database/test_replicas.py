@@ -1,4 +1,4 @@
-"""The state machine: the graph as drawn, and the writer under the row's lock."""
+"""The replica's state machine: its transitions, and the writes under the row's lock."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.registry.control.cluster_states import NOW, ago
 
 S = ReplicaState
 
-#: The drawing in ReplicaState's docstring, written out.
+#: The transitions of the diagram in ReplicaState's docstring.
 DRAWN = {
     (S.PENDING, S.FETCHING),
     (S.PENDING, S.STARTING),
@@ -51,14 +51,14 @@ DRAWN = {
 }
 
 
-def test_the_machine_is_the_one_that_is_drawn() -> None:
+def test_the_transitions_are_those_of_the_diagram() -> None:
     allowed = {(state, to) for state, nexts in replicas.NEXT.items() for to in nexts}
     assert allowed == DRAWN
     assert {state for state, nexts in replicas.NEXT.items() if not nexts} == {state for state in S if state.is_over}
 
 
 @given(st.lists(st.sampled_from(list(S))))
-def test_no_sequence_of_wishes_leaves_the_graph(wishes: list[ReplicaState]) -> None:
+def test_any_sequence_of_states_follows_the_diagram(wishes: list[ReplicaState]) -> None:
     state, path = S.PENDING, [S.PENDING]
     for wish in wishes:
         try:
@@ -125,7 +125,7 @@ async def row(database: Database, replica: str) -> Replica:
         return await session.get_one(Replica, replica)
 
 
-async def test_a_whole_life(database: Database, deployment: int) -> None:
+async def test_a_replica_from_start_to_stop(database: Database, deployment: int) -> None:
     replica = await a_replica(database, deployment)
     for decision in (
         ExplainReplica(replica, S.PENDING, "no room", "memory"),
@@ -144,7 +144,7 @@ async def test_a_whole_life(database: Database, deployment: int) -> None:
     assert over.ready_at < over.state_changed_at
 
 
-async def test_a_decision_on_a_stale_read_changes_nothing(database: Database, deployment: int) -> None:
+async def test_a_decision_from_a_stale_read_changes_nothing(database: Database, deployment: int) -> None:
     replica = await a_replica(database, deployment)
     assert await apply(database, StartReplica(replica, S.PENDING, "v", "n1", "b", 10, ENGINE))
     before = await row(database, replica)
@@ -155,7 +155,7 @@ async def test_a_decision_on_a_stale_read_changes_nothing(database: Database, de
     assert not await apply(database, StopReplica("gone", S.PENDING, ""))
 
 
-async def test_of_two_decisions_at_once_one_wins(database: Database, deployment: int) -> None:
+async def test_one_of_two_concurrent_decisions_wins(database: Database, deployment: int) -> None:
     replica = await a_replica(database, deployment)
     assert await apply(database, StartReplica(replica, S.PENDING, "v", "n1", "b", 10, ENGINE))
     outcomes = await asyncio.gather(
@@ -166,7 +166,7 @@ async def test_of_two_decisions_at_once_one_wins(database: Database, deployment:
     assert sorted(outcomes) == [False, False, True]
 
 
-async def test_what_the_machine_does_not_know_is_refused(database: Database, deployment: int) -> None:
+async def test_an_illegal_transition_is_refused(database: Database, deployment: int) -> None:
     replica = await a_replica(database, deployment)
     with pytest.raises(replicas.IllegalTransition):
         await apply(database, ReadyReplica(replica, S.PENDING, 1, 0, 1, 1))
@@ -181,7 +181,7 @@ async def test_a_deployment_gets_no_more_replicas_than_it_wants(database: Databa
     assert sorted(await asyncio.gather(create(), create(), create())) == [False, False, True]
 
 
-async def test_failures_back_off(database: Database, deployment: int) -> None:
+async def test_failures_delay_the_next_attempt(database: Database, deployment: int) -> None:
     replica = await a_replica(database, deployment, attempts=3)
     assert await apply(database, FailReplica(replica, S.PENDING, "model_load_failed", "broken"))
     over = await row(database, replica)
@@ -189,14 +189,14 @@ async def test_failures_back_off(database: Database, deployment: int) -> None:
     assert (over.retry_at - over.state_changed_at).total_seconds() == 4
 
 
-async def test_a_permanent_failure_has_no_retry(database: Database, deployment: int) -> None:
+async def test_a_permanent_failure_is_not_retried(database: Database, deployment: int) -> None:
     replica = await a_replica(database, deployment)
     assert await apply(database, FailReplica(replica, S.PENDING, "invalid_model_file", "broken"))
     assert (await row(database, replica)).retry_at is None
 
 
 @pytest.mark.parametrize(("ready_s", "attempts"), [(59, 5), (61, 1)], ids=["not proven", "proven"])
-async def test_a_minute_of_service_clears_the_record(
+async def test_a_minute_of_service_resets_the_attempts(
     database: Database, deployment: int, ready_s: float, attempts: int
 ) -> None:
     replica = await a_replica(database, deployment, attempts=5)
@@ -209,7 +209,7 @@ async def test_a_minute_of_service_clears_the_record(
     assert (await row(database, replica)).attempts == attempts
 
 
-async def test_an_answer_clears_the_record(database: Database, deployment: int) -> None:
+async def test_an_answer_resets_the_attempts(database: Database, deployment: int) -> None:
     replica = await a_replica(database, deployment, attempts=5)
     assert await apply(database, StartReplica(replica, S.PENDING, "v", "n1", "b", 10, ENGINE))
     assert await apply(database, ReadyReplica(replica, S.STARTING, 20, 5, 8, 4096))
@@ -221,11 +221,11 @@ async def test_an_answer_clears_the_record(database: Database, deployment: int) 
 
 
 @pytest.mark.parametrize(("attempts", "delay_s"), [(1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (1000, 60)], ids=str)
-def test_the_delay_doubles_up_to_a_minute(attempts: int, delay_s: float) -> None:
+def test_the_delay_doubles_up_to_its_maximum(attempts: int, delay_s: float) -> None:
     assert retry_delay_s(attempts, "worker_lost") == delay_s
 
 
-async def test_the_database_keeps_a_running_replica_on_a_node(database: Database, deployment: int) -> None:
+async def test_the_database_requires_a_node_for_a_running_replica(database: Database, deployment: int) -> None:
     replica = await a_replica(database, deployment)
     with pytest.raises(IntegrityError, match="ck_replicas_node_unless_pending"):
         async with database.transaction() as session:

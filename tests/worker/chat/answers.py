@@ -1,4 +1,4 @@
-"""Reads transcripts through parsers, in pieces, and puts together what was released."""
+"""Feeds transcripts to parsers in pieces and collects what they release."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MakeParser = Callable[[], Parser]
 
 @dataclass
 class Answer:
-    """`calls` holds name and arguments of each."""
+    """`calls` holds the name and the arguments of each call."""
 
     content: str = ""
     reasoning: str = ""
@@ -61,14 +61,14 @@ def read(make_parser: MakeParser, pieces: Iterable[str]) -> Answer:
 
 
 def cuts(text: str) -> Iterator[list[str]]:
-    """The text in one piece, character by character, and in two pieces, cut at every place."""
+    """Yields the text whole, character by character, and split in two at every position."""
     yield list(text)
     for at in range(len(text)):
         yield [text[:at], text[at:]]
 
 
 def read_in_all_cuts(make_parser: MakeParser, text: str) -> Answer:
-    """The answer, which is the same for every cut."""
+    """The answer; asserts that it is the same for every cut."""
     whole = read(make_parser, [text])
     for pieces in cuts(text):
         assert read(make_parser, pieces) == whole, pieces

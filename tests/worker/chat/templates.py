@@ -1,4 +1,4 @@
-"""Small chat templates, each in the manner of a family: what matters about the real ones, in a few lines."""
+"""Small chat templates, one per family, with the features of the real ones that matter here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-#: Tools in the system message, calls as objects in tags, reasoning kept behind the last question, and closed where it is not wanted.
+#: Tools in the system message, calls as JSON in tags, reasoning in <think> tags, and an empty reasoning block if thinking is off.
 HERMES = """\
 {%- if tools %}<|im_start|>system
 {{ messages[0].content if messages[0].role == 'system' }}<tools>
@@ -51,7 +51,7 @@ QWEN_CODER = HERMES.replace(
     "<parameter={{ key }}>\n{{ value }}\n</parameter>{% endfor %}</function>",
 )
 
-#: The tools before the first question, calls under their own name for arguments, only one at a time.
+#: Tools before the first question, arguments named `parameters`, at most one call per message.
 LLAMA3 = """\
 {{- bos_token }}
 {%- for m in messages %}
@@ -64,7 +64,7 @@ LLAMA3 = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
 
-#: Roles that alternate, ids of nine characters, no system message.
+#: Alternating roles, ids of nine characters, no system message.
 MISTRAL = """\
 {{- bos_token }}
 {%- for m in messages %}
@@ -91,7 +91,8 @@ MISTRAL_ARGS = """\
 {%- endif %}
 {%- endfor %}"""
 
-#: Arguments are joined to texts, so they have to be one; reasoning is opened by the prompt and dropped from former turns.
+#: Arguments must be a string, because the template concatenates them. The prompt opens the reasoning, and earlier turns lose
+#: theirs.
 DEEPSEEK_V31 = """\
 {%- for m in messages %}
 {%- if m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% if tools %}{{ tools | tojson }}{% endif %}
@@ -105,7 +106,7 @@ DEEPSEEK_V31 = """\
 {%- endfor %}
 {%- if add_generation_prompt %}<｜Assistant｜>{{ '<think>' if thinking else '</think>' }}{% endif %}"""
 
-#: Where a message with calls has to have no content at all, and its arguments stand in a fence.
+#: A message with calls must have no content, and its arguments are in a code fence.
 DEEPSEEK_V3 = """\
 {%- for m in messages %}
 {%- if m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% if tools %}{{ tools | tojson }}{% endif %}
@@ -134,7 +135,7 @@ HARMONY = """\
 {%- endfor %}
 {%- if add_generation_prompt %}<|start|>assistant{% endif %}"""
 
-#: Results belong to the message that made the calls.
+#: Tool results belong to the message with the calls.
 GEMMA4 = """\
 {%- macro value(v) %}{{ '<|"|>' ~ v ~ '<|"|>' if v is string else v }}{% endmacro %}
 {{- bos_token }}
@@ -159,7 +160,7 @@ FUNCTION_GEMMA = """\
 {%- for k, v in call.function.arguments | items %}{{ k }}:<escape>{{ v }}<escape>{% endfor %}}<end_function_call>{% endfor %}<end_of_turn>
 {% endfor %}"""
 
-#: By the name of the family.
+#: By family name.
 TEMPLATES = {
     "hermes": HERMES,
     "qwen-coder": QWEN_CODER,
@@ -176,5 +177,5 @@ TEMPLATES = {
 
 
 def template_of(source: str, *, bos_text: str = "", eos_text: str = "", control_texts: tuple[str, ...] = ()) -> ChatTemplate:
-    """Rendered in this process."""
+    """Renders in this process."""
     return ChatTemplate(source, Renderer(TemplateSetup(source, bos_text, eos_text, control_texts)))

@@ -1,4 +1,4 @@
-"""Forced calls, strict arguments and structured answers: what the grammar lets through is read by the family's own parser."""
+"""Forced calls, strict arguments and structured answers: the family's parser reads everything that the grammar allows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.worker.chat.answers import Answer
 from tests.worker.chat.templates import CHATML, HERMES, TEMPLATES, template_of
 from tests.worker.chat.vocabularies import ControlRunner, babble, deltas
 
-#: Of each kind one: texts, numbers, choices, lists, objects, references, and what need not be there.
+#: Covers texts, numbers, enums, lists, objects, references and optional properties.
 ORDER = Tool(
     "place_order",
     "Orders.",
@@ -58,7 +58,7 @@ REQUIRED = ToolChoice("required")
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 HI = (ChatMessage("user", "hi"),)
 
-#: Without any, markers are text. Of a real vocabulary some or all are control tokens.
+#: The control tokens of each family. Without them, markers are text; in a real vocabulary some or all are control tokens.
 CONTROL = {
     "hermes": ["<tool_call>", "</tool_call>"],
     "generic": ["<tool_call>", "</tool_call>"],
@@ -105,7 +105,7 @@ def prepare(runner: ControlRunner, template: str, constraint: Constraint | None 
 
 
 def answers(runner: ControlRunner, preparation: Preparation, *, times: int = 4) -> list[Answer]:
-    """What random tokens under the constraint come to."""
+    """The answers to random tokens drawn under the constraint."""
     found = []
     constraint = preparation.constraint
     grammar = GrammarCompiler(runner).compile(constraint) if constraint else None
@@ -161,7 +161,7 @@ def test_null_keywords_of_a_forced_tool_are_absent(family: str) -> None:
     assert constraint({"type": None, "properties": None, "required": None}) == constraint({})
 
 
-def test_the_schemas_of_forced_tools_are_bounded_together() -> None:
+def test_the_schemas_of_forced_tools_share_a_limit() -> None:
     tools = tuple(Tool(f"f{n}", parameters={"type": "object", "properties": {"a": {"enum": ["x" * 1000]}}}) for n in range(300))
     format = format_of(HERMES, shows_calls=True)
 
@@ -174,7 +174,7 @@ def test_the_schemas_of_forced_tools_are_bounded_together() -> None:
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
-def test_a_forced_call_that_is_cut_off_is_never_content(family: str) -> None:
+def test_a_truncated_forced_call_is_never_content(family: str) -> None:
     runner = ControlRunner(CONTROL[family])
     preparation = prepare(runner, TEMPLATES[family], tools=TOOLS, tool_choice=REQUIRED, thinking=False)
     assert preparation.constraint is not None
@@ -189,11 +189,11 @@ def test_a_named_tool_is_called_once(family: str) -> None:
     choice = ToolChoice("required", "look_up")
     for answer in answers(runner, prepare(runner, TEMPLATES[family], tools=(*TOOLS, NESTED), tool_choice=choice)):
         assert [call[0] for call in answer.calls] == ["look_up"]
-        if family not in {"gemma4", "function-gemma"}:  # whose notation knows no references: any value will do
+        if family not in {"gemma4", "function-gemma"}:  # their notation has no references, so any value is accepted
             check_call(answer.calls[0], (NESTED,))
 
 
-def test_without_parallel_calls_there_is_one() -> None:
+def test_one_call_without_parallel_tool_calls() -> None:
     runner = ControlRunner()
     for parallel, counts in ((False, {1}), (True, {1, 2, 3})):
         preparation = prepare(
@@ -208,7 +208,7 @@ def test_without_parallel_calls_there_is_one() -> None:
         assert matcher.is_finished == (counts == {1})
 
 
-def test_a_model_that_knows_no_tools_is_made_to_call_in_the_manner_of_hermes() -> None:
+def test_a_model_without_tools_calls_in_hermes_syntax() -> None:
     runner = ControlRunner()
     preparation = prepare(runner, CHATML, tools=TOOLS, tool_choice=REQUIRED)
     assert b"<tools>" in bytes(preparation.tokens)
@@ -218,7 +218,7 @@ def test_a_model_that_knows_no_tools_is_made_to_call_in_the_manner_of_hermes() -
 
 
 @pytest.mark.parametrize("family", ["hermes", "qwen-coder", "mistral", "deepseek-v3.1", "gemma4"])
-def test_strict_arguments_are_valid_in_every_call_that_the_model_chooses_to_make(family: str) -> None:
+def test_strict_arguments_are_valid_in_optional_calls(family: str) -> None:
     strict = Tool(ORDER.name, ORDER.description, ORDER.parameters, strict=True)
     runner = ControlRunner(CONTROL[family])
     preparation = prepare(runner, TEMPLATES[family], tools=(strict,), thinking=False)
@@ -239,7 +239,7 @@ def test_strict_arguments_are_valid_in_every_call_that_the_model_chooses_to_make
         check_call(answer.calls[0], (ORDER,))
 
 
-def test_tools_that_are_not_strict_leave_the_answer_alone() -> None:
+def test_tools_that_are_not_strict_set_no_constraint() -> None:
     assert prepare(ControlRunner(), HERMES, tools=TOOLS).constraint is None
     assert prepare(ControlRunner(), HERMES, tools=TOOLS, tool_choice=ToolChoice("none")).constraint is None
 
@@ -258,7 +258,7 @@ def test_structured_content_may_follow_reasoning(family: str, constraint: Constr
     assert any(reasoned) == (family != "llama3")
 
 
-def test_reasoning_and_structured_content_as_a_model_writes_them() -> None:
+def test_reasoning_before_structured_content_is_accepted() -> None:
     runner = ControlRunner()
     compiled = GrammarCompiler(runner).compile(prepare(runner, HERMES, JsonSchema(SCHEMA)).constraint or JsonObject())
     matcher = compiled.matcher()
@@ -268,7 +268,7 @@ def test_reasoning_and_structured_content_as_a_model_writes_them() -> None:
     assert matcher.is_finished
 
 
-def test_with_tools_the_answer_is_a_call_or_as_it_was_asked_for() -> None:
+def test_with_tools_the_answer_is_a_call_or_matches_the_schema() -> None:
     runner = ControlRunner()
     preparation = prepare(runner, HERMES, JsonSchema(SCHEMA), tools=TOOLS, thinking=False)
     kinds = set()
@@ -282,7 +282,7 @@ def test_with_tools_the_answer_is_a_call_or_as_it_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("constraint", [JsonSchema(SCHEMA), Gbnf('root ::= "{}"'), Lark('start: "{}"')])
-def test_a_constraint_waits_for_the_end_of_reasoning_that_the_prompt_opened(constraint: Constraint) -> None:
+def test_a_constraint_starts_after_the_reasoning_that_the_prompt_opened(constraint: Constraint) -> None:
     runner = ControlRunner()
     preparation = prepare(runner, TEMPLATES["deepseek-v3.1"], constraint, thinking=True)
     assert (preparation.constraint, preparation.after) == (constraint, b"</think>")
@@ -293,7 +293,7 @@ def test_a_constraint_waits_for_the_end_of_reasoning_that_the_prompt_opened(cons
     assert (closed.constraint, closed.after) == (constraint, None)
 
 
-def test_a_forced_call_waits_for_the_end_of_reasoning_too() -> None:
+def test_a_forced_call_starts_after_the_reasoning_that_the_prompt_opened() -> None:
     runner = ControlRunner(["</think>"])
     preparation = prepare(runner, TEMPLATES["deepseek-v3.1"], tools=TOOLS, tool_choice=REQUIRED, thinking=True)
     assert preparation.after == b"</think>"
@@ -302,7 +302,7 @@ def test_a_forced_call_waits_for_the_end_of_reasoning_too() -> None:
         check_call(answer.calls[0], TOOLS)
 
 
-def test_a_grammar_of_its_own_notation_waits_for_harmonys_final_message() -> None:
+def test_a_gbnf_grammar_starts_at_harmonys_final_message() -> None:
     preparation = prepare(ControlRunner(CONTROL["harmony"]), TEMPLATES["harmony"], Gbnf('root ::= "{}"'))
     assert preparation.after == b"<|channel|>final<|message|>"
     assert prepare(ControlRunner(), HERMES, Gbnf('root ::= "{}"')).after is None
@@ -319,6 +319,6 @@ def test_a_grammar_of_its_own_notation_waits_for_harmonys_final_message() -> Non
         ),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(prompt: dict[str, Any], reason: str) -> None:
+def test_impossible_tool_choices_are_refused(prompt: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRequest, match=reason):
         prepare(ControlRunner(), HERMES, **prompt)

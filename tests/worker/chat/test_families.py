@@ -1,4 +1,4 @@
-"""Transcripts of every family, cut at every place."""
+"""Transcripts of every family, split at every position."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.worker.chat.answers import Answer, family_parser, read, read_in_all_c
 
 PARIS = '{"city": "Paris"}'
 
-#: family, what the model writes, content, calls
+#: family, model output, content, calls
 TRANSCRIPTS: list[tuple[str, str, str, list[list[str]]]] = [
     ("hermes", "No call at all.\n", "No call at all.\n", []),
     ("hermes", '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>', "", [["clock", "{}"]]),
@@ -27,19 +27,19 @@ TRANSCRIPTS: list[tuple[str, str, str, list[list[str]]]] = [
         "Let me see.",
         [["get_weather", PARIS], ["clock", "{}"]],
     ),
-    # The tag within a string is a part of the arguments; brackets within one are no brackets.
+    # A tag inside a string belongs to the arguments, and brackets inside a string do not count.
     (
         "hermes",
         '<tool_call>{"name": "clock", "arguments": {"say": "</tool_call> }]\\" {"}}</tool_call>',
         "",
         [["clock", '{"say": "</tool_call> }]\\" {"}']],
     ),
-    # Arguments before the name, as a text of JSON, or none.
+    # Arguments before the name, arguments as a JSON string, and no arguments.
     ("hermes", '<tool_call>{"arguments": {"a": [1]}, "name": "clock"}</tool_call>', "", [["clock", '{"a": [1]}']]),
     ("hermes", '<tool_call>{"name": "clock", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [["clock", '{"a": 1}']]),
     ("hermes", '<tool_call>{"name": "clock", "arguments": null, "x": 1}</tool_call>', "", [["clock", "{}"]]),
     ("hermes", '<tool_call>{"name": "clock"}</tool_call>', "", [["clock", "{}"]]),
-    # The end of the text closes a call, whether its tag is an end token or was forgotten.
+    # The end of the text closes a call: its tag may be an end token, or the model forgot it.
     ("hermes", '<tool_call>\n{"name": "clock", "arguments": {"a": 1}}\n', "", [["clock", '{"a": 1}']]),
     (
         "hermes",
@@ -48,11 +48,11 @@ TRANSCRIPTS: list[tuple[str, str, str, list[list[str]]]] = [
         [["clock", "{}"], ["clock", "{}"]],
     ),
     ("hermes", '<tool_call>{"name": "clock", "arguments": {}} and so on', "and so on", [["clock", "{}"]]),
-    # Cut off in the middle.
+    # Truncated.
     ("hermes", 'a <tool_call>{"name": "clock", "argum', 'a {"name": "clock", "argum', []),
     ("hermes", '<tool_call>{"name": "clock", "arguments": {"a": "b', "", [["clock", '{"a": "b']]),
     ("hermes", "text <tool", "text <tool", []),
-    # Not well formed.
+    # Malformed.
     ("hermes", "<tool_call>clock()</tool_call> done", "clock() done", []),
     ("hermes", '<tool_call>{"title": "clock"}</tool_call>', '{"title": "clock"}', []),
     ("hermes", '<tool_call>{"name": 7}</tool_call>', '{"name": 7}', []),
@@ -71,7 +71,7 @@ TRANSCRIPTS: list[tuple[str, str, str, list[list[str]]]] = [
         "",
         [["clock", "{}"], ["clock", "{}"]],
     ),
-    # A text keeps its lines, quotes and tags; what the schema does not know is JSON if it can be.
+    # A text keeps its line breaks, quotes and tags; parameters that the schema does not define are parsed as JSON if possible.
     (
         "qwen-coder",
         '<tool_call>\n<function=get_weather>\n<parameter=city>\n\n  "a" < b\n\n</parameter>\n<parameter=other>\n{"a": [true]}\n</parameter>\n'
@@ -79,7 +79,7 @@ TRANSCRIPTS: list[tuple[str, str, str, list[list[str]]]] = [
         "",
         [["get_weather", '{"city": "\\n  \\"a\\" < b\\n", "other": {"a": [true]}, "flag": true, "word": "hello there"}']],
     ),
-    # Without the outer tag, which the model sometimes leaves out.
+    # Without the outer tag, which models sometimes omit.
     ("qwen-coder", "<function=get_weather><parameter=city>Paris</parameter></function>", "", [["get_weather", PARIS]]),
     (
         "qwen-coder",
@@ -100,7 +100,7 @@ TRANSCRIPTS: list[tuple[str, str, str, list[list[str]]]] = [
         [["clock", "{}"], ["clock", '{"a": 1}']],
     ),
     ("llama3", "Hello {name}!", "Hello {name}!", []),
-    # JSON is a call only where it names a tool that was offered.
+    # JSON is a call only if it names an offered tool.
     ("llama3", ' {"name": "Ada", "parameters": {}}\n', ' {"name": "Ada", "parameters": {}}\n', []),
     ("llama3", '{"answer": [42]}', '{"answer": [42]}', []),
     ("llama3", "{ no json", "{ no json", []),
@@ -188,7 +188,7 @@ TRANSCRIPTS: list[tuple[str, str, str, list[list[str]]]] = [
     ("gemma4", "<|tool_call>clock()", "clock()", []),
     ("generic", '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>', "", [["clock", "{}"]]),
     ("generic", 'Wait.\n<tool_call>{"name": "clock", "arguments": {"a": 1}}', "Wait.", [["clock", '{"a": 1}']]),
-    # Without tags, in a fence, several.
+    # Without tags, in a code fence, and several calls.
     ("generic", '\n{"name": "get_weather", "parameters": {"city": "Paris"}}\n', "", [["get_weather", PARIS]]),
     ("generic", '```json\n{"name": "clock", "arguments": {}}\n```\nThere.', "There.", [["clock", "{}"]]),
     ("generic", '```\n{"name": "clock"}\n```', "", [["clock", "{}"]]),
@@ -198,7 +198,7 @@ TRANSCRIPTS: list[tuple[str, str, str, list[list[str]]]] = [
         "",
         [["clock", "{}"], ["get_weather", PARIS]],
     ),
-    # Neither an object of another kind, nor a name that was not offered, nor one within a text is a call.
+    # Not calls: another kind of object, a tool that was not offered, a call inside a string.
     ("generic", '{"name": "Ada", "arguments": {}}', '{"name": "Ada", "arguments": {}}', []),
     ("generic", '<tool_call>{"name": "ada"}</tool_call>', '{"name": "ada"}', []),
     ("generic", '```json\n{"a": [1]}\n```\n', '```json\n{"a": [1]}\n```\n', []),
@@ -213,12 +213,14 @@ ARGUMENT = {"type": "object", "properties": {"ARGUMENT": {"type": "string"}}}
 
 
 @pytest.mark.parametrize(("family", "text", "content", "calls"), TRANSCRIPTS)
-def test_a_transcript_is_read_the_same_however_it_is_cut(family: str, text: str, content: str, calls: list[list[str]]) -> None:
+def test_a_transcript_is_read_the_same_however_it_is_split(
+    family: str, text: str, content: str, calls: list[list[str]]
+) -> None:
     assert read_in_all_cuts(family_parser(family), text) == Answer(content, "", calls)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_the_example_of_a_call_is_one(family: Family) -> None:
+def test_the_example_of_each_family_is_a_call(family: Family) -> None:
     def make() -> Parser:
         return family.parser(Release(lambda index: f"id{index}"), (Tool("NAME", parameters=ARGUMENT),), "")
 
@@ -233,7 +235,7 @@ def test_harmonys_analysis_is_reasoning() -> None:
     assert read_in_all_cuts(family_parser("harmony"), text) == Answer("Done.", "First.\n\nSecond.", [])
 
 
-def test_harmony_goes_on_where_the_prompt_breaks_off() -> None:
+def test_harmony_continues_after_the_end_of_the_prompt() -> None:
     prompt = "<|start|>user<|message|>Hi<|end|><|start|>assistant"
     assert read_in_all_cuts(family_parser("harmony", prompt=prompt), "<|channel|>final<|message|>Hi") == Answer("Hi")
     prompt += "<|channel|>final<|message|>Hello, "
@@ -242,7 +244,7 @@ def test_harmony_goes_on_where_the_prompt_breaks_off() -> None:
 
 @pytest.mark.parametrize("family", [family.name for family in FAMILIES])
 @given(data=st.data())
-def test_whatever_a_model_writes_nothing_is_raised_and_cuts_make_no_difference(family: str, data: st.DataObject) -> None:
+def test_any_output_is_read_and_splits_make_no_difference(family: str, data: st.DataObject) -> None:
     own = next(each for each in FAMILIES if each.name == family).markers
     bits = [
         *own,
@@ -284,6 +286,6 @@ def test_whatever_a_model_writes_nothing_is_raised_and_cuts_make_no_difference(f
     assert read(family_parser(family), text) == expected
 
 
-def test_every_family_is_on_the_page() -> None:
+def test_every_family_is_documented() -> None:
     rows = [line.split("|")[1].strip(" `") for line in Path("docs/chat.md").read_text().splitlines() if line.startswith("| `")]
     assert rows == [family.name for family in FAMILIES]

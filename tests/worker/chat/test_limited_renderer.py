@@ -16,7 +16,7 @@ HELLO = ChatPrompt((ChatMessage("user", "hello <b>"),))
 
 @contextmanager
 def renderer(source: str) -> Iterator[LimitedRenderer]:
-    """The source runs for the chat HELLO, not for those with which a template is tried."""
+    """The source runs for the chat HELLO, but not for the chats that try out a new template."""
     limited = LimitedRenderer(TemplateSetup("{% if messages[0].content == 'hello <b>' %}" + source + "{% endif %}"))
     try:
         yield limited
@@ -25,7 +25,7 @@ def renderer(source: str) -> Iterator[LimitedRenderer]:
 
 
 @pytest.mark.parametrize("family", ["hermes", "harmony"])
-def test_renders_what_a_renderer_in_this_process_does(family: str) -> None:
+def test_renders_the_same_as_a_renderer_in_this_process(family: str) -> None:
     limited = LimitedRenderer(TemplateSetup(TEMPLATES[family]))
     own = template_of(TEMPLATES[family])
     assert limited.render(Rendering(HELLO, "")) == own.render(HELLO)
@@ -47,7 +47,7 @@ def test_renders_what_a_renderer_in_this_process_does(family: str) -> None:
         "{{ ('a' * 20000000) }}",
     ],
 )
-def test_a_template_cannot_take_much_memory(source: str) -> None:
+def test_a_template_that_takes_too_much_memory_is_stopped(source: str) -> None:
     with renderer(source) as limited:
         with pytest.raises(BadRequest, match="memory|characters"):
             limited.render(Rendering(HELLO, ""))
@@ -65,7 +65,7 @@ def test_a_template_cannot_take_much_memory(source: str) -> None:
         "{{ (messages | length + 9) ** (10 ** 9) }}",
     ],
 )
-def test_a_template_ends(source: str) -> None:
+def test_a_template_that_does_not_end_is_stopped(source: str) -> None:
     with renderer(source) as limited, pytest.raises(BadRequest, match="too long|memory"):
         limited.render(Rendering(HELLO, ""))
 
@@ -84,13 +84,13 @@ def test_a_template_ends(source: str) -> None:
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     ],
 )
-def test_what_is_no_chat_template_is_an_invalid_file(source: str) -> None:
+def test_an_invalid_chat_template_makes_the_model_file_invalid(source: str) -> None:
     with pytest.raises(InvalidModelFile, match="chat template"):
         LimitedRenderer(TemplateSetup(source))
 
 
 @pytest.mark.parametrize("source", ["{{ lipsum() }}", "{{ 'a'.expandtabs(9) }}", "{{ 'a'.translate({}) }}"])
-def test_other_names_do_not_exist(source: str) -> None:
+def test_a_template_has_no_access_to_python(source: str) -> None:
     with renderer(source) as limited, pytest.raises(BadRequest, match="undefined|unsafe"):
         limited.render(Rendering(HELLO, ""))
 
@@ -102,19 +102,19 @@ def test_other_names_do_not_exist(source: str) -> None:
         (r"{{ '\ud83d\ude00' | length }}", "2"),
     ],
 )
-def test_a_prompt_is_well_formed(source: str, text: str) -> None:
+def test_a_rendered_prompt_is_valid_unicode(source: str, text: str) -> None:
     with renderer(source) as limited:
         assert limited.render(Rendering(HELLO, "")).text == text
 
 
-def test_a_refusal_is_well_formed_and_short() -> None:
+def test_a_refusal_is_valid_unicode_and_short() -> None:
     with renderer(r"{{ raise_exception('\ud83d' * 99999) }}") as limited:
         with pytest.raises(BadRequest, match="refuses these messages: �") as refused:
             limited.render(Rendering(HELLO, ""))
         assert len(refused.value.message) < 1100
 
 
-def test_one_chat_that_costs_too_much_does_not_keep_others_from_being_rendered() -> None:
+def test_a_chat_that_costs_too_much_does_not_affect_others() -> None:
     limited = LimitedRenderer(TemplateSetup(CHATML.replace("{{ m.content }}", "{{ m.content * (m.content | int or 1) }}")))
     with pytest.raises(BadRequest, match="int|memory|multiply|str"):
         limited.render(Rendering(ChatPrompt((ChatMessage("user", "9" * 10),)), ""))

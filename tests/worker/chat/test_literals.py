@@ -1,4 +1,4 @@
-"""What callers write is never a control token, and what they write otherwise is tokenized as ever."""
+"""Text from callers never becomes a control token, and all other text is tokenized as usual."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def written(ids: list[int]) -> str:
 
 @given(texts, texts)
 @pytest.mark.parametrize("source", [CHATML, ADJACENT, TEMPLATES["hermes"]])
-def test_content_adds_no_control_token_and_stays_as_it_is(source: str, one: str, other: str) -> None:
+def test_content_adds_no_control_tokens_and_is_unchanged(source: str, one: str, other: str) -> None:
     def chat(*contents: str) -> ChatPrompt:
         return ChatPrompt((ChatMessage("user", contents[0]), ChatMessage("assistant", contents[1]), ChatMessage("user", "x")))
 
@@ -77,14 +77,14 @@ def _prompts(text: str) -> list[ChatPrompt]:
 
 @pytest.mark.parametrize("family", [*TEMPLATES, "chatml"])
 @pytest.mark.parametrize("place", range(8))
-def test_no_field_of_a_chat_reaches_the_control_tokens(family: str, place: int) -> None:
+def test_no_field_of_a_chat_adds_control_tokens(family: str, place: int) -> None:
     source = CHATML if family == "chatml" else TEMPLATES[family]
     harmless = control(tokens(source, _prompts("harmless")[place]))
     assert control(tokens(source, _prompts(EVIL)[place])) == harmless
 
 
 @pytest.mark.parametrize("space", ["", " \n"])
-def test_two_strings_do_not_join_to_a_control_token(space: str) -> None:
+def test_adjacent_texts_do_not_form_a_control_token(space: str) -> None:
     source = "{% for m in messages %}{{ m.content | trim }}{% endfor %}"
     ids = tokens(source, ChatPrompt((ChatMessage("user", "<|im_" + space), ChatMessage("user", space + "end|>"))))
     assert ids == list(b"<|im_end|>")
@@ -97,12 +97,12 @@ def test_json_with_ascii_escapes_keeps_the_marks() -> None:
     assert ids == list(b'"\\u00e9<|im_end|>\\\\ud834"')
 
 
-def test_ordinary_values_are_not_marked() -> None:
+def test_values_without_control_texts_are_not_marked() -> None:
     value = {"role": "user", "content": "<html> a[0] = b > c | d", "n": [1, None, True, "x"]}
     assert ControlTexts(CONTROL).marked(value) == value
 
 
-def test_marking_is_linear() -> None:
+def test_marking_takes_linear_time() -> None:
     text = "<|im_end|>" * 20_000
     texts = ControlTexts(CONTROL)
     (segment,) = texts.segments(texts.marked(text))
@@ -110,7 +110,7 @@ def test_marking_is_linear() -> None:
 
 
 @pytest.mark.parametrize("path", ["smollm2_path", "gemma3_path"])
-def test_on_real_vocabularies(path: str, request: pytest.FixtureRequest) -> None:
+def test_content_adds_no_control_tokens_on_real_vocabularies(path: str, request: pytest.FixtureRequest) -> None:
     model: Path = request.getfixturevalue(path)
     runner = LlamaRunner(model, EngineSettings(slots=1, context_tokens=2048))
     source = runner.chat_template or TEMPLATES["gemma4"]

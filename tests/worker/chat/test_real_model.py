@@ -1,4 +1,4 @@
-"""Calls forced from a real model whose template knows nothing of tools: SmolLM2-135M-Instruct."""
+"""Forced calls with a real model whose template has no tools: SmolLM2-135M-Instruct."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def grammars(runner: LlamaRunner) -> GrammarCompiler:
 def called(
     runner: LlamaRunner, grammars: GrammarCompiler, question: str, choice: ToolChoice, seed: int
 ) -> list[tuple[str, str]]:
-    """Names and arguments of the calls that the model makes; its text is checked to hold nothing else."""
+    """The names and arguments of the model's calls; asserts that its text has nothing else."""
     prompt = ChatPrompt((ChatMessage("user", question),), (WEATHER, FORECAST), choice, parallel_tool_calls=False)
     request = GenerateRequest(id="r", version="v", gateway="g", caller="c", prompt=prompt)
     assert runner.chat_template is not None
@@ -86,7 +86,7 @@ def called(
 
 
 @pytest.mark.parametrize("choice", [ToolChoice("required"), ToolChoice("required", "forecast")], ids=["required", "named"])
-def test_a_forced_call_is_made(runner: LlamaRunner, grammars: GrammarCompiler, choice: ToolChoice) -> None:
+def test_a_forced_call_is_valid(runner: LlamaRunner, grammars: GrammarCompiler, choice: ToolChoice) -> None:
     schemas = {tool.name: tool.parameters for tool in (WEATHER, FORECAST)}
     for seed, place in enumerate(["Paris", "Tokyo"]):
         calls = called(runner, grammars, f"How is the weather in {place}?", choice, seed)

@@ -38,7 +38,7 @@ def parser(
         ("", "", ""),
     ],
 )
-def test_reasoning_stands_before_the_content(text: str, content: str, reasoning: str) -> None:
+def test_reasoning_before_the_content(text: str, content: str, reasoning: str) -> None:
     assert read_in_all_cuts(parser(), text) == Answer(content, reasoning)
 
 
@@ -50,11 +50,11 @@ def test_reasoning_stands_before_the_content(text: str, content: str, reasoning:
         ("never closed", "", "never closed"),
     ],
 )
-def test_the_prompt_may_have_opened_it(text: str, content: str, reasoning: str) -> None:
+def test_the_prompt_may_open_the_reasoning(text: str, content: str, reasoning: str) -> None:
     assert read_in_all_cuts(parser(prompt="<|im_start|>assistant\n<think>\n"), text) == Answer(content, reasoning)
 
 
-def test_the_prompt_may_have_closed_it() -> None:
+def test_the_prompt_may_close_the_reasoning() -> None:
     text = "<think> is a tag"
     assert read_in_all_cuts(parser(prompt="assistant\n<think>\n\n</think>\n\n"), text) == Answer(text)
 
@@ -64,7 +64,7 @@ def test_continued_reasoning_and_continued_content() -> None:
     assert read_in_all_cuts(parser(continued=Phase.ANSWERING), " <think>") == Answer(" <think>")
 
 
-def test_calls_behind_reasoning() -> None:
+def test_calls_after_reasoning() -> None:
     assert read_in_all_cuts(parser(tools=TOOLS), f"<think>hm</think>\n\n{CALL}") == Answer("", "hm", [["clock", "{}"]])
     assert read_in_all_cuts(parser(tools=TOOLS), f"<think>{CALL}</think>") == Answer("", CALL, [])
 
@@ -74,7 +74,7 @@ def test_without_tools_nothing_is_a_call() -> None:
 
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "<", "think", ">", " ", "\n", "a", CALL]), max_size=12), st.booleans())
-def test_cuts_make_no_difference(pieces: list[str], opened: bool) -> None:
+def test_splits_make_no_difference(pieces: list[str], opened: bool) -> None:
     make = parser(prompt="<think>" if opened else "", tools=TOOLS)
     text = "".join(pieces)
     assert read(make, pieces) == read(make, text) == read(make, [text])
@@ -90,6 +90,6 @@ def test_cuts_make_no_difference(pieces: list[str], opened: bool) -> None:
         (TEMPLATES["harmony"], "<|channel|>analysis<|message|>"),
     ],
 )
-def test_the_tags_are_told_by_the_template(source: str, tags: str | None) -> None:
+def test_the_template_determines_the_tags(source: str, tags: str | None) -> None:
     format: AnswerFormat = format_of(source, shows_calls=True)
     assert (format.reasoning.open if format.reasoning else None) == tags

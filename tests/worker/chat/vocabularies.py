@@ -1,4 +1,4 @@
-"""A vocabulary of bytes, and with it control tokens: what a runner knows of text, without a model."""
+"""A byte vocabulary with control tokens: a runner without a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.worker.output import Delta, OutputPipeline
 
 
 class ControlRunner(FakeRunner):
-    """A FakeRunner whose vocabulary also has `control` tokens, with ids behind the others."""
+    """A FakeRunner whose vocabulary also has the `control` texts as control tokens, with ids after the others."""
 
     def __init__(self, control: Sequence[str] = (), *, context_tokens: int = 8192) -> None:
         super().__init__(context_tokens=context_tokens)
@@ -38,8 +38,8 @@ class ControlRunner(FakeRunner):
 
 
 def babble(runner: FakeRunner, matcher: Matcher | None, wishes: Sequence[str], *, seed: int, most: int = 4000) -> list[int]:
-    """What a model without any sense writes under a grammar: random tokens, often one of the `wishes`, and the end as soon as
-    it may."""
+    """The output of a random model under a grammar: random tokens, often one of the `wishes`, and the end as soon as it is
+    allowed."""
     draw = random.Random(seed)
     tokens: list[int] = []
     wish: list[int] = []
@@ -60,7 +60,7 @@ def babble(runner: FakeRunner, matcher: Matcher | None, wishes: Sequence[str], *
 
 
 def _likely(allowed: Sequence[int]) -> Sequence[int]:
-    """Text in ASCII, where that is allowed."""
+    """Printable ASCII, if any is allowed."""
     return [token for token in allowed if 31 < token < 127] or [token for token in allowed if token != END]
 
 

@@ -1,4 +1,4 @@
-"""Which inputs make the next batch."""
+"""Which inputs go into the next batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.worker.embedding.batches import Batches
 
 
 def filled(requests: dict[str, list[int]], *, batch_tokens: int = 10, max_sequences: int = 4) -> Batches:
-    """`requests` by the lengths of their inputs."""
+    """Batches with these requests, each given as the lengths of its inputs."""
     batches = Batches(batch_tokens=batch_tokens, max_sequences=max_sequences)
     for request, lengths in requests.items():
         batches.add(request, [[0] * length for length in lengths])
@@ -27,23 +27,23 @@ def test_inputs_of_several_requests_share_a_batch() -> None:
     assert drain(filled({"a": [2, 2], "b": [3], "c": [3]})) == [[("a", 0), ("b", 0), ("c", 0), ("a", 1)]]
 
 
-def test_a_single_input_does_not_wait_for_a_thousand() -> None:
+def test_a_single_input_does_not_wait_for_a_thousand_others() -> None:
     batches = filled({"many": [5] * 1000})
     batches.next()
     batches.add("one", [[0] * 5])
     assert ("one", 0) in [(given.request, given.index) for given in batches.next()]
 
 
-def test_an_input_longer_than_a_batch_is_one_of_its_own() -> None:
+def test_an_input_longer_than_a_batch_gets_a_batch_alone() -> None:
     assert drain(filled({"a": [25, 1], "b": [2]})) == [[("a", 0)], [("b", 0), ("a", 1)]]
 
 
-def test_what_found_no_room_comes_first_in_the_next_batch() -> None:
+def test_an_input_that_did_not_fit_is_first_in_the_next_batch() -> None:
     batches = filled({"a": [6], "long": [9], "b": [1], "c": [2]}, max_sequences=2)
     assert drain(batches) == [[("a", 0), ("b", 0)], [("long", 0)], [("c", 0)]]
 
 
-def test_a_request_that_is_dropped_leaves_the_others() -> None:
+def test_a_dropped_request_leaves_the_others() -> None:
     batches = filled({"a": [5, 5, 5], "b": [5, 5, 5]})
     batches.next()
     batches.drop("a")

@@ -31,7 +31,7 @@ from services.worker.metrics import Metrics
 
 
 class Gated(FakeEmbedder):
-    """Computes a batch each time that it is let."""
+    """Computes a batch each time the test releases the gate."""
 
     def __init__(self, **settings: object) -> None:
         super().__init__(**settings)  # type: ignore[arg-type]
@@ -103,7 +103,7 @@ def vectors(events: list[Event]) -> dict[int, NDArray[np.float32]]:
     return {event.index: np.frombuffer(event.vector, "<f4") for event in events if isinstance(event, Embedded)}
 
 
-def test_a_request_has_a_start_a_vector_for_each_input_and_one_end(running: Running) -> None:
+def test_a_request_gets_a_start_one_vector_per_input_and_one_end(running: Running) -> None:
     running.begin(embed("r", "one", "two", "three"), epoch=7)
     events = running.until_over("r")
     assert [type(event) for event in events] == [Started, Embedded, Embedded, Embedded, Finished]
@@ -118,7 +118,7 @@ def test_a_request_has_a_start_a_vector_for_each_input_and_one_end(running: Runn
     assert (finished.usage.cached_tokens, finished.usage.completion_tokens) == (0, 0)
 
 
-def test_vectors_have_length_one_unless_asked_otherwise(running: Running) -> None:
+def test_vectors_are_normalized_by_default(running: Running) -> None:
     running.begin(embed("unit", "text"))
     unit = vectors(running.until_over("unit"))[0]
     running.begin(embed("raw", "text", normalize=False))
@@ -129,7 +129,7 @@ def test_vectors_have_length_one_unless_asked_otherwise(running: Running) -> Non
 
 
 @pytest.mark.parametrize(("dimensions", "length"), [(4, 4), (DIMENSIONS, DIMENSIONS), (10_000, DIMENSIONS)])
-def test_leading_dimensions_are_kept_and_scaled_anew(running: Running, dimensions: int, length: int) -> None:
+def test_vectors_with_fewer_dimensions_are_normalized_again(running: Running, dimensions: int, length: int) -> None:
     running.begin(embed("whole", "text", normalize=False))
     whole = vectors(running.until_over("whole"))[0]
     running.begin(embed("cut", "text", dimensions=dimensions))
@@ -138,12 +138,12 @@ def test_leading_dimensions_are_kept_and_scaled_anew(running: Running, dimension
     assert cut == pytest.approx(whole[:length] / np.linalg.norm(whole[:length]))
 
 
-def test_no_inputs_are_answered_at_once(running: Running) -> None:
+def test_a_request_without_inputs_is_answered_at_once(running: Running) -> None:
     running.begin(embed("r"))
     assert [type(event) for event in running.step()] == [Started, Finished]
 
 
-def test_documents_get_the_classifiers_score() -> None:
+def test_rerank_scores_come_from_the_classifier() -> None:
     running = Running(FakeEmbedder(pooling=Pooling.RANK))
     running.begin(RerankRequest(id="r", version="v", gateway="g", caller="c", query="ab", documents=("ab", "abc", "xyz")))
     scores = vectors(running.until_over("r"))
@@ -151,7 +151,7 @@ def test_documents_get_the_classifiers_score() -> None:
     running.end()
 
 
-def test_requests_that_come_together_are_computed_together() -> None:
+def test_requests_that_arrive_together_are_computed_together() -> None:
     embedder = Gated()
     running = Running(embedder)
     running.begin(embed("first", "x"))
@@ -183,7 +183,7 @@ def test_a_cancelled_request_ends_before_the_next_batch() -> None:
     assert embedder.closed
 
 
-def test_a_request_that_is_begun_anew_drops_its_first_claim() -> None:
+def test_a_second_claim_of_a_request_drops_the_first() -> None:
     embedder = Gated(batch_tokens=3)
     running = Running(embedder)
     running.begin(embed("r", "a", "b"), epoch=1)
@@ -198,7 +198,7 @@ def test_a_request_that_is_begun_anew_drops_its_first_claim() -> None:
     running.end()
 
 
-def test_requests_of_a_model_that_died_are_told_so() -> None:
+def test_requests_fail_if_the_engine_died() -> None:
     running = Running(Broken())
     running.begin(embed("r", "x"))
     events = running.until_over("r")
@@ -208,7 +208,7 @@ def test_requests_of_a_model_that_died_are_told_so() -> None:
     assert isinstance(running.error, EngineDead)
 
 
-def test_quit_leaves_what_still_waits() -> None:
+def test_quit_drops_waiting_requests() -> None:
     embedder = Gated()
     running = Running(embedder)
     running.begin(embed("r", "x"))
@@ -219,7 +219,7 @@ def test_quit_leaves_what_still_waits() -> None:
     assert embedder.closed
 
 
-def test_begin_holds_what_the_loop_takes() -> None:
+def test_the_mode_prepares_a_claim_for_the_loop() -> None:
     mode = EmbeddingMode(FakeEmbedder())
     request = embed("r", "a")
     begin = mode.begin(Claim(request, 5))
@@ -229,13 +229,13 @@ def test_begin_holds_what_the_loop_takes() -> None:
 
 
 class HalfBroken(FakeEmbedder):
-    """Its rows of inputs that begin with `!` are no numbers."""
+    """Returns NaN for inputs that begin with `!`."""
 
     def embed(self, inputs):  # type: ignore[no-untyped-def]
         return ["no row" if ord("!") in ids else row for ids, row in zip(inputs, super().embed(inputs), strict=True)]
 
 
-def test_an_exception_that_one_request_meets_fails_it_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exception_fails_only_its_request(caplog: pytest.LogCaptureFixture) -> None:
     running = Running(HalfBroken())
     running.begin(embed("broken", "one", "!", "!", "two"))
     running.begin(embed("whole", "one", "two"))

@@ -1,4 +1,4 @@
-"""From requests to token ids, framed as different vocabularies want it."""
+"""From requests to token ids, with the framing of different vocabularies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROBERTA = Framing(bos=CLS, eos=EOS, sep=SEP, add_bos=True, add_eos=True, add_sep
 
 
 class Vocabulary(FakeEmbedder):
-    """The fake's bytes, framed otherwise."""
+    """The fake's byte vocabulary with another framing."""
 
     def __init__(self, framing: Framing, *, pooling: Pooling = Pooling.MEAN, context_tokens: int = 512) -> None:
         super().__init__(pooling=pooling, context_tokens=context_tokens)
@@ -48,11 +48,11 @@ def ids(text: str) -> list[int]:
     return list(text.encode())
 
 
-def test_texts_are_framed_and_token_ids_taken_as_they_are() -> None:
+def test_texts_are_framed_and_token_ids_are_unchanged() -> None:
     assert small().build(embed("ab", (7, 8), "")) == [[CLS, *ids("ab"), SEP], [7, 8], [CLS, SEP]]
 
 
-def test_what_is_too_long_is_refused_in_ollamas_words() -> None:
+def test_too_long_an_input_is_refused_in_ollamas_words() -> None:
     with pytest.raises(
         ContextLengthExceeded,
         match="^the input length exceeds the context length: an input has 7 tokens, and the context holds 6",
@@ -60,12 +60,12 @@ def test_what_is_too_long_is_refused_in_ollamas_words() -> None:
         small().build(embed("short", "abcde"))
 
 
-def test_what_is_too_long_is_cut_before_the_token_that_closes_it() -> None:
+def test_a_long_input_is_truncated_before_its_closing_token() -> None:
     assert small().build(embed("abcdefgh", overflow="truncate")) == [[CLS, *ids("abcd"), SEP]]
     assert small().build(embed(tuple(range(10)), overflow="truncate")) == [[0, 1, 2, 3, 4, 5]]
 
 
-def test_a_vocabulary_that_closes_nothing_loses_nothing_else() -> None:
+def test_truncation_keeps_the_framing() -> None:
     only_bos = Framing(bos=CLS, eos=EOS, sep=None, add_bos=True, add_eos=False, add_sep=False)
     builder = InputBuilder(Vocabulary(only_bos, context_tokens=4))
     assert builder.build(embed("abcdef", overflow="truncate")) == [[CLS, *ids("abc")]]
@@ -74,13 +74,13 @@ def test_a_vocabulary_that_closes_nothing_loses_nothing_else() -> None:
     assert builder.build(embed("abcdef", overflow="truncate")) == [[*ids("abc"), EOS]]
 
 
-def test_an_empty_text_has_a_token_where_the_vocabulary_adds_none() -> None:
+def test_an_empty_text_becomes_a_token_if_the_framing_adds_none() -> None:
     bare = Framing(bos=None, eos=None, sep=None, add_bos=False, add_eos=False, add_sep=False)
     assert InputBuilder(Vocabulary(bare)).build(embed("")) == [ids("\n")]
 
 
 @pytest.mark.parametrize("tokens", [(), (-1,), (258,), (1, 2, 99999)])
-def test_token_ids_that_the_model_does_not_have(tokens: tuple[int, ...]) -> None:
+def test_token_ids_outside_the_vocabulary_are_refused(tokens: tuple[int, ...]) -> None:
     with pytest.raises(BadRequest, match=r"^input: "):
         small().build(embed(tokens))
 
@@ -98,12 +98,12 @@ def test_token_ids_that_the_model_does_not_have(tokens: tuple[int, ...]) -> None
     ],
     ids=["roberta", "bert", "sep for eos", "nothing"],
 )
-def test_a_pair_is_framed_as_the_vocabulary_says(framing: Framing, expected: Sequence[int]) -> None:
+def test_a_pair_is_framed_by_the_vocabularys_rules(framing: Framing, expected: Sequence[int]) -> None:
     builder = InputBuilder(Vocabulary(framing, pooling=Pooling.RANK))
     assert builder.build(rerank("q", "doc")) == [expected]
 
 
-def test_a_long_document_is_cut_and_the_query_kept() -> None:
+def test_a_long_document_is_truncated_but_not_the_query() -> None:
     builder = InputBuilder(Vocabulary(ROBERTA, pooling=Pooling.RANK, context_tokens=8))
     assert builder.build(rerank("q", "document", "d", overflow="truncate")) == [
         [CLS, *ids("q"), EOS, SEP, *ids("doc"), EOS],
@@ -115,7 +115,7 @@ def test_a_long_document_is_cut_and_the_query_kept() -> None:
         builder.build(rerank("a query", "document", overflow="truncate"))
 
 
-def test_a_models_own_template_frames_the_pair() -> None:
+def test_a_models_rerank_template_frames_the_pair() -> None:
     template = "<q>{query}<d>{document}<end>"
     framing = Framing(CLS, None, SEP, add_bos=True, add_eos=False, add_sep=True, rerank_template=template)
     builder = InputBuilder(Vocabulary(framing, pooling=Pooling.RANK, context_tokens=20))
@@ -127,14 +127,14 @@ def test_a_models_own_template_frames_the_pair() -> None:
         builder.build(rerank("a much longer query", "x", overflow="truncate"))
 
 
-def test_a_query_cannot_name_places_of_the_template() -> None:
+def test_placeholders_in_a_query_are_plain_text() -> None:
     framing = Framing(None, None, None, add_bos=False, add_eos=False, add_sep=False, rerank_template="{query}|{document}")
     builder = InputBuilder(Vocabulary(framing, pooling=Pooling.RANK))
     assert builder.build(rerank("{document}", "{query}")) == [ids("{document}|{query}")]
 
 
 class ControlVocabulary(Vocabulary):
-    """Also has the control token `<end>`."""
+    """A vocabulary with the control token `<end>`."""
 
     control_texts = ("<end>",)
 
@@ -151,7 +151,7 @@ def test_queries_and_documents_hold_no_control_tokens() -> None:
     assert builder.build(rerank("a<e", "d>")) == [[*b"a<e", SEP, *b"d>", SEP]]
 
 
-def test_a_model_does_only_what_it_was_made_for() -> None:
+def test_a_model_refuses_what_it_does_not_support() -> None:
     with pytest.raises(UnsupportedCapability, match="does not rank"):
         small().build(rerank("q", "d"))
     with pytest.raises(UnsupportedCapability, match="makes no embeddings"):

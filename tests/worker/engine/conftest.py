@@ -1,4 +1,4 @@
-"""Grammars over bytes, which cost nothing to draw from, and over the vocabulary of a real model."""
+"""Grammars over bytes, which are cheap to compute, and over the vocabulary of a real model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from services.worker.engine.llama import LlamaRunner
 
 @pytest.fixture(scope="session")
 def byte_grammars() -> GrammarCompiler:
-    """Over FakeRunner's vocabulary: the 256 bytes and one end token."""
+    """Over FakeRunner's vocabulary: 256 bytes and one end token."""
     return GrammarCompiler(FakeRunner())
 
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_path: Path) -> Iterator[LlamaRunner]:
-    # On a busy machine several threads wait for each other more than they compute.
+    # One thread: on a busy machine several threads mostly wait for each other.
     runner = LlamaRunner(smollm2_path, EngineSettings(slots=16, context_tokens=192, batch_tokens=512, threads=1))
     yield runner
     runner.close()

@@ -1,4 +1,4 @@
-"""Sequences and engines for the tests of the engine."""
+"""Factories of sequences and engines."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_engine(runner: ModelRunner | None = None, *, batch_tokens: int = 64, pr
 
 
 def ends_after(count: int, prompt: str) -> FakeRunner:
-    """A model that babbles `count` tokens behind `prompt` and then ends its text."""
+    """A model that generates `count` tokens after `prompt` and then ends the text."""
     return FakeRunner(script=lambda tokens: END if len(tokens) >= len(prompt) + count else babble(tokens))
 
 
@@ -59,7 +59,7 @@ def completion(sequence: Sequence) -> list[int]:
 
 
 def solo(prompt: str, *, max_tokens: int = 8, sampling: SamplingParams = GREEDY) -> list[int]:
-    """What the fake model says when nothing else is in the batch."""
+    """The fake model's output if nothing else is in the batch."""
     engine, sequence = make_engine(), make_sequence(prompt, max_tokens=max_tokens, sampling=sampling)
     engine.add(sequence)
     run(engine)

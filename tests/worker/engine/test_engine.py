@@ -1,4 +1,4 @@
-"""The engine on FakeRunner, whose cache refuses anything that does not continue what a slot holds."""
+"""The engine on FakeRunner, whose cache rejects tokens that do not continue a slot's contents."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_eight_requests_share_one_batch() -> None:
     assert [sampled.sequence for sampled in step(engine)] == sequences
 
 
-def test_a_model_that_ends_its_text() -> None:
+def test_the_end_token_stops_the_text() -> None:
     engine, sequence = make_engine(ends_after(3, "hello")), make_sequence("hello", max_tokens=None)
     engine.add(sequence)
     run(engine)
@@ -35,7 +35,7 @@ def test_a_model_that_ends_its_text() -> None:
     assert sequence.finish_reason is FinishReason.STOP
 
 
-def test_a_second_turn_reuses_what_the_first_left_in_its_slot() -> None:
+def test_a_second_turn_reuses_the_cache_of_the_first() -> None:
     engine, first = make_engine(), make_sequence("a long first turn")
     engine.add(first)
     run(engine)
@@ -47,14 +47,14 @@ def test_a_second_turn_reuses_what_the_first_left_in_its_slot() -> None:
     assert completion(second) == solo(bytes(first.tokens).decode() + " and more")
 
 
-def test_a_full_cache_gives_up_idle_prefixes_for_running_sequences() -> None:
+def test_idle_prefixes_are_evicted_for_running_sequences() -> None:
     engine = make_engine(FakeRunner(context_tokens=60, cells=60))
     for number in range(3):
         engine.add(make_sequence(f"{number} takes thirty-odd cells", max_tokens=5))
         run(engine)
 
 
-def test_a_cache_that_is_smaller_than_it_says_is_an_error_once_a_sequence_alone_has_no_room() -> None:
+def test_a_cache_smaller_than_reported_is_an_error() -> None:
     runner = FakeRunner(context_tokens=60, cells=60)
     engine = make_engine(runner)
     engine.add(make_sequence("more than ten tokens"))
@@ -63,7 +63,7 @@ def test_a_cache_that_is_smaller_than_it_says_is_an_error_once_a_sequence_alone_
         run(engine)
 
 
-def test_sequences_that_the_cache_cannot_hold_together_all_come_to_their_end() -> None:
+def test_sequences_that_do_not_fit_the_cache_together_all_finish() -> None:
     engine = make_engine(FakeRunner(num_slots=4, context_tokens=64, cells=64), batch_tokens=32)
     sequences = [make_sequence(f"{number}" * 10, id=str(number), max_tokens=40) for number in range(4)]
     for sequence in sequences:
@@ -80,11 +80,11 @@ def test_a_burst_with_one_new_prefix_computes_it_once() -> None:
         engine.add(sequence)
     run(engine)
     assert [sequence.num_cached for sequence in sequences] == [0, *[len(prefix)] * 3]
-    assert runner.num_tokens == len(prefix) + 4 * 8  # one token each that differs, and seven that were generated
+    assert runner.num_tokens == len(prefix) + 4 * 8  # for each, one token of its own and seven generated ones
     assert [completion(sequence) for sequence in sequences] == [solo(f"{prefix}{number}") for number in range(4)]
 
 
-def test_a_burst_goes_on_where_the_one_that_computes_its_prefix_is_cancelled() -> None:
+def test_a_burst_continues_if_the_sequence_that_computes_its_prefix_is_cancelled() -> None:
     engine, prefix = make_engine(batch_tokens=32), "a long prefix that all of them share, " * 5
     sequences = [make_sequence(f"{prefix}{number}", id=str(number)) for number in range(4)]
     for sequence in sequences:
@@ -96,7 +96,7 @@ def test_a_burst_goes_on_where_the_one_that_computes_its_prefix_is_cancelled() -
     assert completion(sequences[1]) == solo(f"{prefix}1")
 
 
-def test_there_are_more_slots_for_prefixes_than_may_run() -> None:
+def test_more_slots_keep_prefixes_than_may_run() -> None:
     engine = make_engine(FakeRunner(num_slots=4, max_running=1))
     prompts = [letter * 40 for letter in "abcd"]
     for prompt in prompts:
@@ -110,7 +110,7 @@ def test_there_are_more_slots_for_prefixes_than_may_run() -> None:
     assert [sequence.num_cached for sequence in again] == [40] * 4
 
 
-def test_a_prefix_is_taken_from_a_slot_that_is_in_use() -> None:
+def test_a_prefix_is_shared_from_a_slot_in_use() -> None:
     engine = make_engine(FakeRunner(num_slots=2))
     first = make_sequence("the same beginning, one end", id="1", max_tokens=30)
     engine.add(first)
@@ -123,7 +123,7 @@ def test_a_prefix_is_taken_from_a_slot_that_is_in_use() -> None:
     assert completion(second) == solo("the same beginning, another", max_tokens=30)
 
 
-def test_a_text_that_is_shifted_goes_on_past_its_context() -> None:
+def test_a_shifted_text_continues_past_its_context() -> None:
     engine = make_engine(FakeRunner(num_slots=1, context_tokens=32))
     sequence = make_sequence("keep, and drop this", max_tokens=60, context_tokens=32, keep_tokens=4)
     engine.add(sequence)
@@ -134,7 +134,7 @@ def test_a_text_that_is_shifted_goes_on_past_its_context() -> None:
     assert len(sequence.tokens) < 32
 
 
-def test_a_text_that_is_shifted_ends_after_ten_contexts() -> None:
+def test_a_shifted_text_ends_after_ten_contexts() -> None:
     engine = make_engine(FakeRunner(num_slots=1, context_tokens=32))
     sequence = make_sequence("endless", max_tokens=None, context_tokens=32, keep_tokens=0)
     engine.add(sequence)
@@ -153,7 +153,7 @@ def test_an_interrupted_batch_is_computed_again() -> None:
 
 
 class Counting(FakeRunner):
-    """Counts the tokens that it computes."""
+    """Counts the computed tokens."""
 
     num_tokens = 0
 
@@ -172,7 +172,7 @@ sampling_params = st.sampled_from([SamplingParams(temperature=0), SamplingParams
             st.integers(0, 5),  # steps before it arrives
             st.text("ab", min_size=1, max_size=40),
             st.integers(1, 12),  # tokens wanted
-            st.one_of(st.none(), st.integers(0, 10)),  # steps after which its client leaves
+            st.one_of(st.none(), st.integers(0, 10)),  # steps after which its client disconnects
             sampling_params,
         ),
         min_size=1,
@@ -181,7 +181,7 @@ sampling_params = st.sampled_from([SamplingParams(temperature=0), SamplingParams
     slots=st.integers(1, 4),
     cells=st.integers(64, 200),
 )
-def test_what_a_request_says_does_not_depend_on_what_else_is_in_the_batch(
+def test_an_answer_does_not_depend_on_the_rest_of_the_batch(
     arrivals: list[tuple[int, str, int, int | None, SamplingParams]], slots: int, cells: int
 ) -> None:
     engine = make_engine(FakeRunner(num_slots=slots, context_tokens=64, cells=cells), batch_tokens=16, prefill_tokens=5)

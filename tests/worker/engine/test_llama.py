@@ -1,4 +1,4 @@
-"""LlamaRunner on real weights and on tiny models that the tests write."""
+"""LlamaRunner with real weights and with tiny generated models."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_smollm2_answers_and_ends_its_answer(smollm2: LlamaRunner) -> None:
     assert sequence.finish_reason is FinishReason.STOP
 
 
-def test_eight_chats_at_once_are_interleaved_in_one_batch_and_answer_as_alone(smollm2: LlamaRunner) -> None:
+def test_eight_chats_in_one_batch_answer_as_they_do_alone(smollm2: LlamaRunner) -> None:
     questions = [f"Name the color of {thing}." for thing in ["grass", "snow", "coal", "blood", "gold", "milk", "sky", "rust"]]
     alone = []
     for question in questions:
@@ -75,7 +75,7 @@ def test_eight_chats_at_once_are_interleaved_in_one_batch_and_answer_as_alone(sm
         steps.append(len(step(engine)))
     assert steps[0] == 8
     assert len(steps) <= 7
-    # Batch shapes change the last digits of a logit, so a near-tie may fall the other way.
+    # Batch shapes change the last digits of logits, so near-ties may fall the other way.
     same_first_token = [sequence.tokens[sequence.num_prompt_tokens] for sequence in together]
     assert sum(a[:1] == [b] for a, b in zip(alone, same_first_token, strict=True)) >= 7
 
@@ -93,7 +93,7 @@ def test_a_reused_prefix_gives_the_logits_of_a_full_prefill(tiny: LlamaRunner) -
     assert np.abs(logits(12) - full).max() < 1e-3
 
 
-def test_what_other_slots_hold_does_not_reach_a_sequence(tiny: LlamaRunner) -> None:
+def test_other_slots_do_not_affect_a_sequence(tiny: LlamaRunner) -> None:
     tokens, other = tiny.tokenize("alone", special=False), tiny.tokenize("somebody else's words", special=False)
 
     def logits(*spans: Span) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_multi_byte_text_survives_tokenization(smollm2: LlamaRunner) -> None:
     assert "" in deltas, "some character should have spanned tokens"
 
 
-def test_control_tokens_are_read_only_when_asked_for(smollm2: LlamaRunner) -> None:
+def test_control_tokens_are_parsed_only_if_special(smollm2: LlamaRunner) -> None:
     assert len(smollm2.tokenize("<|im_end|>", special=True)) == 1
     assert len(smollm2.tokenize("<|im_end|>", special=False)) > 1
     (end,) = smollm2.tokenize("<|im_end|>", special=True)
@@ -149,14 +149,14 @@ def test_gemma3_has_no_chat_template_and_completes(gemma3_path: Path) -> None:
     ],
     ids=["truncated", "header only", "no GGUF", "empty"],
 )
-def test_a_file_that_cannot_be_loaded_says_why(tmp_path: Path, damage, reason: str) -> None:
+def test_an_error_in_loading_gives_the_reason(tmp_path: Path, damage, reason: str) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ModelUnusable, match=reason):
         LlamaRunner(path, EngineSettings())
 
 
-def test_the_context_is_no_longer_than_the_model_was_trained_for(tmp_path: Path) -> None:
+def test_the_context_is_limited_to_the_trained_context(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", context_length=100)
     runner = LlamaRunner(path, EngineSettings(slots=2, context_tokens=4096))
     assert runner.context_tokens == 100

@@ -1,4 +1,4 @@
-"""How many threads llama.cpp computes with, in its settings and beside other work."""
+"""How many threads llama.cpp computes with: its settings, and on a machine with other work."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def running(path: Path, *, threads: int) -> Iterator[LlamaRunner]:
 
 @contextmanager
 def busy_cores() -> Iterator[None]:
-    """With two busy loops on each of them."""
+    """Runs two busy loops per core."""
     with ExitStack() as stack:
         for _ in range(2 * num_threads(0)):
             stack.callback(_end, subprocess.Popen([sys.executable, "-c", "while True: pass"]))
@@ -52,14 +52,14 @@ def step(runner: LlamaRunner) -> None:
     runner.cut(0, 0)
 
 
-def test_threads_are_no_more_than_a_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_limited_to_the_containers_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert num_threads(0) >= 1
     monkeypatch.setattr(cgroups, "cpu_limits", lambda: iter([3, 5]))
     assert num_threads(64) == 3
     assert num_threads(2) == 2
 
 
-def test_cores_that_others_use_are_left_to_them(smollm2_path: Path) -> None:
+def test_busy_cores_are_left_to_other_processes(smollm2_path: Path) -> None:
     with running(smollm2_path, threads=0) as runner, busy_cores():
         deadline = time.monotonic() + DEADLINE_S
         while runner.threads > 1 and time.monotonic() < deadline:
@@ -69,7 +69,7 @@ def test_cores_that_others_use_are_left_to_them(smollm2_path: Path) -> None:
         assert llama_cpp.llama_n_threads(runner._context) == llama_cpp.llama_n_threads_batch(runner._context) == 1
 
 
-def test_a_number_that_was_asked_for_is_kept(smollm2_path: Path) -> None:
+def test_a_configured_number_of_threads_is_kept(smollm2_path: Path) -> None:
     with running(smollm2_path, threads=2) as runner, busy_cores():
         until = time.monotonic() + 1
         while time.monotonic() < until:
@@ -77,8 +77,8 @@ def test_a_number_that_was_asked_for_is_kept(smollm2_path: Path) -> None:
         assert runner.threads == num_threads(2)
 
 
-def test_threads_do_not_change_what_is_computed(smollm2_path: Path) -> None:
-    """While fewer than 512 cells are used; beyond that attention is summed in as many parts as there are threads."""
+def test_the_number_of_threads_does_not_change_the_results(smollm2_path: Path) -> None:
+    """While fewer than 512 cells are used; beyond that, attention is summed in as many parts as there are threads."""
     with running(smollm2_path, threads=0) as runner:
         rows = []
         for threads in (1, 2, 3):
@@ -90,8 +90,8 @@ def test_threads_do_not_change_what_is_computed(smollm2_path: Path) -> None:
         assert all(np.array_equal(one, other) for row in rows[1:] for one, other in zip(rows[0], row, strict=True))
 
 
-def test_threads_that_wait_sleep_soon() -> None:
-    """libgomp reads it from the environment, whoever started this process."""
+def test_waiting_threads_sleep_soon() -> None:
+    """libgomp reads GOMP_SPINCOUNT from the environment."""
     code = "import os, services.worker.engine.llama; print(os.environ['GOMP_SPINCOUNT'])"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     for own, shown in (({}, str(SPIN_COUNT)), ({"GOMP_SPINCOUNT": "7"}, "7")):

@@ -1,4 +1,4 @@
-"""LlamaEmbedder on all-MiniLM-L6-v2, against the published weights computed in numpy, and on tiny models that the tests write."""
+"""LlamaEmbedder with all-MiniLM-L6-v2, compared with the published weights in numpy, and with tiny generated models."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_texts_become_the_tokens_of_the_reference(embedder: LlamaEmbedder, minil
         assert embedder.tokenize(text, framed=True, special=True) == minilm.tokenizer.encode(text), text
 
 
-def test_control_tokens_in_a_text_are_read_only_when_asked_for(embedder: LlamaEmbedder) -> None:
+def test_control_tokens_are_parsed_only_if_special(embedder: LlamaEmbedder) -> None:
     assert 102 in embedder.tokenize("a [SEP] b", framed=False, special=True)
     assert 102 not in embedder.tokenize("a [SEP] b", framed=False, special=False)
 
 
-def test_vectors_are_those_of_the_reference(embedder: LlamaEmbedder, minilm: MiniLM) -> None:
+def test_vectors_match_the_reference(embedder: LlamaEmbedder, minilm: MiniLM) -> None:
     for text in TEXTS:
         ids = embedder.tokenize(text, framed=True, special=True)[: embedder.context_tokens]
         (row,) = embedder.embed([ids])
@@ -72,14 +72,14 @@ def test_vectors_are_those_of_the_reference(embedder: LlamaEmbedder, minilm: Min
         assert unit(row) @ minilm.embed_ids(ids) > 0.9999, text
 
 
-def test_an_input_means_the_same_alone_and_in_company(embedder: LlamaEmbedder) -> None:
+def test_a_vector_does_not_depend_on_the_rest_of_the_batch(embedder: LlamaEmbedder) -> None:
     inputs = [embedder.tokenize(text, framed=True, special=True) for text in TEXTS[:-1]]
     together = embedder.embed(inputs)
     for ids, row in zip(inputs, together, strict=True):
         assert unit(embedder.embed([ids])[0]) @ unit(row) > 0.9999
 
 
-def test_as_many_inputs_as_a_batch_may_hold(embedder: LlamaEmbedder) -> None:
+def test_a_batch_holds_max_sequences_inputs(embedder: LlamaEmbedder) -> None:
     rows = embedder.embed([[101, 102]] * embedder.max_sequences)
     assert rows.shape == (embedder.max_sequences, 384)
     assert np.allclose(rows, rows[0], atol=1e-3)
@@ -93,7 +93,7 @@ def test_as_many_inputs_as_a_batch_may_hold(embedder: LlamaEmbedder) -> None:
         (Pooling.LAST, lambda hidden: hidden[-1]),
     ],
 )
-def test_pooling(tmp_path: Path, tiny_weights: Weights, pooling: Pooling, expected) -> None:
+def test_pooling_matches_the_reference(tmp_path: Path, tiny_weights: Weights, pooling: Pooling, expected) -> None:
     embedder, ids = tiny(tmp_path, tiny_weights, pooling), WordPiece(VOCABULARY).encode("some words here")
     rows = embedder.embed([ids[:4], ids])
     for row, tokens in zip(rows, [ids[:4], ids], strict=True):
@@ -113,26 +113,26 @@ def test_rank_pooling_gives_the_score_of_the_classifier(tmp_path: Path, tiny_wei
     embedder.close()
 
 
-def test_a_decoder_embeds_and_forgets(tmp_path: Path) -> None:
+def test_a_decoder_keeps_nothing_between_batches(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", context_length=64)
     embedder = LlamaEmbedder(path, EngineSettings(batch_tokens=64), pooling=Pooling.LAST)
     ids = embedder.tokenize("abc", framed=True, special=True)
     assert ids[0] == embedder.framing.bos
     first = embedder.embed([ids])
-    for _ in range(40):  # more tokens than its cache has cells
+    for _ in range(40):  # more tokens than the cache has cells
         again = embedder.embed([ids[:2], ids, ids[1:]])
     assert unit(again[1]) @ unit(first[0]) > 0.9999
     embedder.close()
 
 
-def test_the_context_bounds_an_input_and_a_batch_holds_at_least_one(minilm_path: Path) -> None:
+def test_the_context_limits_an_input_and_a_batch_holds_at_least_one(minilm_path: Path) -> None:
     embedder = LlamaEmbedder(minilm_path, EngineSettings(context_tokens=4096, batch_tokens=16), pooling=Pooling.MEAN)
     assert embedder.context_tokens == 512
     assert embedder.embed([[101, *[2000] * 510, 102]]).shape == (1, 384)
     embedder.close()
 
 
-def test_a_file_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
+def test_an_error_in_loading_gives_the_reason(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"no model")
     with pytest.raises(ModelUnusable, match="magic"):
         LlamaEmbedder(tmp_path / "broken.gguf", EngineSettings(), pooling=Pooling.MEAN)

@@ -1,4 +1,4 @@
-"""What each engine setting does in llama.cpp, and how it refuses what it cannot do."""
+"""What each engine setting does in llama.cpp, and the error if llama.cpp does not support it."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def refusal(path: Path, **settings: Any) -> str:
 
 
 def test_a_quantised_cache_does_not_change_the_answer(smollm2_path: Path) -> None:
-    """Activations are quantised too in these weights, so that any difference at all grows: a logit or two were seen."""
+    """These weights quantise activations too, so that any difference grows; measured: one or two logits."""
     f16, q8 = logits(smollm2_path), logits(smollm2_path, kv_type_k="q8_0", kv_type_v="q8_0")
     assert 0 < np.abs(q8 - f16).max() < 3
     assert q8.argmax() == f16.argmax()
 
 
 @pytest.mark.parametrize("kv_type", ["bf16", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"])
-def test_every_kv_type_is_one_that_llama_cpp_knows(tmp_path: Path, kv_type: str) -> None:
+def test_llama_cpp_supports_every_kv_type(tmp_path: Path, kv_type: str) -> None:
     path = write_gguf(tmp_path / "m.gguf", width=64)
     exact = logits(path, kv_type_k="f32", kv_type_v="f32")
     assert np.abs(logits(path, kv_type_k=kv_type, kv_type_v=kv_type) - exact).max() > 0
@@ -83,13 +83,13 @@ def test_flash_attention_on_and_off_agree(tiny: Path) -> None:
         ({"context_tokens": 1000, "rope_freq_scale": 0.5}, 1000, 2048),
     ],
 )
-def test_context_and_cells(tiny: Path, settings: dict[str, Any], context: int, cells: int) -> None:
-    """llama.cpp rounds cells up to 256, for each stream."""
+def test_the_numbers_of_context_tokens_and_cells(tiny: Path, settings: dict[str, Any], context: int, cells: int) -> None:
+    """llama.cpp rounds the number of cells up to a multiple of 256, for each stream."""
     with running(tiny, **settings) as runner:
         assert (runner.context_tokens, runner.num_cells) == (context, cells)
 
 
-def test_rope_settings_move_positions(tiny: Path) -> None:
+def test_rope_settings_change_the_logits(tiny: Path) -> None:
     plain = logits(tiny)
     assert np.abs(logits(tiny, rope_freq_base=500.0) - plain).max() > 1e-3
     assert np.abs(logits(tiny, rope_freq_scale=0.25) - plain).max() > 1e-3
@@ -108,15 +108,15 @@ def test_rope_settings_move_positions(tiny: Path) -> None:
         {"threads": 1},
     ],
 )
-def test_how_and_where_it_is_loaded_changes_no_answer(tiny: Path, settings: dict[str, Any]) -> None:
+def test_how_and_where_a_model_is_loaded_does_not_change_its_logits(tiny: Path, settings: dict[str, Any]) -> None:
     assert np.array_equal(logits(tiny, **settings), logits(tiny))
 
 
-def test_more_shares_than_devices_are_refused(tiny: Path) -> None:
+def test_a_tensor_split_over_too_many_devices_is_refused(tiny: Path) -> None:
     assert "tensor_split names 1000 devices" in refusal(tiny, tensor_split=(1.0,) * 1000)
 
 
-def test_an_adapter_does_what_merging_it_would(tmp_path: Path) -> None:
+def test_an_adapter_equals_merged_weights(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     a, b = rng.normal(scale=0.3, size=(4, 32)), rng.normal(scale=0.3, size=(32, 4))
     base = write_gguf(tmp_path / "base.gguf")
@@ -130,34 +130,34 @@ def test_an_adapter_does_what_merging_it_would(tmp_path: Path) -> None:
     assert np.abs(logits(base, lora=((adapter, 0.0),)) - plain).max() < 1e-3
 
 
-def test_adapters_that_are_none(tiny: Path, tmp_path: Path) -> None:
+def test_invalid_adapters_are_refused(tiny: Path, tmp_path: Path) -> None:
     assert "No such file or directory" in refusal(tiny, lora=((str(tmp_path / "x"), 1.0),))
     assert "expect general.type to be 'adapter', but got:" in refusal(tiny, lora=((str(tiny), 1.0),))
 
 
 def test_progress_rises_to_one(smollm2_path: Path) -> None:
-    told: list[float] = []
+    progress: list[float] = []
     LlamaRunner(
-        smollm2_path, EngineSettings(slots=1, context_tokens=64), on_progress=lambda part: told.append(part) is None
+        smollm2_path, EngineSettings(slots=1, context_tokens=64), on_progress=lambda part: progress.append(part) is None
     ).close()
-    assert told == sorted(told)
-    assert (told[0], told[-1], len(told) > 10) == (0.0, 1.0, True)
+    assert progress == sorted(progress)
+    assert (progress[0], progress[-1], len(progress) > 10) == (0.0, 1.0, True)
 
 
-def test_loading_ends_when_nobody_wants_it_any_more(smollm2_path: Path) -> None:
-    told: list[float] = []
+def test_loading_can_be_cancelled(smollm2_path: Path) -> None:
+    progress: list[float] = []
 
     def until_half(part: float) -> bool:
-        told.append(part)
+        progress.append(part)
         return part < 0.5
 
     with pytest.raises(LoadCancelled):
         LlamaRunner(smollm2_path, EngineSettings(slots=1, context_tokens=64), on_progress=until_half)
-    assert 0.5 <= told[-1] < 1
+    assert 0.5 <= progress[-1] < 1
 
 
 @pytest.mark.parametrize("architecture", [b"lama2", b"gemma"], ids=["unknown", "another's"])
-def test_a_file_that_llama_cpp_does_not_take(tiny: Path, tmp_path: Path, architecture: bytes) -> None:
+def test_an_error_of_llama_cpp_is_reported(tiny: Path, tmp_path: Path, architecture: bytes) -> None:
     path = tmp_path / "other.gguf"
     path.write_bytes(tiny.read_bytes().replace(b"llama", architecture, 1))
     assert refusal(path).startswith("llama.cpp cannot load it: ")

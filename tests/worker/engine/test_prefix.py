@@ -1,9 +1,9 @@
-"""A cached prefix against a computed one, on real weights with full and with sliding-window attention.
+"""A cached prefix compared with a computed one, on real weights with full and with sliding-window attention.
 
-llama.cpp's kernels round differently for batches of other shapes. So there are two statements: where the prompt is cut into the
-same batches, the logits behind a cached prefix are those behind a computed one, bit for bit; against a prompt in a single batch
-they differ by rounding, which may tip a near-tie. So may every later step: attention over 512 cells and more, whosever they are,
-is summed in two parts. The prompts are such that the models know how to go on.
+llama.cpp's kernels round differently for batches of other shapes. So there are two claims: if the prompt is split into the same
+batches, the logits after a cached prefix equal those after a computed one, bit for bit; compared with a prompt in a single
+batch they differ by rounding, which may decide a near-tie. The same holds for every later step: attention over 512 or more
+cells, of any sequence, is summed in two parts. The prompts are such that the models can continue them with confidence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from services.worker.engine.scheduler import Span
 from services.worker.engine.sequence import Sequence
 from tests.worker.engine.factories import completion, make_engine, run
 
-#: Measured over 24 prompts: at most 1.21 for any token of the vocabulary, and 0.44 for the log-probability of the ten likeliest.
+#: Measured over 24 prompts: at most 1.21 for any token of the vocabulary, and 0.44 for the log-probability of the ten
+#: likeliest.
 LOGIT_BOUND = 2.0
 LOGPROB_BOUND = 0.75
 
@@ -48,7 +49,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module", params=["smollm2_path", "gemma3_path"], ids=["SmolLM2", "Gemma 3"])
 def runner(request: pytest.FixtureRequest) -> Iterator[LlamaRunner]:
-    """One thread, because two wait for each other at every layer when another test has their core; the numbers are the same."""
+    """One thread: two threads wait for each other at every layer if another test uses their core. The results are the same."""
     path: Path = request.getfixturevalue(request.param)
     runner = LlamaRunner(path, EngineSettings(slots=8, context_tokens=512, threads=1))
     yield runner
@@ -74,17 +75,17 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("question", QUESTIONS[::17])
-def test_logits_behind_a_cached_prefix_are_those_behind_a_computed_one(runner: LlamaRunner, question: str) -> None:
+def test_logits_after_a_cached_prefix_equal_those_after_a_computed_one(runner: LlamaRunner, question: str) -> None:
     tokens = prompt(runner, question)
     cut = len(prompt(runner, "")) - 1
     empty(runner)
     fill(runner, 0, 0, tokens[:cut])
     computed = fill(runner, 0, cut, tokens[cut:])
 
-    runner.cut(0, cut)  # taken over in place, what followed is dropped
+    runner.cut(0, cut)  # reused in the same slot; the tokens after the prefix are dropped
     assert np.array_equal(fill(runner, 0, cut, tokens[cut:]), computed)
 
-    runner.share(0, 1, cut)  # marked for another slot, while the first one keeps its own
+    runner.share(0, 1, cut)  # shared with another slot, while the first one keeps its cells
     assert np.array_equal(fill(runner, 1, cut, tokens[cut:]), computed)
 
     empty(runner)
@@ -95,7 +96,7 @@ def test_logits_behind_a_cached_prefix_are_those_behind_a_computed_one(runner: L
 
 
 class Greedy(Sampler):
-    """Remembers the log-probabilities of the two likeliest tokens at each place."""
+    """Records the log-probabilities of the two likeliest tokens at each step."""
 
     def __init__(self, runner: LlamaRunner) -> None:
         stages = Stages(SamplingParams(temperature=0), runner.token_text)
@@ -109,7 +110,7 @@ class Greedy(Sampler):
 
 
 def answers(runner: LlamaRunner, *, cached: bool) -> list[tuple[list[int], Greedy]]:
-    """One after the other, behind what the one before left in the cache, or each with an empty cache."""
+    """The answers one after the other, on a cache that is kept, or each with an empty cache."""
     engine, found = make_engine(runner, batch_tokens=512), []
     for question in QUESTIONS:
         if not cached:
@@ -123,7 +124,7 @@ def answers(runner: LlamaRunner, *, cached: bool) -> list[tuple[list[int], Greed
     return found
 
 
-def test_greedy_texts_behind_a_cached_prefix_differ_at_near_ties_alone(runner: LlamaRunner) -> None:
+def test_greedy_texts_after_a_cached_prefix_differ_only_at_near_ties(runner: LlamaRunner) -> None:
     computed, cached = answers(runner, cached=False), answers(runner, cached=True)
     different = 0
     for (alone, sampler), (shared, _) in zip(computed, cached, strict=True):

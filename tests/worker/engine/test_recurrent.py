@@ -1,4 +1,4 @@
-"""The engine on a model whose memory is a state: it can go on, but neither be cut back nor be shared."""
+"""The engine on a recurrent model: its state can be continued, but neither truncated nor shared."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def alone(runner: LlamaRunner, tokens: list[int]) -> list[int]:
     return completion(sequence)
 
 
-def test_a_batch_of_different_texts_answers_each_as_alone(runner: LlamaRunner) -> None:
+def test_texts_in_one_batch_are_answered_as_they_are_alone(runner: LlamaRunner) -> None:
     prompts = [runner.tokenize(text, special=True) for text in ("one text", "another one", "and a third")]
     expected = [alone(runner, prompt) for prompt in prompts]
     engine = make_engine(runner)
@@ -44,7 +44,7 @@ def test_a_batch_of_different_texts_answers_each_as_alone(runner: LlamaRunner) -
     assert [completion(sequence) for sequence in sequences] == expected
 
 
-def test_a_turn_that_goes_on_reuses_the_state_and_one_that_goes_back_computes_anew(runner: LlamaRunner) -> None:
+def test_a_continued_turn_reuses_the_state_and_an_edited_one_does_not(runner: LlamaRunner) -> None:
     engine, first = make_engine(runner), make(runner, runner.tokenize("a first turn", special=True))
     engine.add(first)
     run(engine)

@@ -1,4 +1,4 @@
-"""What is scheduled, and what becomes of the sequences. No model: tokens are handed in by hand."""
+"""What the scheduler puts into a batch, and how sequences end. Without a model: the tests supply the tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_prompt_is_computed_and_sampled_then_decoded_token_by_token() -> None:
     assert shape(turn(scheduler)) == [("a", 4, 1, True)]
 
 
-def test_a_prompt_longer_than_the_batch_is_cut_into_chunks_and_only_the_last_samples() -> None:
+def test_a_long_prompt_is_split_into_chunks_and_only_the_last_samples() -> None:
     scheduler = make_scheduler(batch_tokens=4)
     scheduler.add(make_sequence(range(1, 11), id="a"))
     assert [shape(turn(scheduler)) for _ in range(3)] == [
@@ -47,7 +47,7 @@ def test_a_prompt_longer_than_the_batch_is_cut_into_chunks_and_only_the_last_sam
     ]
 
 
-def test_running_answers_come_first_and_a_long_prompt_gets_a_bounded_share_beside_them() -> None:
+def test_running_answers_come_first_and_a_long_prompt_gets_a_limited_share() -> None:
     scheduler = make_scheduler(batch_tokens=16)
     scheduler.add(make_sequence([99], id="chat"))
     turn(scheduler)
@@ -58,7 +58,7 @@ def test_running_answers_come_first_and_a_long_prompt_gets_a_bounded_share_besid
     assert shape(turn(scheduler)) == [("chat", 4, 1, True), ("long", 10, 1, True)]
 
 
-def test_several_prompts_share_a_batch_as_far_as_its_budget_goes() -> None:
+def test_several_prompts_share_the_budget_of_a_batch() -> None:
     scheduler = make_scheduler(batch_tokens=8)
     for name in "abc":
         scheduler.add(make_sequence([ord(name)] * 5, id=name))
@@ -78,7 +78,7 @@ def test_a_sequence_waits_for_a_slot_and_takes_the_first_that_is_free() -> None:
     assert shape(turn(scheduler)) == [("b", 0, 1, True)]
 
 
-def test_the_end_token_ends_a_sequence_and_is_no_part_of_it() -> None:
+def test_the_end_token_ends_a_sequence_and_is_not_part_of_it() -> None:
     scheduler = make_scheduler()
     sequence = make_sequence([1, 2])
     scheduler.add(sequence)
@@ -90,7 +90,7 @@ def test_the_end_token_ends_a_sequence_and_is_no_part_of_it() -> None:
     assert not scheduler.has_work
 
 
-def test_a_sequence_ends_where_its_context_is_full() -> None:
+def test_a_sequence_ends_when_its_context_is_full() -> None:
     scheduler = make_scheduler()
     sequence = make_sequence([1, 2], max_tokens=None, context_tokens=5)
     scheduler.add(sequence)
@@ -101,7 +101,7 @@ def test_a_sequence_ends_where_its_context_is_full() -> None:
 
 
 @pytest.mark.parametrize("turns", [0, 1, 3], ids=["waiting", "in prefill", "decoding"])
-def test_a_finished_sequence_is_in_no_further_batch_and_its_slot_is_free(turns: int) -> None:
+def test_a_finished_sequence_leaves_the_batch_and_frees_its_slot(turns: int) -> None:
     scheduler = make_scheduler(slots=1, batch_tokens=4)
     sequence = make_sequence(range(1, 7), id="a", max_tokens=None)
     scheduler.add(sequence)
@@ -113,7 +113,7 @@ def test_a_finished_sequence_is_in_no_further_batch_and_its_slot_is_free(turns: 
     assert shape(turn(scheduler)) == [("b", 0, 1, True)]
 
 
-def test_finishing_twice_does_no_harm() -> None:
+def test_finishing_twice_keeps_the_first_reason() -> None:
     scheduler = make_scheduler()
     sequence = make_sequence([1])
     scheduler.add(sequence)
@@ -123,7 +123,7 @@ def test_finishing_twice_does_no_harm() -> None:
     assert sequence.finish_reason is FinishReason.STOP
 
 
-def test_what_an_aborted_prefill_has_computed_is_there_for_the_next() -> None:
+def test_the_next_sequence_reuses_an_aborted_prefill() -> None:
     scheduler = make_scheduler(slots=1, batch_tokens=4)
     sequence = make_sequence(range(1, 11), id="a")
     scheduler.add(sequence)

@@ -1,4 +1,4 @@
-"""Which slot a sequence gets, what of it is in the cache already, and what has to go."""
+"""Which slot a sequence gets, how much of it is cached, and what is evicted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def occupy(pool: SlotPool, tokens: list[int]) -> Plan:
 
 
 def pool_holding(*contents: list[int], partial_reuse: bool = True, shareable: bool = True, cells: int = 100) -> SlotPool:
-    """Slots 0, 1, ... hold the contents, released in that order."""
+    """Slots 0, 1, ... hold the contents and were released in that order."""
     pool = SlotPool(len(contents), cells, partial_reuse=partial_reuse, shareable=shareable)
     for content in contents:
         occupy(pool, [*content])
@@ -32,12 +32,12 @@ def choice(plan: Plan) -> tuple[int, int, int]:
     return plan.target.id, plan.source.id, plan.keep
 
 
-def test_a_slot_whose_tokens_go_on_is_taken_over() -> None:
+def test_a_slot_whose_tokens_are_a_prefix_is_reused() -> None:
     pool = pool_holding([1, 2, 9], [1, 2, 3, 4], [5, 6])
     assert choice(pool.plan([1, 2, 3, 4, 5, 6])) == (1, 1, 4)
 
 
-def test_a_request_is_cached_while_a_slot_holds_a_part_of_it() -> None:
+def test_a_request_counts_as_cached_while_a_slot_holds_part_of_it() -> None:
     pool = SlotPool(2, 8)
     for name, tokens in (("a", [1, 2, 3]), ("b", [4, 5, 6])):
         plan = pool.plan(tokens)
@@ -54,7 +54,9 @@ def test_a_request_is_cached_while_a_slot_holds_a_part_of_it() -> None:
 
 
 @given(st.lists(st.integers(0, 2), min_size=2, max_size=40), st.booleans(), st.booleans(), st.booleans())
-def test_another_domain_reuses_nothing(tokens: list[int], partial_reuse: bool, shareable: bool, running: bool) -> None:
+def test_another_isolation_domain_reuses_no_tokens(
+    tokens: list[int], partial_reuse: bool, shareable: bool, running: bool
+) -> None:
     pool = SlotPool(2, 100, partial_reuse=partial_reuse, shareable=shareable)
     plan = pool.plan(tokens, domain="red")
     pool.acquire(plan, tokens, request="r", domain="red")
@@ -70,7 +72,7 @@ def test_the_last_token_is_always_computed_again() -> None:
     assert pool_holding([1, 2, 3]).plan([1, 2, 3]).keep == 2
 
 
-def test_a_prefix_of_a_long_text_is_marked_for_another_slot_and_the_text_stays() -> None:
+def test_a_prefix_of_a_long_text_is_shared_with_another_slot() -> None:
     long = list(range(1, 40))
     pool = pool_holding(long, [7, 7])
     plan = pool.plan([1, 2, 3, 99])
@@ -81,13 +83,13 @@ def test_a_prefix_of_a_long_text_is_marked_for_another_slot_and_the_text_stays()
     assert pool.plan([*long, 50]).keep == len(long)
 
 
-def test_a_prefix_is_marked_from_a_slot_that_is_in_use() -> None:
+def test_a_prefix_is_shared_from_a_slot_in_use() -> None:
     pool = SlotPool(2, 100)
     occupy(pool, [1, 2, 3, 4])
     assert choice(pool.plan([1, 2, 3, 9])) == (1, 0, 3)
 
 
-def test_a_prefix_that_is_being_computed_is_worth_waiting_for_until_it_is_there() -> None:
+def test_a_prefix_is_worth_waiting_for_while_it_is_computed() -> None:
     pool, prefix = SlotPool(2, 200), list(range(1, 101))
     pool.acquire(pool.plan(prefix), prefix, request="r")
     assert pool.is_worth_waiting([*prefix, 7])
@@ -96,12 +98,12 @@ def test_a_prefix_that_is_being_computed_is_worth_waiting_for_until_it_is_there(
     assert not pool.is_worth_waiting([*prefix, 7])
 
 
-def test_without_a_useful_prefix_the_least_recently_used_goes() -> None:
+def test_without_a_useful_prefix_the_least_recently_used_slot_is_taken() -> None:
     pool = pool_holding([1, 1, 1], [2, 2], [3, 3, 3, 3])
     assert choice(pool.plan([9, 9])) == (0, 0, 0)
 
 
-def test_marking_a_prefix_counts_as_a_use_of_its_slot() -> None:
+def test_sharing_a_prefix_counts_as_a_use_of_its_slot() -> None:
     long = list(range(1, 40))
     pool = pool_holding(long, [2, 2], [3, 3])
     plan = pool.plan([1, 2, 3, 99])
@@ -110,25 +112,25 @@ def test_marking_a_prefix_counts_as_a_use_of_its_slot() -> None:
     assert choice(pool.plan([9, 9])) == (2, 2, 0)
 
 
-def test_where_nothing_is_shared_an_empty_slot_is_taken_rather_than_one_that_would_lose_more_than_it_spares() -> None:
+def test_without_sharing_an_empty_slot_beats_a_loss_larger_than_the_gain() -> None:
     pool = pool_holding([1, 2, 3, 4, 5, 6, 7, 8], [], shareable=False)
     assert choice(pool.plan([1, 2, 30, 31])) == (1, 1, 0)
 
 
-def test_memory_that_cannot_be_cut_back_is_reused_whole_or_not_at_all() -> None:
+def test_a_cache_that_cannot_be_truncated_is_reused_whole_or_not() -> None:
     pool = pool_holding([1, 2, 3], partial_reuse=False)
     assert pool.plan([1, 2, 9, 9]).keep == 0
     assert pool.plan([1, 2, 3, 4]).keep == 3
 
 
-def test_room_is_made_by_giving_up_the_least_recently_used() -> None:
+def test_room_is_made_by_evicting_the_least_recently_used() -> None:
     pool = pool_holding([1, 1, 1], [2, 2], [3, 3, 3], cells=8)
     assert pool.make_room(4)
     assert pool.take_operations() == (Cut(0, 0), Cut(1, 0))
     assert not pool.make_room(9)
 
 
-def test_shared_cells_are_free_only_when_nobody_holds_them() -> None:
+def test_shared_cells_are_free_only_after_the_last_holder_releases_them() -> None:
     pool = SlotPool(2, 10)
     occupy(pool, [1, 2, 3, 4, 5, 6])
     occupy(pool, [1, 2, 3, 4, 5, 9])
@@ -139,7 +141,7 @@ def test_shared_cells_are_free_only_when_nobody_holds_them() -> None:
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
-def test_common_prefix(a: list[int], b: list[int]) -> None:
+def test_common_prefix_is_the_longest(a: list[int], b: list[int]) -> None:
     length = common_prefix(a, b)
     assert a[:length] == b[:length]
     assert length == min(len(a), len(b)) or a[length] != b[length]

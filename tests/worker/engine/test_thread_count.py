@@ -1,4 +1,4 @@
-"""How many threads a worker computes with while others use the machine too."""
+"""How many threads a worker computes with while other processes use the machine."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ PATIENCE_S = 1.0
 CORES = st.integers(1, 64)
 
 
-def told(count: ThreadCount, cores: float, *, seconds: float) -> int:
-    """After as many windows as fit in these seconds."""
+def count_after(count: ThreadCount, cores: float, *, seconds: float) -> int:
+    """The count after as many windows as fit in these seconds."""
     for _ in range(round(seconds / WINDOW_S)):
         count.observe(cores, seconds=WINDOW_S)
     return count.now
 
 
 def share(mine: int, others: int, cores: int) -> float:
-    """Cores that a fair kernel gives to this many busy threads beside others, with those that stay idle."""
+    """The cores that a fair kernel gives to `mine` busy threads next to `others`, including the idle cores."""
     return mine * min(1.0, cores / (mine + others)) + max(0, cores - mine - others)
 
 
 def settled(cores: int, workers: list[ThreadCount], *, loops: int, seconds: float) -> list[list[int]]:
-    """The workers' threads at each moment, while all of them compute beside `loops` busy threads."""
+    """The workers' threads at each moment, while all of them compute next to `loops` busy threads."""
     history = []
     for _ in range(round(seconds / WINDOW_S)):
         now = [worker.now for worker in workers]
@@ -39,24 +39,24 @@ def settled(cores: int, workers: list[ThreadCount], *, loops: int, seconds: floa
 
 
 @given(cores=CORES)
-def test_an_idle_machine_is_used_whole(cores: int) -> None:
-    assert told(ThreadCount(cores, patience_s=PATIENCE_S), cores, seconds=60) == cores
+def test_all_cores_of_an_idle_machine_are_used(cores: int) -> None:
+    assert count_after(ThreadCount(cores, patience_s=PATIENCE_S), cores, seconds=60) == cores
 
 
 @given(cores=CORES, busy=st.floats(0, 0.45))
-def test_a_little_beside_it_costs_no_core(cores: int, busy: float) -> None:
-    assert told(ThreadCount(cores, patience_s=PATIENCE_S), cores - busy, seconds=60) == cores
+def test_a_little_other_load_costs_no_core(cores: int, busy: float) -> None:
+    assert count_after(ThreadCount(cores, patience_s=PATIENCE_S), cores - busy, seconds=60) == cores
 
 
 @given(cores=CORES, loops=st.integers(0, 64))
-def test_busy_neighbours_keep_their_cores(cores: int, loops: int) -> None:
+def test_busy_processes_keep_their_cores(cores: int, loops: int) -> None:
     worker = ThreadCount(cores, patience_s=PATIENCE_S)
     settled(cores, [worker], loops=loops, seconds=30)
     assert worker.now == 1 or share(worker.now, loops, cores) > worker.now - TAKEN_CORES
 
 
 @given(cores=CORES, workers=st.integers(1, 6), loops=st.integers(0, 4))
-def test_workers_agree_and_stay_so(cores: int, workers: int, loops: int) -> None:
+def test_several_workers_reach_a_stable_division(cores: int, workers: int, loops: int) -> None:
     counts = [ThreadCount(cores, patience_s=PATIENCE_S + number / 3) for number in range(workers)]
     history = settled(cores, counts, loops=loops, seconds=120)
     last = history[-1]
@@ -67,22 +67,22 @@ def test_workers_agree_and_stay_so(cores: int, workers: int, loops: int) -> None
 
 
 @given(cores=st.integers(2, 64), loops=st.integers(1, 64))
-def test_all_cores_come_back_when_the_neighbours_have_gone(cores: int, loops: int) -> None:
+def test_all_cores_are_used_again_after_the_load_ends(cores: int, loops: int) -> None:
     worker = ThreadCount(cores, patience_s=PATIENCE_S)
     settled(cores, [worker], loops=loops, seconds=10)
-    assert told(worker, cores, seconds=2 * MOST_PATIENCE * PATIENCE_S) == cores
+    assert count_after(worker, cores, seconds=2 * MOST_PATIENCE * PATIENCE_S) == cores
 
 
-def test_a_moment_costs_nothing() -> None:
+def test_a_short_load_costs_no_core() -> None:
     worker = ThreadCount(2, patience_s=PATIENCE_S)
     for _ in range(100):
-        told(worker, 1.0, seconds=WINDOW_S)
-        assert told(worker, 2.0, seconds=WINDOW_S) == 2
-    assert told(worker, 1.0, seconds=CROWDED_AFTER_S + WINDOW_S) == 1
+        count_after(worker, 1.0, seconds=WINDOW_S)
+        assert count_after(worker, 2.0, seconds=WINDOW_S) == 2
+    assert count_after(worker, 1.0, seconds=CROWDED_AFTER_S + WINDOW_S) == 1
 
 
-def test_neighbours_that_come_and_go_are_tried_less_and_less() -> None:
-    """Each try costs: the core is shared until it is given up again."""
+def test_recurring_load_makes_retries_rarer() -> None:
+    """Each retry has a cost: the core is shared until it is given up again."""
     worker = ThreadCount(2, patience_s=PATIENCE_S)
     tries = []
     for window in range(round(120 / WINDOW_S)):
@@ -95,9 +95,9 @@ def test_neighbours_that_come_and_go_are_tried_less_and_less() -> None:
     assert waits[-1] > MOST_PATIENCE * PATIENCE_S
 
 
-def test_after_a_pause_a_worker_gets_its_share_again() -> None:
+def test_a_worker_gets_its_share_after_a_pause() -> None:
     running, paused = ThreadCount(8, patience_s=1.0), ThreadCount(8, patience_s=1.5)
-    told(paused, 1.0, seconds=1)
+    count_after(paused, 1.0, seconds=1)
     assert (running.now, paused.now) == (8, 1)
     paused.restart()
     settled(8, [running, paused], loops=0, seconds=10)

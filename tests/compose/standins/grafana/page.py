@@ -1,4 +1,5 @@
-"""Holds Grafana's place in a test cluster: answers its health check, and refuses to start without what the real one needs."""
+"""A stand-in for Grafana in a test cluster: answers its health check and refuses to start without the files that the real one
+needs."""
 
 import http.server
 import os

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The official image's variables, as far as compose.yaml uses them.
+# Supports the variables of the official image that compose.yaml uses.
 set -euo pipefail
 if [ "$1" = postgres ]; then
     if [ "$(id -u)" = 0 ]; then

@@ -1,4 +1,4 @@
-"""Terminals as large as they may be, and no larger."""
+"""Terminals are as large as possible and no larger."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def test_a_grammar_without_recursion_is_one_terminal() -> None:
     assert isinstance(structure["root"], Terminal)
 
 
-def test_a_string_of_json_is_one_terminal() -> None:
+def test_most_of_the_json_grammar_is_terminals() -> None:
     structure = lexing.lexed(without_tail_calls(parser.parse(JSON)))
     assert isinstance(structure["value"], Choice)
     assert sum(len(terminals(node)) for node in structure.values()) < 20
 
 
-def test_what_takes_too_much_is_broken_up(byte_grammars: GrammarCompiler) -> None:
-    """As terminals `[a-z]+` would take the letter that belongs behind it."""
+def test_a_terminal_that_would_match_too_much_is_split(byte_grammars: GrammarCompiler) -> None:
+    """As a terminal, `[a-z]+` would also consume the letter that must follow it."""
     text = 'root ::= "(" root ")" | word [a-z] "!" | word "?"\nword ::= [a-z]+'
     naive = 'start: "(" start ")" | WORD /[a-z]/ "!" | WORD "?"\nWORD: /[a-z]+/\n'
     assert not accepts(byte_grammars.compile(Lark(naive)), "(ab!)")
@@ -53,14 +53,14 @@ def test_what_takes_too_much_is_broken_up(byte_grammars: GrammarCompiler) -> Non
         ('root ::= "a" root "b" | "c"', ["c", "aacbb"], ["acbb", "cb"]),
     ],
 )  # fmt: skip
-def test_calls_at_the_edge_are_loops(byte_grammars: GrammarCompiler, looped: str, good: list[str], bad: list[str]) -> None:
+def test_tail_calls_become_loops(byte_grammars: GrammarCompiler, looped: str, good: list[str], bad: list[str]) -> None:
     grammar = byte_grammars.compile(Gbnf(looped))
     assert [answer for answer in good if not accepts(grammar, answer)] == []
     assert [answer for answer in bad if accepts(grammar, answer)] == []
 
 
 def _rules() -> st.SearchStrategy[str]:
-    """Any grammar over a few characters: recursive, ambiguous, with nothing in it."""
+    """Any grammar over a few characters: recursive, ambiguous or empty."""
     atoms = st.sampled_from(['"a"', '"ab"', '"é"', '"è"', '"ba"', "[ab]", "[^a]", "[a-c]", '""', '"("', "x", "y", "root"])
 
     def larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
@@ -74,7 +74,7 @@ def _rules() -> st.SearchStrategy[str]:
 
 @settings(max_examples=300)
 @given(_rules(), st.randoms(use_true_random=False))
-def test_it_is_the_same_language_as_character_by_character(byte_grammars: GrammarCompiler, text: str, rng: Random) -> None:
+def test_the_language_is_the_same_as_character_by_character(byte_grammars: GrammarCompiler, text: str, rng: Random) -> None:
     try:
         parsed = parser.parse(text)
     except BadRequest:

@@ -1,4 +1,4 @@
-"""GBNF, against expectations of our own and against llama.cpp's grammar sampler, which defines it."""
+"""GBNF, tested with expected answers and against llama.cpp's grammar sampler."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ root ::= "a" root "b" | middle
 middle ::= [ab]? "c" [^c]{2}
 """
 
-#: What a lexer that takes as much as it can gets wrong: each of these ends one item where another could go on.
+#: Cases that a greedy lexer gets wrong: an item ends at a place where another reading would continue it.
 GREEDY = r"""
 root ::= word "1" | "(" root ")" | word word "2"
 word ::= [a-z]+ [a-z]
@@ -85,7 +85,7 @@ SAMPLES: dict[str, tuple[str, list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_sample_grammars(byte_grammars: GrammarCompiler, name: str) -> None:
+def test_sample_grammars_accept_and_reject_answers(byte_grammars: GrammarCompiler, name: str) -> None:
     grammar, good, bad = SAMPLES[name]
     compiled = byte_grammars.compile(Gbnf(grammar))
     for answer in good:
@@ -130,27 +130,29 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("endless", ["root ::= root", 'root ::= "a" root', 'root ::= x | "b"\nx ::= "(" y ")"\ny ::= [0-9] x'])
-def test_a_rule_without_end_is_refused(byte_grammars: GrammarCompiler, endless: str) -> None:
+def test_a_rule_that_never_ends_is_refused(byte_grammars: GrammarCompiler, endless: str) -> None:
     with pytest.raises(BadRequest, match=r"at line [12]: nothing that the rule '(root|x)' produces comes to an end"):
         byte_grammars.compile(Gbnf(endless))
 
 
-def test_left_recursion_is_understood(byte_grammars: GrammarCompiler) -> None:
+def test_left_recursion_is_supported(byte_grammars: GrammarCompiler) -> None:
     grammar = byte_grammars.compile(Gbnf('root ::= root "," item | item\nitem ::= [0-9] | "(" root ")"'))
     assert accepts(grammar, "1,(2,3),4")
     assert not accepts(grammar, "1,")
 
 
-def test_a_long_list_is_no_deep_call(byte_grammars: GrammarCompiler) -> None:
+def test_a_long_list_does_not_overflow_the_stack(byte_grammars: GrammarCompiler) -> None:
     grammar = byte_grammars.compile(Gbnf('root ::= item root | item\nitem ::= "a" | "(" root ")" item'))
     assert accepts(grammar, "a" * 5000)
 
 
 class TestAgainstLlamaCpp:
-    """Token by token: both allow the same of those tokens that are text."""
+    """Both allow the same tokens at every step, among the tokens that are text."""
 
     @pytest.mark.parametrize("name", SAMPLES)
-    def test_sample_grammars(self, smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler, name: str) -> None:
+    def test_sample_grammars_accept_and_reject_answers(
+        self, smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler, name: str
+    ) -> None:
         grammar, good, bad = SAMPLES[name]
         probes = _probes(smollm2, seed=name)
         for answer in (*good, *bad):
@@ -158,22 +160,24 @@ class TestAgainstLlamaCpp:
 
     @settings(max_examples=60)
     @given(st.data())
-    def test_generated_grammars(self, smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler, data: st.DataObject) -> None:
+    def test_generated_grammars_allow_the_same_tokens(
+        self, smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler, data: st.DataObject
+    ) -> None:
         grammar = data.draw(_grammars())
         try:
             smollm2_grammars.compile(Gbnf(grammar))
-        except BadRequest:  # what never ends
+        except BadRequest:  # the grammar never ends
             assume(False)
         with _llama_grammar(smollm2, grammar) as theirs:
-            assume(theirs)  # no repetition of nothing
+            assume(theirs)  # llama.cpp accepts the grammar: no repetition of nothing
         tokens = [token for token in _probes(smollm2, seed="", of="abc(é \n") if len(smollm2.token_bytes(token)) <= 3]
         path = data.draw(st.lists(st.sampled_from(tokens), max_size=3))
         assert _differences(smollm2, smollm2_grammars, grammar, tokens, path) == []
 
 
 def _grammars() -> st.SearchStrategy[str]:
-    """Rules call later rules anywhere and any rule behind a bracket: llama.cpp takes no left recursion, and forever where it is
-    well hidden. More recursion would have it keep a stack for each of very many readings."""
+    """Grammars whose rules call later rules anywhere, and any rule after a bracket. llama.cpp does not support left recursion
+    and may not terminate if it is hidden; more recursion would make it keep a stack for each of many readings."""
     atoms = st.sampled_from(['"a"', '"ab"', '"aé"', '"bca"', "[ab]", "[^a]", "[é]", '"è"', r'"\n"', "[ \\n]", ".", '""'])
 
     def expression(later: list[str]) -> st.SearchStrategy[str]:
@@ -195,8 +199,8 @@ def _grammars() -> st.SearchStrategy[str]:
 
 
 def _probes(runner: LlamaRunner, *, seed: str, of: str = "") -> list[int]:
-    """Tokens to compare on: some hundred at random, or those that are written in the characters `of`. llama.cpp takes none that
-    begins with a NUL, which ends its strings."""
+    """Tokens to compare: some hundred random ones, or all that consist of the characters in `of`. Tokens that begin with NUL
+    are left out, because it ends a string in llama.cpp."""
     texts = {token: text for token in range(runner.num_vocab) if (text := runner.token_bytes(token)) and text[0]}
     if of:
         return [token for token, text in texts.items() if set(text.decode(errors="replace")) <= set(of)]
@@ -207,7 +211,7 @@ def _probes(runner: LlamaRunner, *, seed: str, of: str = "") -> list[int]:
 def _differences(
     runner: LlamaRunner, grammars: GrammarCompiler, grammar: str, probes: list[int], path: list[int]
 ) -> list[tuple[bytes, str]]:
-    """Follows the tokens of `path` as long as both allow them; what they disagree on, by what came before it."""
+    """Follows `path` while both allow its tokens and returns the tokens on which they disagree, by the text before them."""
     matcher = grammars.compile(Gbnf(grammar)).matcher()
     probes = [*probes, *path, *runner.end_tokens]
     text = b""

@@ -1,4 +1,4 @@
-"""Answers drawn byte by byte, as a model with the vocabulary of FakeRunner would give them."""
+"""Answers drawn byte by byte, from FakeRunner's vocabulary."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from services.worker.engine.fake import END, VOCABULARY
 from services.worker.engine.grammar import Grammar, Matcher
 
-#: Likelier than other bytes: those that lead to an end.
+#: Bytes that lead towards an end get a larger weight.
 _CLOSING = b'"}])'
 
 
 def draw(grammar: Grammar, rng: random.Random, *, longest: int = 3000) -> bytes | None:
-    """A random answer; None where it does not come to an end."""
+    """A random answer, or None if it does not end within `longest` bytes."""
     matcher = grammar.matcher()
     weights = np.ones(VOCABULARY)
     weights[list(_CLOSING) + [END]] = 30
@@ -39,14 +39,14 @@ def allowed(matcher: Matcher) -> np.ndarray:
 
 
 def accepts(grammar: Grammar, answer: str | bytes) -> bool:
-    """Whether the answer, and nothing left out of it, matches."""
+    """True if the whole answer matches and may end there."""
     data = answer.encode() if isinstance(answer, str) else answer
     matcher = grammar.matcher()
     return follow(matcher, data) == len(data) and bool(allowed(matcher)[END])
 
 
 def follow(matcher: Matcher, tokens: Sequence[int]) -> int:
-    """Accepts tokens as long as they are allowed; how many were."""
+    """Accepts tokens while they are allowed; returns how many were accepted."""
     for count, token in enumerate(tokens):
         if not allowed(matcher)[token]:
             return count

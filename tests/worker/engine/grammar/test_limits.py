@@ -1,4 +1,4 @@
-"""Whatever a caller sends: it is taken or refused, in bounded time and memory, and the process lives."""
+"""Every constraint is compiled or refused in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from services.worker.engine.grammar import GrammarCompiler
 from services.worker.engine.grammar.compiler import MAX_GRAMMAR_BYTES, MAX_SCHEMA_BYTES
 from tests.worker.engine.grammar.answers import allowed
 
-#: Of one compilation on a slow machine that does something else beside it.
+#: The limit for one compilation on a slow, busy machine.
 LONGEST_S = 30
 MOST_BYTES = 1 << 30
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held."""
+    """The peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -100,10 +100,10 @@ HOSTILE: dict[str, Constraint] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_constraints(name: str) -> None:
+def test_hostile_constraints_are_bounded(name: str) -> None:
     grammars = GrammarCompiler(FakeRunner())
     grammars.compile(JsonObject())
-    begun, held = time.monotonic(), peak_bytes()
+    started_at, held = time.monotonic(), peak_bytes()
     try:
         matcher = grammars.compile(HOSTILE[name]).matcher()
         for _ in range(20):
@@ -113,11 +113,11 @@ def test_hostile_constraints(name: str) -> None:
             matcher.accept(int(mask.nonzero()[0][0]))
     except BadRequest:
         pass
-    assert time.monotonic() - begun < LONGEST_S
+    assert time.monotonic() - started_at < LONGEST_S
     assert peak_bytes() - held < MOST_BYTES
 
 
-def test_many_threads_may_compile_at_once() -> None:
+def test_threads_may_compile_at_the_same_time() -> None:
     grammars = GrammarCompiler(FakeRunner())
     constraints: list[Constraint] = [Regex(f"[ab]{{{number % 5 + 1}}}") for number in range(64)]
     with ThreadPoolExecutor(16) as threads:
@@ -127,7 +127,7 @@ def test_many_threads_may_compile_at_once() -> None:
     assert len(set(map(id, compiled))) == 5
 
 
-def test_only_the_grammars_used_last_are_kept(byte_grammars: GrammarCompiler) -> None:
+def test_only_recently_used_grammars_are_kept(byte_grammars: GrammarCompiler) -> None:
     first = byte_grammars.compile(Regex("first"))
     assert byte_grammars.compile(Regex("first")) is first
     for number in range(100):
@@ -151,14 +151,14 @@ def test_only_the_grammars_used_last_are_kept(byte_grammars: GrammarCompiler) ->
         (Lark('start: A\nA: "a" & "b"\n'), "the Lark grammar cannot be compiled: nothing matches"),
     ],
 )
-def test_refusals_say_where_and_why(byte_grammars: GrammarCompiler, constraint: Constraint, message: str) -> None:
+def test_refusals_give_the_place_and_the_reason(byte_grammars: GrammarCompiler, constraint: Constraint, message: str) -> None:
     with pytest.raises(BadRequest) as refused:
         byte_grammars.compile(constraint)
     assert refused.value.message.startswith(message)
     assert "\n" not in refused.value.message
 
 
-def test_schemas_within_a_grammar_may_be_as_large_as_others(byte_grammars: GrammarCompiler) -> None:
+def test_schemas_in_a_grammar_may_be_larger_than_a_grammar(byte_grammars: GrammarCompiler) -> None:
     schema = json.dumps({"enum": [f"value number {number}" for number in range(5000)]})
     assert len(schema) > 2 * MAX_GRAMMAR_BYTES
     byte_grammars.compile(Lark(f'start: "<answer>" json\njson: %json {schema}\n'))
@@ -166,7 +166,7 @@ def test_schemas_within_a_grammar_may_be_as_large_as_others(byte_grammars: Gramm
         byte_grammars.compile(Lark("# " + schema + '\nstart: "a"'))
 
 
-def test_a_regex_may_be_anchored(byte_grammars: GrammarCompiler) -> None:
+def test_anchors_of_a_regex_are_ignored(byte_grammars: GrammarCompiler) -> None:
     for pattern in ("^ab$", "ab", "^ab", "ab$"):
         mask = allowed(byte_grammars.compile(Regex(pattern)).matcher())
         assert mask.nonzero()[0].tolist() == [ord("a")]

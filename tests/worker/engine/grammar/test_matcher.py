@@ -20,7 +20,7 @@ def texts(matcher: Matcher) -> set[int]:
     return set(np.flatnonzero(allowed(matcher)).tolist())
 
 
-def test_only_what_continues_a_match_is_allowed(byte_grammars: GrammarCompiler) -> None:
+def test_only_tokens_that_continue_a_match_are_allowed(byte_grammars: GrammarCompiler) -> None:
     matcher = byte_grammars.compile(YES_NO).matcher()
     assert texts(matcher) == set(b"yn")
     follow(matcher, b"n")
@@ -28,7 +28,7 @@ def test_only_what_continues_a_match_is_allowed(byte_grammars: GrammarCompiler) 
     assert not matcher.is_finished
 
 
-def test_behind_a_complete_answer_there_is_only_the_end(byte_grammars: GrammarCompiler) -> None:
+def test_only_the_end_is_allowed_after_a_complete_answer(byte_grammars: GrammarCompiler) -> None:
     matcher = byte_grammars.compile(YES_NO).matcher()
     follow(matcher, b"no")
     assert matcher.is_finished
@@ -38,7 +38,7 @@ def test_behind_a_complete_answer_there_is_only_the_end(byte_grammars: GrammarCo
     assert texts(matcher) == {END}
 
 
-def test_an_answer_that_may_end_or_go_on_may_do_both(byte_grammars: GrammarCompiler) -> None:
+def test_an_answer_that_may_end_or_continue_may_do_both(byte_grammars: GrammarCompiler) -> None:
     matcher = byte_grammars.compile(Regex("[ab]+")).matcher()
     follow(matcher, b"a")
     assert texts(matcher) == {*b"ab", END}
@@ -55,11 +55,13 @@ def test_every_end_token_ends_and_no_control_token_is_text(smollm2: LlamaRunner,
             assert mask[token]
         elif not smollm2.token_bytes(token):
             assert not mask[token], smollm2.token_text(token)
-    # Of the tokens that are text, all but those that are no UTF-8 by themselves.
+    # All tokens that are text, except those that are not valid UTF-8 alone.
     assert mask.sum() > smollm2.num_vocab - 300
 
 
-def test_a_control_tokens_name_is_written_in_other_tokens(smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler) -> None:
+def test_the_name_of_a_control_token_is_spelled_with_other_tokens(
+    smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler
+) -> None:
     matcher = smollm2_grammars.compile(Regex(r"<\|im_start\|>")).matcher()
     while not matcher.is_finished:
         mask = matcher.mask()
@@ -69,13 +71,13 @@ def test_a_control_tokens_name_is_written_in_other_tokens(smollm2: LlamaRunner, 
         matcher.accept(token)
 
 
-def test_the_tokens_of_one_spelling_are_the_models_choice(smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler) -> None:
+def test_any_tokenization_of_a_text_is_allowed(smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler) -> None:
     mask = smollm2_grammars.compile(Regex("the end")).matcher().mask()
     assert mask is not None
     assert {smollm2.token_bytes(int(token)) for token in np.flatnonzero(mask)} == {b"t", b"th", b"the"}
 
 
-def test_a_forbidden_token_fails_the_matcher_and_nothing_else(byte_grammars: GrammarCompiler) -> None:
+def test_a_forbidden_token_fails_only_its_matcher(byte_grammars: GrammarCompiler) -> None:
     grammar = byte_grammars.compile(YES_NO)
     matcher = grammar.matcher()
     matcher.accept(ord("x"))
@@ -88,7 +90,9 @@ def test_a_forbidden_token_fails_the_matcher_and_nothing_else(byte_grammars: Gra
     assert texts(grammar.matcher()) == set(b"yn")
 
 
-def test_a_grammar_that_grows_too_complex_fails_its_own_answer(smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler) -> None:
+def test_a_grammar_that_becomes_too_complex_fails_only_its_answer(
+    smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler
+) -> None:
     matcher = smollm2_grammars.compile(Gbnf('root ::= "a" y\ny ::= z | "a"\nz ::= ([^b] y)*')).matcher()
     for token in smollm2.tokenize("a" + " c a" * 30, special=False):
         matcher.mask()
@@ -108,7 +112,7 @@ def test_replayed_tokens_give_the_same_state(byte_grammars: GrammarCompiler) -> 
         matcher.accept(byte)
     replayed = grammar.matcher()
     for byte, mask in zip(answer, masks, strict=True):
-        replayed.accept(byte)  # without a mask between, as a resumed request does
+        replayed.accept(byte)  # without computing masks in between, like a resumed request
         del mask
     assert (allowed(replayed) == allowed(matcher)).all()
     half = grammar.matcher()
@@ -117,7 +121,7 @@ def test_replayed_tokens_give_the_same_state(byte_grammars: GrammarCompiler) -> 
     assert (allowed(half) == masks[len(answer) // 2]).all()
 
 
-def test_matchers_of_one_grammar_do_not_know_each_other(byte_grammars: GrammarCompiler) -> None:
+def test_matchers_of_one_grammar_are_independent(byte_grammars: GrammarCompiler) -> None:
     grammar = byte_grammars.compile(YES_NO)
     one, other = grammar.matcher(), grammar.matcher()
     follow(one, b"ye")
@@ -136,7 +140,7 @@ class TestAfter:
         assert ord("x") not in texts(matcher)
 
     @pytest.mark.parametrize("output", [b"</think>", b"<</think>", b"</</think>", b"</think</think>", b"</thin</think>"])
-    def test_the_marker_is_found_wherever_it_begins(self, byte_grammars: GrammarCompiler, output: bytes) -> None:
+    def test_the_marker_is_found_wherever_it_starts(self, byte_grammars: GrammarCompiler, output: bytes) -> None:
         matcher = byte_grammars.compile(YES_NO).matcher(CLOSE)
         follow(matcher, output)
         assert ord("x") not in texts(matcher)
@@ -146,16 +150,16 @@ class TestAfter:
         assert follow(matcher, CLOSE + b"\n\nyes") == len(CLOSE) + 5
         assert matcher.is_finished
 
-    def test_but_no_endless_whitespace(self, byte_grammars: GrammarCompiler) -> None:
+    def test_endless_whitespace_may_not_follow_the_marker(self, byte_grammars: GrammarCompiler) -> None:
         matcher = byte_grammars.compile(YES_NO).matcher(CLOSE)
         assert follow(matcher, CLOSE + b"\n" * 100) == len(CLOSE) + 4
 
-    def test_whitespace_belongs_to_the_grammar_where_it_takes_it(self, byte_grammars: GrammarCompiler) -> None:
+    def test_whitespace_belongs_to_the_grammar_if_it_accepts_it(self, byte_grammars: GrammarCompiler) -> None:
         matcher = byte_grammars.compile(Regex(" yes")).matcher(CLOSE)
         assert follow(matcher, CLOSE + b" yes") == len(CLOSE) + 4
         assert texts(matcher) == {END}
 
-    def test_a_token_cannot_carry_text_past_the_marker(self) -> None:
+    def test_a_token_cannot_extend_past_the_marker(self) -> None:
         runner = _Words(["<", "/think>", "/think>\n", "/think>no", "a", "yes", "x"])
         matcher = GrammarCompiler(runner).compile(YES_NO).matcher(CLOSE)
         assert matcher.mask() is None
@@ -180,7 +184,7 @@ class TestAfter:
 
 
 class _Words(FakeRunner):
-    """Its vocabulary is a list of words; the last ends a text."""
+    """A vocabulary of whole words; the last one is the end token."""
 
     def __init__(self, words: list[str]) -> None:
         super().__init__()
@@ -195,8 +199,8 @@ class _Words(FakeRunner):
         return self.words[token].encode()
 
 
-def test_a_mask_is_only_looked_at(byte_grammars: GrammarCompiler) -> None:
-    """Matchers share masks; what a sampler does to its copy stays there."""
+def test_masks_are_read_only(byte_grammars: GrammarCompiler) -> None:
+    """Matchers share masks, so a sampler must not change one."""
     grammar = byte_grammars.compile(JsonSchema({"const": 1}))
     matcher = grammar.matcher()
     follow(matcher, b"1")
@@ -206,7 +210,7 @@ def test_a_mask_is_only_looked_at(byte_grammars: GrammarCompiler) -> None:
         mask[0] = True
 
 
-def test_gbnf_json_and_lark_say_the_same(byte_grammars: GrammarCompiler) -> None:
+def test_gbnf_json_and_lark_agree(byte_grammars: GrammarCompiler) -> None:
     spellings = [Gbnf('root ::= "yes" | "no"'), Lark('start: "yes" | "no"'), JsonSchema({"enum": ["yes", "no"]}), YES_NO]
     first = [texts(byte_grammars.compile(spelling).matcher()) for spelling in spellings]
     assert first == [set(b"yn"), set(b"yn"), set(b'"'), set(b"yn")]

@@ -1,4 +1,4 @@
-"""The real 135M model at temperature 1, many answers at once: whatever it would rather say, what comes out validates."""
+"""SmolLM2-135M at temperature 1, many answers in one batch: every finished answer validates."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Answer:
 
 
 def answers(runner: LlamaRunner, prompt: str, matchers: list[Matcher], *, seed: int) -> list[bytes | None]:
-    """One for each matcher, at temperature 1, as many at once as there are slots; None where it was not at its end after LONGEST
-    tokens."""
+    """The answers at temperature 1, one per matcher, batched over all slots; None for an answer that has not ended after
+    LONGEST tokens."""
     tokens = runner.tokenize(prompt, special=True)
     found = [Answer(matcher, np.random.default_rng([seed, n]), list(tokens)) for n, matcher in enumerate(matchers)]
     waiting = found[::-1]
@@ -79,7 +79,7 @@ def test_answers_to_schemas_validate(smollm2: LlamaRunner, smollm2_grammars: Gra
     assert sum(answer is not None for answer in found) >= 56
 
 
-def test_other_grammars(smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler) -> None:
+def test_answers_match_other_grammars(smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler) -> None:
     moves = 'root ::= ("1. " move " " move "\\n")\nmove ::= [NBRQK]? [a-h] [1-8] | "O-O"'
     cases: list[tuple[Constraint, Callable[[str], object]]] = [
         (Regex("[0-9]{3}-[0-9]{4}"), lambda text: len(text) == 8 and text.replace("-", "").isdigit()),
@@ -94,8 +94,8 @@ def test_other_grammars(smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler)
         assert is_right(answer.decode()), answer
 
 
-def test_behind_its_reasoning_the_answer_validates(smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler) -> None:
-    """The marker is a word that the model is sure to use."""
+def test_answers_after_reasoning_validate(smollm2: LlamaRunner, smollm2_grammars: GrammarCompiler) -> None:
+    """The marker is a word that the model certainly uses."""
     grammar = smollm2_grammars.compile(
         JsonSchema({"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]})
     )

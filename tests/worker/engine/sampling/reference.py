@@ -1,4 +1,4 @@
-"""llama.cpp's own samplers, to compare with."""
+"""llama.cpp's samplers, as the reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ ENTRY = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 class Reference:
-    """Owns one `llama_sampler`. `ids` and `logits` are what it left, in its own order, and `selected` the id that it drew."""
+    """Owns one `llama_sampler`. `ids` and `logits` are its remaining candidates in its order, and `selected` is the id that it
+    drew."""
 
     def __init__(self, sampler: Any) -> None:
         self._sampler = sampler
@@ -36,7 +37,7 @@ class Reference:
         pointer = entries.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
         array = llama_cpp.llama_token_data_array(data=pointer, size=len(logits), selected=-1, sorted=False)
         llama_cpp.llama_sampler_apply(self._sampler, ctypes.byref(array))
-        # XTC moves the pointer.
+        # XTC advances the data pointer.
         start = (ctypes.addressof(array.data.contents) - entries.ctypes.data) // ENTRY.itemsize
         left = entries[start : start + array.size]
         self.ids, self.logits = left["id"].copy(), left["logit"].copy()
@@ -45,11 +46,11 @@ class Reference:
 
     @property
     def probabilities(self) -> dict[int, float]:
-        """By id; without those that have none."""
+        """Probabilities by id, without those that are zero."""
         weights = np.exp((self.logits - self.logits.max()).astype(np.float64))
         return {int(i): float(w) for i, w in zip(self.ids, weights / weights.sum(), strict=True) if w > 0}
 
 
 def uniform_of_seed(seed: int) -> float:
-    """The first number that a stage of this seed draws as a float: std::mt19937, of which numpy has the same."""
+    """The first float that a stage draws with this seed: llama.cpp uses std::mt19937, and numpy has the same generator."""
     return float(np.float32(np.random.RandomState(seed)._bit_generator.random_raw()) / np.float32(2**32))

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 
 def logits(seed: int = 0, size: int = 5000, scale: float = 3.0, step: float = 0.0) -> NDArray[np.float32]:
-    """Normally distributed; with a `step` rounded to multiples of it, so that many are equal."""
+    """Normally distributed; with a `step` rounded to its multiples, so that many values are equal."""
     row = np.random.default_rng(seed).normal(scale=scale, size=size)
     return (np.round(row / step) * step if step else row).astype(np.float32)
 
 
-#: Peaked, ordinary, and flat ones, of few tokens and of more than are sorted at once, with and without equals.
+#: Peaked, ordinary and flat rows, with fewer and with more tokens than are sorted at once, with and without equal values.
 rows = st.builds(
     logits,
     seed=st.integers(0, 2**32),
@@ -29,8 +29,8 @@ def probabilities(row: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def chi_square(drawn: list[int], expected: dict[int, float]) -> bool:
-    """Whether the draws may come from the `expected` probabilities: Pearson's statistic within four of its standard deviations.
-    Tokens expected fewer than five times are counted together."""
+    """True if the draws fit the `expected` probabilities: Pearson's statistic is within four standard deviations. Tokens
+    expected fewer than five times are counted together."""
     assert set(drawn) <= set(expected)
     observed = np.bincount(drawn, minlength=max(expected) + 1)
     pairs = [(observed[token], probability * len(drawn)) for token, probability in expected.items()]

@@ -24,7 +24,7 @@ def test_draws_follow_the_weights(size: int, scale: float) -> None:
     hnp.arrays(np.float32, st.integers(1, 1500), elements=st.sampled_from([0.0, 0.0, 1e-30, 0.5, 1.0])).filter(np.any),
     st.floats(0, 1, exclude_max=True),
 )
-def test_what_weighs_nothing_is_never_drawn(weights: NDArray[np.float32], uniform: float) -> None:
+def test_zero_weights_are_never_drawn(weights: NDArray[np.float32], uniform: float) -> None:
     assert weights[drawn(weights, uniform)] > 0
 
 

@@ -19,7 +19,7 @@ from services.worker.engine.sampling.dry import Dry, repeats
 from tests.ggufs import write_gguf
 from tests.worker.engine.sampling.reference import Reference
 
-SIZE = 259  # the tiny model's vocabulary: three control tokens, then the 256 bytes
+SIZE = 259  # vocabulary of the tiny model: three control tokens, then the 256 bytes
 FIRST_BYTE = 3
 
 
@@ -28,7 +28,7 @@ _nowhere = llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 @pytest.fixture(scope="module", autouse=True)
 def log() -> Iterator[None]:
-    """llama.cpp logs to the runner that was made last, which may be gone."""
+    """Silences llama.cpp, which would log to the most recent runner even if that is closed."""
     llama_cpp.llama_log_set(_nowhere, ctypes.c_void_p(0))
     yield
     llama_cpp.llama_log_set(_nowhere, ctypes.c_void_p(0))
@@ -76,7 +76,7 @@ def reference(vocab: Any, params: SamplingParams, text_tokens: int) -> Reference
 
 
 LETTERS = "aaabbbc\n:*x"
-#: A passage, something else, and a part of the passage again.
+#: A passage repeated with another text in between, then a part of the passage.
 texts = st.builds(
     lambda passage, between, start, times: (passage + between) * times + passage[start:],
     passage=st.text(LETTERS, min_size=1, max_size=20),
@@ -99,7 +99,7 @@ configurations = st.builds(
 @example(text="", params=SamplingParams(dry_multiplier=1.0, dry_allowed_length=-1))
 @example(text="a" * 400, params=SamplingParams(dry_multiplier=1.0, dry_base=3.0))
 @example(text="ab" * 300, params=SamplingParams(dry_multiplier=0.5, dry_allowed_length=2))
-def test_dry_penalizes_what_llama_cpp_penalizes(vocabulary: Any, text: str, params: SamplingParams) -> None:
+def test_dry_penalizes_the_same_tokens_as_llama_cpp(vocabulary: Any, text: str, params: SamplingParams) -> None:
     tokens = tokens_of(text)
     theirs = reference(vocabulary, params, len(tokens))
     theirs.accept(tokens)
@@ -119,7 +119,7 @@ def test_dry_penalizes_what_llama_cpp_penalizes(vocabulary: Any, text: str, para
         SamplingParams(dry_multiplier=1.0, dry_penalty_last_n=0),
     ],
 )
-def test_dry_is_off_where_llama_cpp_has_it_off(vocabulary: Any, params: SamplingParams) -> None:
+def test_dry_is_off_when_llama_cpps_is(vocabulary: Any, params: SamplingParams) -> None:
     tokens = tokens_of("abcabcabc")
     theirs = reference(vocabulary, params, len(tokens))
     theirs.accept(tokens)
@@ -127,7 +127,7 @@ def test_dry_is_off_where_llama_cpp_has_it_off(vocabulary: Any, params: Sampling
     assert not Dry(params, byte_of).is_on
 
 
-def test_a_passage_of_a_real_vocabulary_is_penalized_as_llama_cpp_does(smollm2: LlamaRunner) -> None:
+def test_dry_penalizes_as_llama_cpp_does_on_a_real_vocabulary(smollm2: LlamaRunner) -> None:
     text = 'The quick brown fox said: "jump over the lazy dog". Then it jumped. Again the quick brown fox'
     tokens = smollm2.tokenize(text, special=False)
     params = SamplingParams(dry_multiplier=0.8)
@@ -142,7 +142,7 @@ def test_a_passage_of_a_real_vocabulary_is_penalized_as_llama_cpp_does(smollm2: 
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=80))
-def test_repeats_are_found_where_they_are(recent: list[int]) -> None:
+def test_repeats_finds_every_repeated_passage(recent: list[int]) -> None:
     def length(place: int) -> int:
         count = 0
         while place + count < len(recent) and recent[place + count] == recent[count]:
@@ -152,10 +152,10 @@ def test_repeats_are_found_where_they_are(recent: list[int]) -> None:
     assert dict(repeats(recent)) == {place: length(place) for place in range(1, len(recent)) if length(place)}
 
 
-def test_a_long_text_of_one_token_takes_no_time() -> None:
+def test_dry_is_fast_on_a_long_text_of_one_token() -> None:
     row = np.zeros(SIZE, np.float32)
     dry = Dry(SamplingParams(dry_multiplier=1.0, dry_sequence_breakers=()), byte_of)
     tokens = tokens_of("a" * 30_000)
-    begun = time.monotonic()
+    started_at = time.monotonic()
     dry.apply(row, tokens)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - started_at < 2

@@ -26,7 +26,7 @@ def test_logprobs_are_the_logarithms_of_the_softmax(row: NDArray[np.float32], co
     assert [value for _, value in top] == pytest.approx([float(row[token]) - norm for token in order], abs=1e-12)
 
 
-def test_they_are_of_the_model_and_not_of_what_the_request_makes_of_it() -> None:
+def test_logprobs_are_the_models_before_sampling_parameters() -> None:
     row = logits(size=300)
     best = int(row.argmax())
     params = SamplingParams(temperature=0.2, top_k=3, logit_bias=((best, -100.0),), repeat_penalty=1.5, min_p=0.5, seed=1)
@@ -37,11 +37,11 @@ def test_they_are_of_the_model_and_not_of_what_the_request_makes_of_it() -> None
     assert top[0][0] == best != sampled.token
 
 
-def test_a_token_that_the_model_rules_out_has_minus_infinity() -> None:
+def test_a_token_with_logit_minus_infinity_has_logprob_minus_infinity() -> None:
     assert logprobs(Candidates(np.array([0.0, -np.inf], np.float32)), 1, 2) == (-math.inf, ((0, 0.0), (1, -math.inf)))
 
 
-def test_without_being_asked_for_there_are_none() -> None:
+def test_no_logprobs_unless_requested() -> None:
     sampled = Sampler(
         Stages(SamplingParams(), lambda _: b""), StopConditions(), end_tokens=frozenset(), top_logprobs=None
     ).sample(logits(), [], 0)

@@ -24,10 +24,10 @@ from tests.worker.engine.sampling.rows import logits
     eta=st.floats(0.0, 1.0, width=32),
     scale=st.sampled_from([1.0, 3.0, 6.0]),
 )
-def test_mirostat_keeps_what_llama_cpp_keeps_while_mu_moves(
+def test_mirostat_keeps_the_same_tokens_as_llama_cpp(
     version: int, seed: int, size: int, tau: float, eta: float, scale: float
 ) -> None:
-    """mu shows in what each step keeps. Both are told of the token that llama.cpp drew."""
+    """The kept tokens depend on mu. Both accept the token that llama.cpp drew."""
     ours = Mirostat(SamplingParams(mirostat=version, mirostat_tau=tau, mirostat_eta=eta))
     theirs = Reference(
         llama_cpp.llama_sampler_init_mirostat(size, seed, tau, eta, 100)
@@ -39,7 +39,7 @@ def test_mirostat_keeps_what_llama_cpp_keeps_while_mu_moves(
         truncated = ours.truncate(Candidates(row), size).logits
         kept = truncated[truncated > -np.inf]
         if version == 1 and len(kept) == size:
-            return  # a count beyond the integers is 1 in llama.cpp
+            return  # an infinite count becomes 1 in llama.cpp
         theirs.apply(row)
         assert len(kept) == pytest.approx(len(theirs.ids), rel=2e-3, abs=1)
         assert np.sort(kept)[::-1].tolist() == np.sort(row)[::-1][: len(kept)].tolist()
@@ -49,14 +49,14 @@ def test_mirostat_keeps_what_llama_cpp_keeps_while_mu_moves(
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("row", [np.zeros(50, np.float32), np.array([1, 1, -np.inf], np.float32), np.array([2], np.float32)])
 @pytest.mark.parametrize("mu", [-500.0, 0.0, 5.0, 1e9])
-def test_whatever_mu_is_something_stays(version: int, row: np.ndarray, mu: float) -> None:
+def test_any_mu_keeps_at_least_one_token(version: int, row: np.ndarray, mu: float) -> None:
     mirostat = Mirostat(SamplingParams(mirostat=version))
     mirostat.mu = mu
     assert mirostat.truncate(Candidates(row), len(row)).likeliest() is not None
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_accepted_surprises_narrow_the_choice_and_mere_samples_do_not(version: int) -> None:
+def test_only_accepted_tokens_change_mu(version: int) -> None:
     row = logits(size=2000, scale=2.0)
     sampler = make_sampler(SamplingParams(mirostat=version, mirostat_tau=6.0, mirostat_eta=0.1, seed=1))
 
@@ -70,7 +70,7 @@ def test_accepted_surprises_narrow_the_choice_and_mere_samples_do_not(version: i
     assert len(set(some_draws())) < 0.7 * len(set(first))
 
 
-def test_what_was_not_drawn_here_leaves_mu_as_it_is() -> None:
+def test_tokens_drawn_elsewhere_do_not_change_mu() -> None:
     row = logits(size=2000, scale=1.0)
     params = SamplingParams(mirostat=2, mirostat_tau=6.0, mirostat_eta=1.0, seed=1)
     replayed, fresh = make_sampler(params), make_sampler(params)

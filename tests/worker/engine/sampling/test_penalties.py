@@ -23,7 +23,7 @@ TOKENS = st.lists(st.integers(0, 30), max_size=80)
     st.floats(-2, 2, width=32),
     st.floats(-2, 2, width=32),
 )
-def test_penalties_are_those_of_llama_cpp(
+def test_penalties_match_llama_cpps(
     seed: int, tokens: list[int], last_n: int, repeat: float, frequency: float, presence: float
 ) -> None:
     row = logits(seed, size=31)
@@ -37,7 +37,7 @@ def test_penalties_are_those_of_llama_cpp(
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.floats(-100, 100, width=32)), max_size=40))
-def test_biases_are_those_of_llama_cpp(biases: list[tuple[int, float]]) -> None:
+def test_biases_match_llama_cpps(biases: list[tuple[int, float]]) -> None:
     row = logits(size=31)
     array = (llama_cpp.llama_logit_bias * len(biases))(*[llama_cpp.llama_logit_bias(*bias) for bias in biases])
     expected = Reference(llama_cpp.llama_sampler_init_logit_bias(31, len(biases), array)).apply(row).logits

@@ -1,4 +1,4 @@
-"""The chain as a whole: what a request asks for, and what it gets."""
+"""The whole sampling chain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.worker.engine.sampling.rows import chi_square, logits
 
 Row = NDArray[np.float32]
 
-END = 7  # the token that ends a text, in these tests
+END = 7  # the end token in these tests
 PLAIN = SamplingParams()
 ANYWHERE = StopConditions()
 
@@ -37,13 +37,13 @@ def make(
 
 
 def draws(sampler: Sampler, row: Row, count: int = 300, prompt: TokenIds[int] = ()) -> list[int]:
-    """The draws at the first `count` positions, behind a text of zeros."""
+    """The draws at the first `count` positions after `prompt`; the text in between is zeros."""
     text = [*prompt, *[0] * count]
     return [sampler.sample(row, text[: len(prompt) + n], len(prompt)).token for n in range(count)]
 
 
 class Scripted:
-    """A grammar that allows at each step what the script says."""
+    """A grammar with one scripted mask per step."""
 
     def __init__(self, *masks: NDArray[np.bool_] | None) -> None:
         self._masks = list(masks)
@@ -64,7 +64,7 @@ def all_but(*tokens: int, size: int = 300) -> NDArray[np.bool_]:
     return ~only(*tokens, size=size)
 
 
-def test_temperature_zero_takes_the_likeliest() -> None:
+def test_temperature_zero_takes_the_likeliest_token() -> None:
     row = logits()
     assert set(draws(make(SamplingParams(temperature=0, typical_p=0.1, xtc_probability=1.0)), row, 5)) == {int(row.argmax())}
 
@@ -102,12 +102,12 @@ def test_draws_have_the_probabilities_of_llama_cpps_chain(params: SamplingParams
     reference = reference_chain(params, len(row))
     reference.accept(text)
     expected = reference.apply(row).probabilities
-    # Each request draws its first token, behind the same text.
+    # Each choice draws its first token, after the same text.
     drawn = [make(params, choice=choice).sample(row, text, len(text)).token for choice in range(6000)]
     assert chi_square(drawn, expected)
 
 
-def test_xtc_is_applied_as_often_as_its_probability_says() -> None:
+def test_xtc_is_applied_with_its_probability() -> None:
     row = np.log(np.array([0.4, 0.3, 0.2, 0.06, 0.04])).astype(np.float32)
     drawn = draws(make(SamplingParams(xtc_probability=0.5, xtc_threshold=0.15, seed=3)), row, 5000)
     without = np.array([0, 0, 0.2, 0.06, 0.04]) / 0.3
@@ -115,7 +115,7 @@ def test_xtc_is_applied_as_often_as_its_probability_says() -> None:
     assert chi_square(drawn, dict(enumerate(expected.tolist())))
 
 
-def test_a_draw_depends_on_seed_position_text_and_logits_alone() -> None:
+def test_a_draw_depends_only_on_seed_position_text_and_logits() -> None:
     row = logits()
     params = SamplingParams(seed=42, xtc_probability=0.5, typical_p=0.9)
     sampler = make(params)
@@ -134,7 +134,7 @@ def test_without_a_seed_two_requests_draw_differently() -> None:
     assert draws(make(), row, 20) != draws(make(), row, 20)
 
 
-def test_the_choices_of_a_request_draw_differently_and_each_as_before() -> None:
+def test_choices_of_a_request_draw_differently_and_reproducibly() -> None:
     row = np.zeros(5000, dtype=np.float32)
     params = SamplingParams(seed=1)
     choices = [draws(make(params, choice=choice), row, 20) for choice in range(3)]
@@ -142,8 +142,8 @@ def test_the_choices_of_a_request_draw_differently_and_each_as_before() -> None:
     assert choices == [draws(make(params, choice=choice), row, 20) for choice in range(3)]
 
 
-def test_the_last_digits_of_the_logits_seldom_change_a_draw() -> None:
-    """Batches of another shape give logits that differ by rounding, and near-equals in another order."""
+def test_rounding_of_logits_rarely_changes_a_draw() -> None:
+    """Batches of other shapes give logits that differ by rounding, so nearly equal tokens may swap places."""
     row = logits(scale=2.0)
     shaken = row + np.random.default_rng(1).normal(scale=1e-4, size=len(row)).astype(np.float32)
     params = SamplingParams(seed=1, top_p=0.95)
@@ -163,7 +163,7 @@ def test_the_last_digits_of_the_logits_seldom_change_a_draw() -> None:
         (SamplingParams(temperature=0, logit_bias=((2, 100.0), (-1, 1.0), (99, 1.0))), 2),
     ],
 )
-def test_penalties_and_biases_change_who_is_the_likeliest(params: SamplingParams, winner: int) -> None:
+def test_penalties_and_biases_change_the_likeliest_token(params: SamplingParams, winner: int) -> None:
     row = np.array([3.0, 2.0, 1.0, 0.5], dtype=np.float32)
     assert make(params, end=None).sample(row, [0, 3], 2).token == winner
     assert row.tolist() == [3.0, 2.0, 1.0, 0.5]
@@ -179,7 +179,7 @@ def test_dry_breaks_a_loop() -> None:
 
 
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_k=3, seed=1)])
-def test_before_min_tokens_a_text_cannot_end(params: SamplingParams) -> None:
+def test_a_text_does_not_end_before_min_tokens(params: SamplingParams) -> None:
     row = logits(size=300)
     row[END] = 30.0
     sampler = make(params, stopping=StopConditions(min_tokens=4))
@@ -190,7 +190,7 @@ def test_before_min_tokens_a_text_cannot_end(params: SamplingParams) -> None:
 
 
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(seed=1), SamplingParams(seed=1, top_p=0.9)])
-def test_a_grammar_decides_what_may_be_drawn_and_hears_what_was(params: SamplingParams) -> None:
+def test_a_grammar_limits_the_draw_and_accepts_the_drawn_token(params: SamplingParams) -> None:
     row = logits(size=300)
     best = int(row.argmax())
     few = [token for token in (10, 20, 30, 40) if token != best]
@@ -206,7 +206,7 @@ def test_a_grammar_decides_what_may_be_drawn_and_hears_what_was(params: Sampling
     assert grammar.accepted == text
 
 
-def test_draws_under_a_grammar_have_the_probabilities_of_what_it_leaves() -> None:
+def test_draws_under_a_grammar_have_the_probabilities_of_the_allowed_tokens() -> None:
     row = np.log(np.array([0.5, 0.2, 0.2, 0.1])).astype(np.float32)
     grammar: Matcher = Scripted(np.array([False, True, True, True]))
     drawn = draws(make(SamplingParams(seed=5), grammar=grammar, end=None), row, 5000)
@@ -223,13 +223,13 @@ def test_draws_under_a_grammar_have_the_probabilities_of_what_it_leaves() -> Non
         (only(END), StopConditions(ignore_eos=True)),
     ],
 )
-def test_where_a_grammar_leaves_nothing_else_the_text_ends(
+def test_the_text_ends_if_a_grammar_allows_nothing_else(
     params: SamplingParams, mask: NDArray[np.bool_], stopping: StopConditions
 ) -> None:
     assert make(params, stopping=stopping, grammar=Scripted(mask)).sample(logits(size=300), [], 0).token == END
 
 
-def test_of_several_end_tokens_the_likeliest_ends_the_text() -> None:
+def test_the_likeliest_end_token_ends_the_text() -> None:
     row = logits(size=300)
     sampler = Sampler(
         Stages(SamplingParams(), lambda _: b""),
@@ -271,7 +271,7 @@ whole = st.integers(-(2**31), 2**31)
     ),
     st.booleans(),
 )
-def test_whatever_is_asked_for_a_token_of_the_vocabulary_is_drawn(row: Row, params: SamplingParams, masked: bool) -> None:
+def test_any_parameters_draw_a_token_of_the_vocabulary(row: Row, params: SamplingParams, masked: bool) -> None:
     grammar = Scripted(*[np.arange(len(row)) % 3 == 0] * 4) if masked else None
     sampler = make(params, end=0, grammar=grammar, top_logprobs=2)
     text = [0, len(row) - 1, 0]
@@ -283,7 +283,7 @@ def test_whatever_is_asked_for_a_token_of_the_vocabulary_is_drawn(row: Row, para
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_k=5, top_p=0.5)])
-def test_logits_of_a_broken_model_crash_nothing(broken: float, params: SamplingParams) -> None:
+def test_invalid_logits_do_not_crash_the_sampler(broken: float, params: SamplingParams) -> None:
     row = logits(size=300)
     row[5] = broken
     assert 0 <= make(params, top_logprobs=3).sample(row, [], 0).token < 300

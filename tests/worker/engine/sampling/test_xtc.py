@@ -14,11 +14,11 @@ from tests.worker.engine.sampling.rows import probabilities, rows
 
 
 @given(rows, st.floats(0.001, 0.7), st.floats(0.01, 1), st.integers(0, 2**32 - 2))
-def test_xtc_excludes_what_llama_cpp_excludes(
+def test_xtc_excludes_the_same_tokens_as_llama_cpp(
     row: NDArray[np.float32], threshold: float, probability: float, seed: int
 ) -> None:
     if abs(probabilities(row) - threshold).min() < 1e-6:
-        return  # a probability at the threshold falls to either side
+        return  # a probability at the threshold may fall on either side
     reference = Reference(llama_cpp.llama_sampler_init_xtc(probability, threshold, 0, seed)).apply(row)
     applied = uniform_of_seed(seed) <= np.float32(probability)
     ours = exclude_top_choices(Candidates(row), threshold) if applied else Candidates(row)
@@ -29,6 +29,6 @@ def test_xtc_excludes_what_llama_cpp_excludes(
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1e-30])
-def test_one_possible_token_always_stays(threshold: float) -> None:
+def test_at_least_one_possible_token_stays(threshold: float) -> None:
     row = np.array([3.0, 2.0, -np.inf, 1.0], np.float32)
     assert exclude_top_choices(Candidates(row), threshold).likeliest() == 3

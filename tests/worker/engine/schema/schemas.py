@@ -1,4 +1,4 @@
-"""Random JSON schemas whose values are short: nothing in them is without an upper bound."""
+"""Random JSON schemas whose values are short: everything has an upper bound."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FORMATS = ["date", "time", "uuid", "ipv4"]
 
 
 def schema(rng: Random, *, depth: int = 3) -> Schema:
-    """With two definitions, which may be used and may use each other where that ends."""
+    """A schema with two definitions that may be used, also by each other if that ends."""
     definitions = {name: _schema(rng, depth - 1, names=()) for name in ("leaf", "other")}
     node = {
         "type": "object",
@@ -48,7 +48,7 @@ def _number(rng: Random) -> Schema:
         {"type": "integer", "minimum": low, "maximum": low + rng.randrange(50)},
         {"type": "integer", "exclusiveMinimum": low, "exclusiveMaximum": low + 2 + rng.randrange(50)},
         {"type": "integer", "multipleOf": rng.choice([2, 3, 7]), "minimum": 0, "maximum": 1000},
-        # Of 0.25 llguidance takes 1.50 and not 1.5.
+        # For 0.25, llguidance accepts 1.50 but not 1.5.
         {"type": "number", "multipleOf": 0.5, "minimum": low, "maximum": low + 9},
     ]
     return rng.choice(bounds)
@@ -115,6 +115,6 @@ def _one_of(rng: Random, depth: int, names: tuple[str, ...]) -> Schema:
 
 
 def _all_of(rng: Random, depth: int, names: tuple[str, ...]) -> Schema:
-    """Two objects in one."""
+    """Two objects merged by `allOf`."""
     parts = [{"properties": {name: _schema(rng, depth, names)}, "required": [name]} for name in ("left", "right")]
     return {"type": "object", "allOf": parts, "maxProperties": 2}

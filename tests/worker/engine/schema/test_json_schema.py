@@ -27,14 +27,14 @@ def takes(grammars: GrammarCompiler, asked: dict[str, Any] | bool, answer: str) 
     return accepts(grammars.compile(JsonSchema(asked)), answer)
 
 
-def test_properties_come_in_the_schemas_order(byte_grammars: GrammarCompiler) -> None:
+def test_properties_are_in_the_schemas_order(byte_grammars: GrammarCompiler) -> None:
     assert takes(byte_grammars, PERSON, '{"name": "Ada", "age": 36}')
     assert takes(byte_grammars, PERSON, '{"name":"Ada","age":36,"tags":["x"]}')
     assert not takes(byte_grammars, PERSON, '{"age": 36, "name": "Ada"}')
     assert not takes(byte_grammars, PERSON, '{"name": "Ada"}')
 
 
-def test_whitespace_is_as_people_write_it_and_has_an_end(byte_grammars: GrammarCompiler) -> None:
+def test_ordinary_whitespace_is_allowed_and_limited(byte_grammars: GrammarCompiler) -> None:
     assert takes(byte_grammars, PERSON, json.dumps({"name": "Ada", "age": 36, "tags": ["a", "b"]}, indent=4))
     assert takes(byte_grammars, PERSON, json.dumps({"name": "Ada", "age": 36}, indent="\t"))
     for blank in (" ", "\n", "\t", "\n "):
@@ -42,7 +42,7 @@ def test_whitespace_is_as_people_write_it_and_has_an_end(byte_grammars: GrammarC
         assert follow(matcher, b"{" + blank.encode() * 1000) < 50
 
 
-def test_an_object_with_properties_has_no_others_unless_it_says_so(byte_grammars: GrammarCompiler) -> None:
+def test_an_object_with_properties_allows_others_only_if_the_schema_does(byte_grammars: GrammarCompiler) -> None:
     other = '{"name": "Ada", "age": 36, "x": 1}'
     assert not takes(byte_grammars, PERSON, other)
     assert takes(byte_grammars, {**PERSON, "additionalProperties": True}, other)
@@ -51,13 +51,13 @@ def test_an_object_with_properties_has_no_others_unless_it_says_so(byte_grammars
     assert takes(byte_grammars, {"type": "object"}, other)
 
 
-def test_a_schema_that_describes_properties_or_items_wants_an_object_or_an_array(byte_grammars: GrammarCompiler) -> None:
+def test_properties_imply_an_object_and_items_an_array(byte_grammars: GrammarCompiler) -> None:
     assert not takes(byte_grammars, {"properties": {"a": {}}}, "1")
     assert not takes(byte_grammars, {"items": {"type": "integer"}}, "{}")
     assert takes(byte_grammars, {"properties": {"a": {}}, "enum": [1]}, "1")
 
 
-def test_but_the_parts_of_an_intersection_leave_room_for_each_other(byte_grammars: GrammarCompiler) -> None:
+def test_parts_of_an_intersection_allow_each_others_properties(byte_grammars: GrammarCompiler) -> None:
     parts = [{"properties": {"a": {"const": 1}}, "required": ["a"]}, {"properties": {"b": {"const": 2}}, "required": ["b"]}]
     assert takes(byte_grammars, {"allOf": parts, "type": "object"}, '{"a": 1, "b": 2}')
     assert takes(byte_grammars, {**parts[0], "anyOf": [parts[1]], "type": "object"}, '{"a": 1, "b": 2}')
@@ -105,14 +105,16 @@ def test_but_the_parts_of_an_intersection_leave_room_for_each_other(byte_grammar
         ),
     ],
 )
-def test_keywords(byte_grammars: GrammarCompiler, asked: dict[str, Any] | bool, good: list[str], bad: list[str]) -> None:
+def test_keywords_are_enforced(
+    byte_grammars: GrammarCompiler, asked: dict[str, Any] | bool, good: list[str], bad: list[str]
+) -> None:
     for answer in good:
         assert takes(byte_grammars, asked, answer), answer
     for answer in bad:
         assert not takes(byte_grammars, asked, answer), answer
 
 
-def test_a_tagged_union_may_be_made_of_references(byte_grammars: GrammarCompiler) -> None:
+def test_a_tagged_union_may_consist_of_references(byte_grammars: GrammarCompiler) -> None:
     def shape(kind: str, size: str) -> dict[str, Any]:
         properties = {"kind": {"const": kind}, size: {"type": "integer"}}
         return {"type": "object", "properties": properties, "required": ["kind", size]}
@@ -132,7 +134,7 @@ def test_a_schema_may_refer_to_itself(byte_grammars: GrammarCompiler) -> None:
     assert not takes(byte_grammars, tree, '{"children": [{}]}')
 
 
-def test_any_object_is_one_object(byte_grammars: GrammarCompiler) -> None:
+def test_any_object_means_exactly_one_object(byte_grammars: GrammarCompiler) -> None:
     grammar = byte_grammars.compile(JsonObject())
     assert accepts(grammar, '{"a": [1, {"b": null}], "c": "d"}')
     assert not accepts(grammar, "[]")
@@ -167,7 +169,9 @@ def test_any_object_is_one_object(byte_grammars: GrammarCompiler) -> None:
         ({"minLength": "x"}, "#/minLength", "positive integer"),
     ],
 )  # fmt: skip
-def test_a_refusal_names_the_place(byte_grammars: GrammarCompiler, asked: dict[str, Any], place: str, reason: str) -> None:
+def test_a_refusal_gives_the_place_and_the_reason(
+    byte_grammars: GrammarCompiler, asked: dict[str, Any], place: str, reason: str
+) -> None:
     with pytest.raises(BadRequest) as refused:
         byte_grammars.compile(JsonSchema(asked))
     assert refused.value.message.startswith(f"the JSON schema cannot be compiled at {place}: ")
@@ -177,24 +181,24 @@ def test_a_refusal_names_the_place(byte_grammars: GrammarCompiler, asked: dict[s
 
 @settings(max_examples=250)
 @given(st.randoms(use_true_random=False))
-def test_answers_validate(byte_grammars: GrammarCompiler, rng: Random) -> None:
+def test_drawn_answers_validate(byte_grammars: GrammarCompiler, rng: Random) -> None:
     asked = schema(rng)
     grammar = byte_grammars.compile(JsonSchema(asked))
     answer = draw(grammar, Random(rng.random()))
-    if answer is not None:  # a list may go on for long
+    if answer is not None:  # a list may take too long to end
         jsonschema.Draft202012Validator(asked).validate(json.loads(answer))
 
 
 @settings(max_examples=100)
 @given(st.randoms(use_true_random=False))
-def test_what_python_writes_is_taken(byte_grammars: GrammarCompiler, rng: Random) -> None:
-    """The same value, written as most programs would write it."""
+def test_json_written_by_python_is_accepted(byte_grammars: GrammarCompiler, rng: Random) -> None:
+    """The same value in the usual formatting."""
     grammar = byte_grammars.compile(JsonSchema(schema(rng)))
     answer = draw(grammar, Random(rng.random()))
     if answer is not None:
         for indent in (None, 2):
             text = json.dumps(json.loads(answer), ensure_ascii=False, indent=indent)
-            assert accepts(grammar, text.replace("\x7f", "\\u007F"))  # which needs no escape, but gets one
+            assert accepts(grammar, text.replace("\x7f", "\\u007F"))  # Python does not escape this character
 
 
 KEYWORDS = st.sampled_from(
@@ -245,7 +249,7 @@ def test_a_keyword_that_is_null_is_absent(rng: Random, keywords: set[str]) -> No
 
 
 def with_nulls(value: Any, keywords: set[str]) -> Any:
-    """In this schema and all below it that stand in `properties` or in lists."""
+    """The schema with these keywords set to null, in it and in every schema below it, in `properties` or in lists."""
     if not isinstance(value, dict):
         return value
     below = {

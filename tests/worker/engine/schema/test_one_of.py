@@ -29,7 +29,7 @@ choices = st.lists(listed | typed | objects | st.just({}), min_size=2, max_size=
 
 
 def allows(schema: Schema, value: Any) -> bool:
-    """Of the few keywords above."""
+    """True if the value matches the schema, which uses only the keywords above."""
     kinds = schema.get("type", [])
     named = {type(None): "null", bool: "boolean", int: "integer", str: "string", list: "array", dict: "object"}[type(value)]
     if kinds and named not in kinds and not (named == "integer" and "number" in kinds):
@@ -52,7 +52,7 @@ OBJECTS = (
 
 
 @given(choices)
-def test_no_value_matches_two_of_what_is_disjoint(schemas: list[Schema]) -> None:
+def test_no_value_matches_two_disjoint_schemas(schemas: list[Schema]) -> None:
     if OneOf({}).are_disjoint(schemas):
         for one, other in combinations(schemas, 2):
             assert not [value for value in [*SCALARS, *OBJECTS] if allows(one, value) and allows(other, value)]
@@ -69,7 +69,7 @@ def tagged(number: int, *, tag: str = "kind") -> Schema:
         ([tagged(1), tagged(2), tagged(1)], False),
         ([tagged(1), {**tagged(2), "required": []}], True),
         ([tagged(1), {**tagged(2), "required": []}, {**tagged(3), "required": []}], False),
-        # Each pair by a property of its own.
+        # Each pair is disjoint by a different property.
         ([{**tagged(n), "properties": {"kind": {"const": n // 2}, "sub": {"const": n % 2}}, "required": ["kind", "sub"]} for n in range(4)], True),
         ([tagged(1), {"const": 1}, {"enum": ["a", None]}, {"type": "array"}], True),
         ([tagged(1), {"type": ["object", "null"]}], False),
@@ -81,7 +81,7 @@ def tagged(number: int, *, tag: str = "kind") -> Schema:
         ([], False),
     ],
 )  # fmt: skip
-def test_are_disjoint(schemas: list[Any], disjoint: bool) -> None:
+def test_when_schemas_are_disjoint(schemas: list[Any], disjoint: bool) -> None:
     assert OneOf({}).are_disjoint(schemas) is disjoint
 
 
