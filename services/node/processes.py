@@ -28,6 +28,7 @@ import psutil
 from services.node import hardware
 from services.node.hardware import Memory
 from services.node.runtime import ENDED_KEPT_S, KILL_GRACE_S, StartSpec, last_line, require_replica_id
+from services.process.cpus import num_cpus
 from services.protocol.errors import ModelLoadFailed, ModelRefused
 from services.protocol.reports import UNKNOWN_EXIT, Device, ProcessReport
 
@@ -130,7 +131,7 @@ class ProcessRuntime:
         return hardware.devices(self._devices_command, self._environment)
 
     def cpus(self) -> int:
-        return hardware.cpus()
+        return num_cpus()
 
     def memory(self) -> Memory:
         return hardware.memory()
