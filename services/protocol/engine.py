@@ -12,8 +12,11 @@ import msgspec
 from msgspec import Meta
 from pydantic import Field
 
+#: llama.cpp's own limit on the sequences of a batch or a cache (LLAMA_MAX_SEQ).
+MAX_SEQUENCES = 256
+
 # Each limit is given twice: msgspec checks messages, pydantic checks environment variables.
-Slots = Annotated[int, Meta(ge=1, le=256), Field(ge=1, le=256)]
+Slots = Annotated[int, Meta(ge=1, le=MAX_SEQUENCES), Field(ge=1, le=MAX_SEQUENCES)]
 Tokens = Annotated[int, Meta(ge=0, le=2**31 - 1), Field(ge=0, le=2**31 - 1)]
 BatchTokens = Annotated[int, Meta(ge=1, le=2**20), Field(ge=1, le=2**20)]
 PrefillTokens = Annotated[int, Meta(ge=0, le=2**20), Field(ge=0, le=2**20)]
@@ -30,6 +33,8 @@ Shares = Annotated[tuple[Share, ...], Meta(max_length=MAX_DEVICES), Field(max_le
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 FlashAttention = Literal["auto", "on", "off"]
 SplitMode = Literal["none", "layer", "row"]
+#: How the vectors of an input's tokens are combined into one. `rank`: a classifier head turns them into a score. `none`: not at
+#: all, the model generates. Empty: as in the model's file.
 Pooling = Literal["", "none", "mean", "cls", "last", "rank"]
 _IMAGE = r"^([A-Za-z0-9][A-Za-z0-9._/:@{}-]{0,254})?$"
 #: The name of a container image. The node replaces `{backend}` by the backend for its hardware.
@@ -47,8 +52,6 @@ UNQUANTIZED: frozenset[str] = frozenset({"f32", "f16", "bf16"})
 
 #: How many sequences the unified cache keeps for each slot.
 KEPT_PER_SLOT = 4
-#: llama.cpp's own limit (LLAMA_MAX_SEQ).
-MAX_SEQUENCES = 256
 
 
 class EngineSettings(msgspec.Struct, frozen=True, omit_defaults=True):

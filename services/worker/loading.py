@@ -21,7 +21,6 @@ from services.weights.pooling import pooling_of
 from services.worker.config import Settings
 from services.worker.embedding.mode import EmbeddingMode
 from services.worker.engine.devices import accelerators
-from services.worker.engine.embedder import Pooling
 from services.worker.engine.fake import CHAT_TEMPLATE, RECITING_TEMPLATE, CostModel, FakeRunner, babble, recite
 from services.worker.engine.fake_embedder import FakeEmbedder
 from services.worker.engine.llama import LlamaRunner
@@ -87,7 +86,7 @@ def _mode(settings: Settings, model: Gguf, on_progress: OnProgress) -> Mode:
     pooling = pooling_of(model.shape, settings.pooling)
     if pooling == "none":
         return TextMode(LlamaRunner(path, engine, on_progress=on_progress), settings)
-    return EmbeddingMode(LlamaEmbedder(path, engine, pooling=Pooling(pooling), on_progress=on_progress))
+    return EmbeddingMode(LlamaEmbedder(path, engine, pooling=pooling, on_progress=on_progress))
 
 
 def _fake_mode(settings: Settings) -> Mode:
@@ -105,6 +104,6 @@ def _fake_mode(settings: Settings) -> Mode:
         )
         return TextMode(runner, settings)
     embedder = FakeEmbedder(
-        pooling=Pooling(settings.pooling), context_tokens=context_tokens, batch_tokens=settings.batch_tokens, cost=cost
+        pooling=settings.pooling, context_tokens=context_tokens, batch_tokens=settings.batch_tokens, cost=cost
     )
     return EmbeddingMode(embedder)

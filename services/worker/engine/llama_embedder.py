@@ -14,9 +14,9 @@ import numpy as np
 from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
-from services.protocol.engine import EngineSettings
+from services.protocol.engine import MAX_SEQUENCES, EngineSettings, Pooling
 from services.weights.memory import input_context_tokens
-from services.worker.engine.embedder import MAX_SEQUENCES, Framing, Pooling
+from services.worker.engine.embedder import Framing
 from services.worker.engine.llama_batch import LlamaBatch
 from services.worker.engine.llama_compute import LlamaCompute
 from services.worker.engine.llama_model import (
@@ -32,10 +32,10 @@ from services.worker.engine.llama_model import (
 from services.worker.engine.runner import EngineDead, OnProgress
 
 _POOLING = {
-    Pooling.MEAN: llama_cpp.LLAMA_POOLING_TYPE_MEAN,
-    Pooling.CLS: llama_cpp.LLAMA_POOLING_TYPE_CLS,
-    Pooling.LAST: llama_cpp.LLAMA_POOLING_TYPE_LAST,
-    Pooling.RANK: llama_cpp.LLAMA_POOLING_TYPE_RANK,
+    "mean": llama_cpp.LLAMA_POOLING_TYPE_MEAN,
+    "cls": llama_cpp.LLAMA_POOLING_TYPE_CLS,
+    "last": llama_cpp.LLAMA_POOLING_TYPE_LAST,
+    "rank": llama_cpp.LLAMA_POOLING_TYPE_RANK,
 }
 
 
@@ -64,9 +64,7 @@ class LlamaEmbedder:
         self._compute = LlamaCompute(self._context, settings)
         self._batch = LlamaBatch(capacity)
         self._width = (
-            llama_cpp.llama_model_n_cls_out(self._model)
-            if pooling is Pooling.RANK
-            else llama_cpp.llama_model_n_embd_out(self._model)
+            llama_cpp.llama_model_n_cls_out(self._model) if pooling == "rank" else llama_cpp.llama_model_n_embd_out(self._model)
         )
 
     @property
