@@ -21,7 +21,6 @@ from services.worker.engine.llama_batch import LlamaBatch
 from services.worker.engine.llama_compute import LlamaCompute
 from services.worker.engine.llama_model import (
     LogLines,
-    apply_adapters,
     context_params,
     control_texts,
     init_context,
@@ -59,7 +58,6 @@ class LlamaEmbedder:
         self.framing = self._framing()
         self.control_texts = control_texts(self._vocab)
         self._context = self._new_context(settings, capacity)
-        apply_adapters(self._model, self._context, settings, self._messages)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._compute = LlamaCompute(self._context, settings)
         self._batch = LlamaBatch(capacity)
@@ -78,7 +76,7 @@ class LlamaEmbedder:
         params.kv_unified = True
         params.embeddings = True
         params.pooling_type = _POOLING[self.pooling]
-        return init_context(self._model, params, self._messages)
+        return init_context(self._model, params, settings, self._messages)
 
     def _framing(self) -> Framing:
         def token(found: int) -> int | None:
