@@ -49,7 +49,7 @@ def main() -> None:
     die_at_once()
     settings = Settings()
     logs.configure("worker", settings.log_format)
-    metrics = Metrics(slots=settings.slots)
+    metrics = Metrics(slots=settings.engine.slots)
     try:
         with telemetry("worker", settings, metrics.registry, redis_url=settings.redis_url, traced=True) as opened:
             code = uvloop.run(serve(settings, metrics, opened))

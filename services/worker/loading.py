@@ -83,20 +83,20 @@ def _device_memory_free(engine: EngineSettings) -> int:
 
 def _mode(settings: Settings, model: Gguf, on_progress: OnProgress) -> Mode:
     path, engine = settings.model_path, settings.engine
-    pooling = pooling_of(model.shape, settings.pooling)
+    pooling = pooling_of(model.shape, engine.pooling)
     if pooling == "none":
         return TextMode(LlamaRunner(path, engine, on_progress=on_progress), settings)
     return EmbeddingMode(LlamaEmbedder(path, engine, pooling=pooling, on_progress=on_progress))
 
 
 def _fake_mode(settings: Settings) -> Mode:
-    context_tokens = settings.context_tokens or DEFAULT_SLOT_CELLS
+    context_tokens = settings.engine.context_tokens or DEFAULT_SLOT_CELLS
     cost = CostModel(step_s=settings.fake_step_s, token_s=settings.fake_token_s)
-    if settings.pooling in ("", "none"):
+    if settings.engine.pooling in ("", "none"):
         script, template = _FAKES[settings.fake_script]
         runner = FakeRunner(
             num_slots=settings.engine.sequences,
-            max_running=settings.slots,
+            max_running=settings.engine.slots,
             context_tokens=context_tokens,
             script=script,
             cost=cost,
@@ -104,6 +104,6 @@ def _fake_mode(settings: Settings) -> Mode:
         )
         return TextMode(runner, settings)
     embedder = FakeEmbedder(
-        pooling=settings.pooling, context_tokens=context_tokens, batch_tokens=settings.batch_tokens, cost=cost
+        pooling=settings.engine.pooling, context_tokens=context_tokens, batch_tokens=settings.engine.batch_tokens, cost=cost
     )
     return EmbeddingMode(embedder)

@@ -160,7 +160,7 @@ async def test_an_exception_in_preparing_a_request_fails_it_alone(
     def load(settings: Settings, on_progress: OnProgress) -> Loaded:
         return Loaded(BrokenMode(FakeRunner(), settings), 0)
 
-    worker = Worker(settings, redis, load, metrics=Metrics(slots=settings.slots), telemetry=UNSEEN)
+    worker = Worker(settings, redis, load, metrics=Metrics(slots=settings.engine.slots), telemetry=UNSEEN)
     running = asyncio.create_task(worker.run())
     await gateway.worker(WorkerState.READY)
     broken, good = await gateway.ask(TextPrompt("break")), await gateway.ask(TextPrompt("hello"))
