@@ -29,9 +29,9 @@ PROCESS_BYTES = 160 * 1024**2
 
 #: Default number of KV cells per slot, and default length of the longest input of an embedding model.
 DEFAULT_SLOT_CELLS = 4096
-#: Longest default context of a slot. Equals the default cells of eight slots, so that a long context needs no extra memory: one
-#: slot may use the cells of all.
-DEFAULT_CONTEXT_TOKENS = 32_768
+#: Longest default context of a slot: 32,768. Equals the default cells of eight slots, so that a long context needs no extra
+#: memory: one slot may use the cells of all.
+DEFAULT_CONTEXT_TOKENS = 8 * DEFAULT_SLOT_CELLS
 
 _F32_BYTES = 4
 

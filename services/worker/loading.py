@@ -16,7 +16,7 @@ from services.protocol.engine import EngineSettings
 from services.protocol.errors import InsufficientMemory, InvalidModelFile, ModelLoadFailed, ModelRefused
 from services.weights import gguf
 from services.weights.gguf import Gguf
-from services.weights.memory import DEFAULT_SLOT_CELLS, gib, memory_needed
+from services.weights.memory import gib, input_context_tokens, memory_needed, slot_context_tokens
 from services.weights.pooling import pooling_of
 from services.worker.config import Settings
 from services.worker.embedding.mode import EmbeddingMode
@@ -90,20 +90,23 @@ def _mode(settings: Settings, model: Gguf, on_progress: OnProgress) -> Mode:
 
 
 def _fake_mode(settings: Settings) -> Mode:
-    context_tokens = settings.engine.context_tokens or DEFAULT_SLOT_CELLS
+    engine = settings.engine
     cost = CostModel(step_s=settings.fake_step_s, token_s=settings.fake_token_s)
-    if settings.engine.pooling in ("", "none"):
+    if engine.pooling in ("", "none"):
         script, template = _FAKES[settings.fake_script]
         runner = FakeRunner(
-            num_slots=settings.engine.sequences,
-            max_running=settings.engine.slots,
-            context_tokens=context_tokens,
+            num_slots=engine.sequences,
+            max_running=engine.slots,
+            context_tokens=slot_context_tokens(0, engine),
             script=script,
             cost=cost,
             chat_template=template,
         )
         return TextMode(runner, settings)
     embedder = FakeEmbedder(
-        pooling=settings.engine.pooling, context_tokens=context_tokens, batch_tokens=settings.engine.batch_tokens, cost=cost
+        pooling=engine.pooling,
+        context_tokens=input_context_tokens(0, engine),
+        batch_tokens=engine.batch_tokens,
+        cost=cost,
     )
     return EmbeddingMode(embedder)

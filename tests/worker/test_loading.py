@@ -15,6 +15,7 @@ from services.protocol.errors import InsufficientMemory, InvalidModelFile, Model
 from services.protocol.reports import WorkerState
 from services.telemetry.telemetry import UNSEEN
 from services.weights import gguf
+from services.weights.memory import input_context_tokens, slot_context_tokens
 from services.worker.config import Settings
 from services.worker.engine.runner import LoadCancelled, OnProgress
 from services.worker.loading import Loaded, available_memory, load, read_model, require_memory
@@ -43,6 +44,18 @@ def test_a_model_that_loads(tiny: Path) -> None:
     loaded = load(settings(tiny, context_tokens=64), lambda part: told.append(part) is None)
     assert (loaded.mode.context_tokens, told[-1]) == (64, 1.0)
     loaded.mode.close()
+
+
+@pytest.mark.parametrize(
+    ("engine", "context"), [({}, 4096), ({"kv_unified": False}, 4096), ({"context_tokens": 64}, 64), ({"kv_tokens": 100}, 100)]
+)
+def test_the_fake_model_has_the_context_of_any_model_of_unknown_length(engine: dict[str, object], context: int) -> None:
+    for pooling, expected in (("", slot_context_tokens), ("mean", input_context_tokens)):
+        fake = settings(Path(), runner="fake", pooling=pooling, **engine)
+        loaded = load(fake, lambda part: True)
+        loaded.mode.close()
+        assert loaded.mode.context_tokens == expected(0, fake.engine)
+    assert slot_context_tokens(0, fake.engine) == context
 
 
 @pytest.mark.parametrize("kept", [0.999, 0.5, 0.1, 0.001])
