@@ -302,9 +302,9 @@ class Queue:
         """Counts as a use of the version. With a keep_alive of 0 it is unloaded as soon as it is idle."""
         await self._script.call("touch", version=version, keep_alive_ms=keep_alive_ms)
 
-    async def want_context(self, version: str, tokens: int) -> None:
+    async def request_context(self, version: str, tokens: int) -> None:
         """Asks the registry for a context of this many tokens, from when the version is idle until it is unloaded."""
-        await self._script.call("want_context", version=version, tokens=tokens)
+        await self._script.call("request_context", version=version, tokens=tokens)
 
     async def demand(self) -> list[Demand]:
         flat = await self._script.call("demand")

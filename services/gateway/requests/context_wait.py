@@ -34,7 +34,7 @@ class ContextWait:
         """Waits until no replica of the version has a shorter context, or until waiting is pointless. Raises Unavailable."""
         if not self._shorter(version, tokens) or self._is_vain(version, tokens):
             return
-        await self._queue.want_context(version, tokens)
+        await self._queue.request_context(version, tokens)
         started = time.monotonic()
         while shorter := self._shorter(version, tokens):
             waited_s = time.monotonic() - started

@@ -162,7 +162,7 @@ def _least_missed(deployment: DeploymentView, replica: ReplicaView) -> tuple[boo
 
 
 def _end(replica: ReplicaView, version: VersionView, reason: str) -> Decision:
-    reason = reason if version.wanted else unnamed(version)
+    reason = reason if version.is_named else unnamed(version)
     if replica.state in (ReplicaState.PENDING, ReplicaState.FETCHING) or replica.node is None:
         return StopReplica(replica.id, replica.state, reason)
     return DrainReplica(replica.id, replica.state, replica.node, reason)
