@@ -70,7 +70,7 @@ class Uncounted:
     def nothing(self, *_: object, **__: object) -> None:
         """All of the same."""
 
-    admitted = refused = handed_on = answered = failed = cancelled = nothing
+    admitted = refused = delivered = answered = failed = cancelled = nothing
 
 
 def run_without(module: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import msgspec
 from redis.asyncio import Redis
 
-from services.protocol.connection import MAX_BLOCK_S, MEMORY_FULL, redis_answers, wait_for_answer, write_anyway
+from services.protocol.connection import MAX_BLOCK_S, MEMORY_FULL, redis_answers, wait_for_answer, write_allowing_oom
 from services.protocol.errors import CallerLimited, ProtocolMismatch, QueueFull, QueueMemoryFull
 from services.protocol.messages import Cancel, Claim, Committed, Control, Crash, Request, Wake
 from services.protocol.prefixes import Prefix, pack
@@ -346,7 +346,9 @@ class Queue:
     async def crash(self, worker: str) -> None:
         """Makes the worker kill its own process."""
         async with redis_answers():
-            await write_anyway(self._redis, "LPUSH", f"{self._namespace}:inbox:{worker}", encode(_ControlEnvelope(Crash())))
+            await write_allowing_oom(
+                self._redis, "LPUSH", f"{self._namespace}:inbox:{worker}", encode(_ControlEnvelope(Crash()))
+            )
 
     async def next_control(self, worker: str, *, timeout_s: float) -> Control | None:
         """The next message in the worker's inbox. None after `timeout_s`, or if the message does not decode."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from redis.asyncio import Redis
 
-from services.protocol.connection import Command, read_stream, redis_answers, write_all_anyway
+from services.protocol.connection import Command, read_stream, redis_answers, write_all_allowing_oom
 from services.protocol.messages import StepReply
 from services.protocol.wire import Decoder, encode
 
@@ -38,7 +38,7 @@ class ReplyWriter:
         """Appends one entry per gateway, in one round trip. Returns the gateways whose stream does not exist."""
         commands = [self._append(gateway, encode(reply)) for gateway, reply in replies.items()]
         async with redis_answers():
-            entries = await write_all_anyway(self._redis, commands)
+            entries = await write_all_allowing_oom(self._redis, commands)
         return {gateway for gateway, entry in zip(replies, entries, strict=True) if entry is None}
 
     def _append(self, gateway: str, entry: bytes) -> Command:

@@ -153,11 +153,11 @@ class EngineLoop(CommandLoop[Begin, RunningRequest]):
     def _step(self) -> None:
         admitted = [self._sequences[sequence][0] for sequence in self._engine.admit()]
         self._emit_all((running, running.started()) for running in admitted)
-        started = time.perf_counter()
+        started_s = time.perf_counter()
         step = self._engine.step()
         self.cached_requests = self._engine.cached_requests
         self._metrics.stepped(
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - started_s,
             prefill=step.batch.num_prefill,
             decode=step.batch.num_tokens - step.batch.num_prefill,
             sequences=len(step.batch.spans),

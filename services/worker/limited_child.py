@@ -81,12 +81,12 @@ def serve(
             started.append(handle)
             return greeting
 
-        goes_on = _answer(replies, begin)
+        should_continue = _answer(replies, begin)
         gc.freeze()
-        while goes_on and started and (frame := _read(requests)) is not None:
+        while should_continue and started and (frame := _read(requests)) is not None:
             call = msgspec.msgpack.decode(frame, type=Call)
             signal.alarm(math.ceil(call.wall_s) + _GRACE_S)
-            goes_on = _answer(replies, lambda: started[0](msgspec.msgpack.decode(call.request, type=request_type)))  # noqa: B023
+            should_continue = _answer(replies, lambda: started[0](msgspec.msgpack.decode(call.request, type=request_type)))  # noqa: B023
             signal.alarm(0)
 
 

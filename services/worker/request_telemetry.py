@@ -53,7 +53,7 @@ class Observer:
         span = self._spans.pop((event.request, event.epoch), None)
         if span is not None:
             if isinstance(event, Finished):
-                _tell_phases(span, event)
+                _add_phase_spans(span, event)
             span.end(error=reason if isinstance(event, Failed) else "", attributes={"corral.reason": reason})
 
 
@@ -67,7 +67,7 @@ def _reason(event: Event) -> str:
             return "handed_over"
 
 
-def _tell_phases(span: Span, finished: Finished) -> None:
+def _add_phase_spans(span: Span, finished: Finished) -> None:
     """Adds the spans of prefill and decode. Only their durations are known, so decode is assumed to end now."""
     ended_ns = time.time_ns()
     first_token_ns = ended_ns - finished.timings.decode_ns

@@ -52,16 +52,16 @@ class Nvml:
 
 
 def test_what_the_driver_tells() -> None:
-    assert Gpus(Nvml()).look() == [
+    assert Gpus(Nvml()).read() == [
         Gpu(0, "NVIDIA H100", 80, 20, 0.5, 350.0, 40),
         Gpu(1, "Tesla T4", 80, 21, None, None, 41),
     ]
 
 
 def test_without_a_driver_there_are_none() -> None:
-    assert Gpus(Nvml(driver=False)).look() == []
+    assert Gpus(Nvml(driver=False)).read() == []
 
 
 def test_the_real_library_may_find_none() -> None:
-    for gpu in Gpus().look():
+    for gpu in Gpus().read():
         assert gpu.memory_total

@@ -122,10 +122,10 @@ async def test_a_pull_while_the_queues_disk_is_full(tmp_path: Path, settings: Se
             health = await registry.http.get("/readyz")
             assert (health.status_code, health.json()["missing"]) == (503, ["the queue's disk is full"])
 
-        async def goes_on() -> bool:
+        async def should_continue() -> bool:
             return (await registry.http.get("/readyz")).status_code == 200
 
-        await eventually(goes_on, timeout_s=20)
+        await eventually(should_continue, timeout_s=20)
 
 
 def test_it_refuses_to_start_with_one_sentence(postgres_url: str, migrated_url: str) -> None:

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from services.protocol.engine import EngineSettings
 from services.protocol.errors import InsufficientMemory, InvalidModelFile, ModelLoadFailed, ModelRefused
 from services.protocol.reports import WorkerState
-from services.telemetry.telemetry import UNSEEN
+from services.telemetry.telemetry import NO_TELEMETRY
 from services.weights import gguf
 from services.weights.memory import input_context_tokens, slot_context_tokens
 from services.worker.config import Settings
@@ -133,7 +133,7 @@ def load_for_ever(_: Settings, on_progress: OnProgress) -> Loaded:
 
 
 async def test_progress_is_reported_and_a_drain_ends_the_loading(gateway: ScriptedGateway, redis: Redis) -> None:
-    worker = Worker(settings(Path(), report_s=0.05), redis, load_for_ever, metrics=Metrics(slots=1), telemetry=UNSEEN)
+    worker = Worker(settings(Path(), report_s=0.05), redis, load_for_ever, metrics=Metrics(slots=1), telemetry=NO_TELEMETRY)
     run = asyncio.create_task(worker.run())
 
     async def quarter() -> bool:

@@ -99,7 +99,7 @@ class ContainerRuntime:
         self._workers: dict[str, _Worker] = {}
         self._starting: set[str] = set()
         self._engine = Engine()
-        self._look()
+        self._compare()
         self._following = threading.Thread(
             target=vital_thread, args=("docker-events", self._follow), name="docker-events", daemon=True
         )
@@ -245,7 +245,7 @@ class ContainerRuntime:
         while not self._over.is_set():
             since = int(time.time())
             try:
-                self._look()
+                self._compare()
                 if away:
                     log.info("the Docker engine answers again")
                 away = False
@@ -265,7 +265,7 @@ class ContainerRuntime:
         if worker and event.exit_code is not None:
             self._ended(worker, event.exit_code)
 
-    def _look(self) -> None:
+    def _compare(self) -> None:
         """Compares the table with the containers that exist, since events may have been missed. Removes ended ones after a
         while."""
         with self._lock:

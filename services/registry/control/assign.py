@@ -52,7 +52,7 @@ def assign_pending(cluster: ClusterState) -> Iterator[Decision]:
                 yield from _explain(replica, placement.reason, shortage(request, found))
 
 
-def fits_in_place_of(cluster: ClusterState, outdated: ReplicaView) -> bool:
+def fits_as_replacement(cluster: ClusterState, outdated: ReplicaView) -> bool:
     """Whether another replica of its deployment fits on some node only after this one has stopped."""
     deployment, version = cluster.deployment(outdated), cluster.versions[outdated.version]
     request, found = _placement_request(version, deployment.memory_bytes), capacities(cluster, version)

@@ -56,8 +56,8 @@ def reconcile(cluster: ClusterState) -> tuple[Decision, ...]:
 def _nodes(cluster: ClusterState) -> Iterator[Decision]:
     """Marks nodes as lost that stopped reporting. Time before this leader started to watch does not count."""
     for node in cluster.nodes.values():
-        unseen_s = cluster.age_s(max(node.last_seen_at, cluster.watching_since))
-        if node.state is NodeState.READY and not node.reporting and unseen_s > cluster.policy.node_lost_after_s:
+        silent_s = cluster.age_s(max(node.last_seen_at, cluster.watching_since))
+        if node.state is NodeState.READY and not node.reporting and silent_s > cluster.policy.node_lost_after_s:
             yield LoseNode(node.name)
 
 
@@ -208,13 +208,13 @@ def _jobs(cluster: ClusterState) -> Iterator[Decision]:
     for job in cluster.jobs:
         if job.state.is_over:
             continue
-        if moot := _moot(cluster, job):
-            yield FailJob(job.id, job.node, Unavailable.code, moot)
+        if reason := _reason_to_give_up(cluster, job):
+            yield FailJob(job.id, job.node, Unavailable.code, reason)
         elif _due(cluster, job):
             yield SendJob(job.id)
 
 
-def _moot(cluster: ClusterState, job: JobView) -> str | None:
+def _reason_to_give_up(cluster: ClusterState, job: JobView) -> str | None:
     """Why the job is given up; None if it is not. A Delete job for a lost node stays open until the node is back."""
     if not cluster.node_is_ready(job.node):
         return None if job.kind is JobKind.DELETE else f"node {job.node} is lost"

@@ -10,7 +10,7 @@ from datetime import datetime
 from signal import SIGKILL
 
 from services.protocol.errors import ModelLoadFailed, ModelRefused, WorkerLost
-from services.protocol.reports import ENDED_BY_OTHERS, WorkerReport, WorkerState
+from services.protocol.reports import STOPPED_EXIT_CODES, WorkerReport, WorkerState
 from services.registry.control.cluster_state import ClusterState, JobView, ProcessView, ReplicaView
 from services.registry.control.decisions import (
     DrainReplica,
@@ -139,7 +139,7 @@ def _loaded(replica: ReplicaView, worker: WorkerReport) -> ReadyReplica:
 
 
 def _ended_early(replica: ReplicaView, process: ProcessView) -> ReplicaDecision:
-    if process.exit_code in ENDED_BY_OTHERS and not process.error_code:
+    if process.exit_code in STOPPED_EXIT_CODES and not process.error_code:
         return _stop(replica, "its process was told to end")
     return _fail(replica, process.error_code or ModelLoadFailed.code, exit_reason(process))
 
@@ -152,7 +152,7 @@ def _ready(cluster: ClusterState, replica: ReplicaView) -> ReplicaDecision | Non
         return None
     if process and process.exit_code == 0:
         return DrainReplica(replica.id, replica.state, str(replica.node), "its worker ended on its own", stop=False)
-    if process and not process.runs and process.exit_code in ENDED_BY_OTHERS and not process.error_code:
+    if process and not process.runs and process.exit_code in STOPPED_EXIT_CODES and not process.error_code:
         return _stop(replica, "its process was told to end")
     if process and not process.runs:
         return _fail(replica, WorkerLost.code, exit_reason(process))

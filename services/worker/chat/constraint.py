@@ -44,7 +44,7 @@ def effective(format: AnswerFormat, phase: Phase, requirements: AnswerRequiremen
     the grammar allows it. A caller's GBNF or Lark grammar cannot be extended like that: it starts with harmony's final message
     or, in other families, applies to the whole answer.
     """
-    reasoning, calls = format.reasoning, _says_calls(format, requirements)
+    reasoning, calls = format.reasoning, _describes_calls(format, requirements)
     if requirements.constraint is None and not calls:
         return Effective()
     opens = phase is Phase.FRESH and (requirements.may_reason or not _by_tags(reasoning))
@@ -69,7 +69,7 @@ def _is_opaque(constraint: Constraint | None) -> bool:
     return isinstance(constraint, Gbnf | Lark)
 
 
-def _says_calls(format: AnswerFormat, requirements: AnswerRequirements) -> bool:
+def _describes_calls(format: AnswerFormat, requirements: AnswerRequirements) -> bool:
     """Whether the grammar must describe calls: a call is required, the answer is either a call or matches the caller's
     constraint, or a tool is strict."""
     if requirements.choice.mode == "required":

@@ -105,7 +105,7 @@ class Engine:
         """None if the batch must be scheduled again: it was interrupted, or the KV cache was full."""
         self._operate(batch)
         self._dominant_request = _dominant_request(batch)
-        started = time.perf_counter()
+        started_s = time.perf_counter()
         try:
             logits = self._runner.decode(batch.spans)
         except DecodeAborted:
@@ -116,7 +116,7 @@ class Engine:
             return None
         finally:
             self._dominant_request = None
-        self._pace.observe(num_prefill=batch.num_prefill, num_tokens=batch.num_tokens, seconds=time.perf_counter() - started)
+        self._pace.observe(num_prefill=batch.num_prefill, num_tokens=batch.num_tokens, seconds=time.perf_counter() - started_s)
         return logits
 
     def _operate(self, batch: ScheduledBatch) -> None:

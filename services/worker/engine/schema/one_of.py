@@ -66,10 +66,10 @@ def _is_tag_of(objects: Sequence[dict[str, Any]], root: dict[str, Any]) -> bool:
     """Whether one property distinguishes all of them."""
     required = Counter(name for schema in objects for name in _names(schema.get("required")))
     candidates = [name for name, count in required.items() if count >= len(objects) - 1]
-    return any(_tells_apart(name, objects, root) for name in candidates)
+    return any(_distinguishes(name, objects, root) for name in candidates)
 
 
-def _tells_apart(name: str, objects: Sequence[dict[str, Any]], root: dict[str, Any]) -> bool:
+def _distinguishes(name: str, objects: Sequence[dict[str, Any]], root: dict[str, Any]) -> bool:
     seen: set[str] = set()
     for schema in objects:
         properties = schema.get("properties")
