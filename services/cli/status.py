@@ -13,7 +13,7 @@ from services.cli.embedded.home import Home
 from services.cli.errors import RequestRefused
 from services.cli.models import Json
 from services.cli.nodes import print_nodes
-from services.cli.replicas import on_their_way, print_loaded, queues_of, replicas_of
+from services.cli.replicas import loading_replicas, print_loaded, queues_of, replicas_of
 from services.cli.server import Server, connect
 
 
@@ -28,7 +28,7 @@ def status(json: Json = False) -> None:
         "ready": ready,
         "checks": checks,
         "models": server.get("/api/ps")["models"],
-        "loading": on_their_way(replicas_of(server)),
+        "loading": loading_replicas(replicas_of(server)),
         "queues": queues_of(server),
         "nodes": _nodes(server),
         "parts": _local_processes(),

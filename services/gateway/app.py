@@ -92,9 +92,9 @@ async def running(settings: Settings, metrics: Metrics, telemetry: Telemetry) ->
     registry = RegistryClient(settings.registry_url, settings.registry_token)
     observer = Observer(metrics, telemetry.tracer, log_prompts=settings.log_prompts)
     inflight.start()
-    beside = Loops()
-    beside.start("routes", routes.follow())
-    beside.start("loop lag", metrics.watch_lag())
+    loops = Loops()
+    loops.start("routes", routes.follow())
+    loops.start("loop lag", metrics.watch_lag())
     try:
         if settings.door:
             await _can_serve(inflight, routes)
@@ -109,7 +109,7 @@ async def running(settings: Settings, metrics: Metrics, telemetry: Telemetry) ->
         )
     finally:
         await inflight.close()
-        await beside.stop()
+        await loops.stop()
         await registry.aclose()
         await redis.aclose()
 

@@ -65,8 +65,8 @@ def main() -> int:
 
 def _log(settings: Settings) -> None:
     logs.configure("node", settings.log_format, level=settings.log_level)
-    for chatty in ("celery", "kombu"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in ("celery", "kombu"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _runtime(settings: Settings) -> Runtime:

@@ -53,11 +53,11 @@ _TYPE_BYTES: dict[KvType, float] = {
 
 
 #: No machine has this much memory. A larger size is a mistake, and its exact value does not matter.
-_LARGEST_SHOWN = 2**60
+_MAX_SHOWN_BYTES = 2**60
 
 
 def gib(size: int) -> str:
-    return f"{size / 1024**3:.1f} GiB" if size < _LARGEST_SHOWN else f"more than {_LARGEST_SHOWN >> 30:,} GiB"
+    return f"{size / 1024**3:.1f} GiB" if size < _MAX_SHOWN_BYTES else f"more than {_MAX_SHOWN_BYTES >> 30:,} GiB"
 
 
 @dataclass(frozen=True)

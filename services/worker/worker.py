@@ -69,7 +69,7 @@ class Worker:
         self._gateways = Gateways(redis)
         self._replies = ReplyWriter(redis)
         self._nodes = NodeReports(redis)
-        self._outage = Outage(log, longest_wait_s=MAX_RETRY_INTERVAL_S)
+        self._outage = Outage(log, max_wait_s=MAX_RETRY_INTERVAL_S)
         self._in_flight = InFlight()
         self._outbox = Outbox(interval_s=settings.frame_interval_s)
         self._lease = Lease(

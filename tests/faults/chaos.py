@@ -70,7 +70,7 @@ async def client(cluster: Cluster, number: int, tally: Tally, tokens: int | None
                 tally.faults.append(f"{kind}: {type(error).__name__}")
                 continue
             tally.answers[kind] += 1
-            (tally.gaps_s if tally.kills > kills else tally.calm_s).append(asked.longest_wait_s)
+            (tally.gaps_s if tally.kills > kills else tally.calm_s).append(asked.max_wait_s)
             said = answer.said()
             if fault := fault_of(said, expected and expected[kind]):
                 tally.faults.append(f"{kind}: {fault}")

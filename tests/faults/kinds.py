@@ -116,14 +116,14 @@ def at_most(tokens: int, body: dict[str, Any]) -> dict[str, Any]:
 
 
 class Asked:
-    """A request under way. `pace_s`: how long its client takes to look at each piece; `tokens`: fewer than the kind has. `longest_wait_s`:
+    """A request under way. `pace_s`: how long its client takes to look at each piece; `tokens`: fewer than the kind has. `max_wait_s`:
     between two pieces, once the first one was there."""
 
     def __init__(self, http: httpx.AsyncClient, kind: str, *, pace_s: float = 0, tokens: int | None = None) -> None:
         self.kind = kind
         self._tokens = tokens
         self.answer = Answer()
-        self.longest_wait_s = 0.0
+        self.max_wait_s = 0.0
         self._pace_s = pace_s
         self.task = asyncio.create_task(self._read(http))
 
@@ -139,7 +139,7 @@ class Asked:
             last = time.monotonic()
             async for line in response.aiter_lines():
                 self.answer.take(line)
-                self.longest_wait_s = max(self.longest_wait_s, time.monotonic() - last)
+                self.max_wait_s = max(self.max_wait_s, time.monotonic() - last)
                 last = time.monotonic()
                 if self._pace_s:
                     await asyncio.sleep(self._pace_s)

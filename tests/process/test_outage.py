@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from services.process.outage import FIRST_WAIT_S, LONGEST_WAIT_S, Outage
+from services.process.outage import INITIAL_WAIT_S, MAX_WAIT_S, Outage
 from services.protocol.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ async def test_each_wait_is_longer_up_to_a_limit_and_none_is_exact(slept: list[f
     outage, gone = Outage(log), Unavailable("Redis does not answer")
     for _ in range(12):
         await outage.wait("claims", gone)
-    limits = [min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**number) for number in range(12)]
+    limits = [min(MAX_WAIT_S, INITIAL_WAIT_S * 2**number) for number in range(12)]
     assert all(limit / 2 <= wait <= limit for wait, limit in zip(slept, limits, strict=True))
     outage.over("claims")
     await outage.wait("claims", gone)
-    assert slept[-1] <= FIRST_WAIT_S
+    assert slept[-1] <= INITIAL_WAIT_S

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.worker.engine.thread_count import CROWDED_AFTER_S, MOST_PATIENCE, TAKEN_CORES, ThreadCount
+from services.worker.engine.thread_count import CROWDED_AFTER_S, MAX_PATIENCE_FACTOR, TAKEN_CORES, ThreadCount
 
 WINDOW_S = 0.15
 PATIENCE_S = 1.0
@@ -70,7 +70,7 @@ def test_workers_agree_and_stay_so(cores: int, workers: int, loops: int) -> None
 def test_all_cores_come_back_when_the_neighbours_have_gone(cores: int, loops: int) -> None:
     worker = ThreadCount(cores, patience_s=PATIENCE_S)
     settled(cores, [worker], loops=loops, seconds=10)
-    assert told(worker, cores, seconds=2 * MOST_PATIENCE * PATIENCE_S) == cores
+    assert told(worker, cores, seconds=2 * MAX_PATIENCE_FACTOR * PATIENCE_S) == cores
 
 
 def test_a_moment_costs_nothing() -> None:
@@ -92,7 +92,7 @@ def test_neighbours_that_come_and_go_are_tried_less_and_less() -> None:
             tries.append(window * WINDOW_S)
     waits = [later - earlier for earlier, later in pairwise(tries)]
     assert all(later > earlier - WINDOW_S for earlier, later in pairwise(waits))
-    assert waits[-1] > MOST_PATIENCE * PATIENCE_S
+    assert waits[-1] > MAX_PATIENCE_FACTOR * PATIENCE_S
 
 
 def test_after_a_pause_a_worker_gets_its_share_again() -> None:

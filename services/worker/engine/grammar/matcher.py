@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _GAP_BYTES = 4
 
 #: A batch waits for its masks. If one mask takes longer than this, its answer fails, so that it delays the others only once.
-_SLOWEST_MASK_S = 1.0
+_MAX_MASK_S = 1.0
 
 
 class Matcher:
@@ -88,7 +88,7 @@ class Matcher:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
             self._fail("the grammar allows nothing at this place of the answer")
-        elif time.monotonic() - started_s > _SLOWEST_MASK_S:
+        elif time.monotonic() - started_s > _MAX_MASK_S:
             self._fail_too_complex()
         if self.failure is not None:
             return self._table.only_ends
