@@ -69,7 +69,7 @@ class Uncounted:
     def nothing(self, *_: object, **__: object) -> None:
         """Implements all methods."""
 
-    admitted = refused = handed_on = answered = failed = cancelled = nothing
+    admitted = refused = delivered = answered = failed = cancelled = nothing
 
 
 def run_without(module: str) -> None:

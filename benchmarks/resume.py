@@ -45,7 +45,7 @@ def generate(runner: LlamaRunner, prompt: list[int], *, tokens: int, committed: 
     engine.add(sequence)
     while engine.has_work:
         engine.admit()
-        engine.compute(engine.schedule())
+        engine.step()
     return sequence.tokens[len(prompt) :]
 
 

@@ -25,7 +25,7 @@ def registered(registry: CollectorRegistry) -> dict[str, Documented]:
 def test_the_page_matches_the_code(tmp_path) -> None:
     node = NodeMetrics()
     store = Store(tmp_path / "store")
-    node.show(store, ProcessRuntime(tmp_path / "workers", environment={}, drain_s=1), lambda: ())
+    node.add_collectors(store, ProcessRuntime(tmp_path / "workers", environment={}, drain_s=1), lambda: ())
     services = [GatewayMetrics(), WorkerMetrics(slots=1), RegistryMetrics(), node]
     code = {name: row for metrics in services for name, row in registered(metrics.registry).items()}
     store.close()

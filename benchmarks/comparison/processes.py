@@ -44,7 +44,7 @@ def child(
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
             start_new_session=True,
-            preexec_fn=processes.tether(stop),
+            preexec_fn=processes.die_with_parent(stop),
         )
     try:
         yield process

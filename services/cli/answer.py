@@ -49,21 +49,21 @@ class StreamedAnswer:
     def _print(self, path: str, body: dict[str, Any]) -> str:
         """Prints and returns an answer. On Ctrl-C, closes the request, which frees its slot, and raises Interrupted with the
         text so far."""
-        voice = _Voice()
+        printer = _AnswerPrinter()
         lines = self.server.lines(path, body, headers={"X-Queue-Updates": "true"})
         try:
             for line in _answer_lines(lines, self.model):
-                voice.say(line.get("message", line))
+                printer.print(line.get("message", line))
                 if line["done"] and self.verbose:
                     _print_timings(line)
         except KeyboardInterrupt:
-            raise Interrupted(voice.said) from None
+            raise Interrupted(printer.said) from None
         finally:
             lines.close()
-        return voice.said
+        return printer.said
 
 
-class _Voice:
+class _AnswerPrinter:
     """Prints an answer as it arrives: reasoning to stderr, so that stdout has only the answer."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class _Voice:
         self._thinks = False
         self._wrap = WordWrap(get_terminal_size().columns) if sys.stdout.isatty() else None
 
-    def say(self, part: dict[str, Any]) -> None:
+    def print(self, part: dict[str, Any]) -> None:
         if thought := part.get("thinking"):
             err.print(thought, end="", style="dim")
             self._thinks = True

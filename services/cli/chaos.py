@@ -20,7 +20,7 @@ _CLIENTS = 4
 
 
 @dataclass
-class Noticed:
+class ClientResults:
     """What the clients experienced. Appended to from several threads.
 
     `waits` has the longest wait within each answer, in seconds.
@@ -44,15 +44,15 @@ def chaos(
     if not yes:
         question = f"Kill a worker of {server.url} every {every:g} s for {minutes:g} minutes? It serves {', '.join(models)}."
         typer.confirm(question, abort=True)
-    noticed, over = Noticed(), threading.Event()
+    results, over = ClientResults(), threading.Event()
     with ThreadPoolExecutor(_CLIENTS) as clients:
         for number in range(_CLIENTS):
-            clients.submit(_ask, models[number % len(models)], noticed, over)
+            clients.submit(_ask, models[number % len(models)], results, over)
         try:
             kills = _kill(server, time.monotonic() + 60 * minutes, every)
         finally:
             over.set()
-    _print(noticed, kills)
+    _print(results, kills)
 
 
 def _ready(server: Server) -> list[dict[str, Any]]:
@@ -76,7 +76,7 @@ def _kill(server: Server, until: float, every_s: float) -> int:
     return kills
 
 
-def _ask(model: str, noticed: Noticed, over: threading.Event) -> None:
+def _ask(model: str, results: ClientResults, over: threading.Event) -> None:
     """Requests one answer after another. Opens its own connection, since the command's isn't shared between threads."""
     server = connect()
     options = {"num_predict": _TOKENS, "temperature": 0}
@@ -86,20 +86,20 @@ def _ask(model: str, noticed: Noticed, over: threading.Event) -> None:
             for _ in server.lines("/api/generate", {"model": model, "prompt": "Once upon a time", "options": options}):
                 longest, last = max(longest, time.monotonic() - last), time.monotonic()
         except CommandError as error:
-            noticed.failures.append(str(error))
+            results.failures.append(str(error))
             over.wait(1)
         else:
-            noticed.waits.append(longest)
+            results.waits.append(longest)
 
 
-def _print(noticed: Noticed, kills: int) -> None:
-    waits = sorted(noticed.waits)
-    out.print(f"{kills} workers killed, {len(waits)} answers, {len(noticed.failures)} failed")
+def _print(results: ClientResults, kills: int) -> None:
+    waits = sorted(results.waits)
+    out.print(f"{kills} workers killed, {len(waits)} answers, {len(results.failures)} failed")
     if waits:
         out.print(
             f"longest wait within an answer: p50 {waits[len(waits) // 2]:.2f} s, p99 {waits[int(len(waits) * 0.99)]:.2f} s"
         )
-    for failure in sorted(set(noticed.failures)):
+    for failure in sorted(set(results.failures)):
         out.print(f"  {failure}")
-    if noticed.failures:
+    if results.failures:
         raise typer.Exit(1)

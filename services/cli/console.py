@@ -18,7 +18,7 @@ COLUMN_GAP = 4
 #: Column gap of a table that would otherwise be too wide.
 NARROW_GAP = 2
 #: Columns are not narrowed below this width.
-NARROWEST_COLUMN = 8
+MIN_COLUMN_WIDTH = 8
 
 
 def print_json(value: Any) -> None:
@@ -42,7 +42,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def narrowed(widths: Sequence[int], room: int) -> list[int]:
     """Shrinks the widest columns until the table fits into `room`, or until none can shrink further."""
     result = list(widths)
-    while sum(result) > room and max(result) > NARROWEST_COLUMN:
+    while sum(result) > room and max(result) > MIN_COLUMN_WIDTH:
         widest = result.index(max(result))
         result[widest] -= 1
     return result

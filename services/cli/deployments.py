@@ -105,10 +105,10 @@ def _summary(row: dict[str, Any]) -> str:
 
 
 def _settings(row: dict[str, Any]) -> str:
-    return " ".join(f"{name}={_spelt(value)}" for name, value in sorted(row["overrides"].items())) or "default settings"
+    return " ".join(f"{name}={_value_text(value)}" for name, value in sorted(row["overrides"].items())) or "default settings"
 
 
-def _spelt(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return value if isinstance(value, str) else jsonlib.dumps(value, separators=(",", ":"))
 
 

@@ -1,9 +1,9 @@
 """Errors of commands: one sentence for the user on stderr, and exit code 1.
 
 CommandError
-├── RequestRefused     the server answered with an error; carries its HTTP status
-├── Unreachable        the server can't be reached, or the connection broke
-└── PartFailed         a process of the embedded platform did not start
+├── RequestRefused       the server answered with an error; carries its HTTP status
+├── Unreachable          the server can't be reached, or the connection broke
+└── ProcessStartFailed   a process of the embedded platform did not start
 """
 
 from __future__ import annotations
@@ -30,5 +30,5 @@ class Unreachable(CommandError):
     """The server can't be reached, or the connection broke."""
 
 
-class PartFailed(CommandError):
+class ProcessStartFailed(CommandError):
     """A process of the platform kept exiting before it was ready, or never became ready."""

@@ -50,14 +50,14 @@ def print_nodes(nodes: list[dict[str, Any]]) -> None:
             ", ".join(device["name"] for device in node["devices"]) or "-",
             str(node["models"]),
             str(node["replicas"]),
-            _seen_text(datetime.fromisoformat(node["last_seen_at"])),
+            _last_seen_text(datetime.fromisoformat(node["last_seen_at"])),
         )
         for node in nodes
     ]
     print_table(("NAME", "STATE", "CPUS", "MEMORY FREE", "DISK FREE", "DEVICES", "MODELS", "REPLICAS", "LAST SEEN"), rows)
 
 
-def _seen_text(moment: datetime) -> str:
+def _last_seen_text(moment: datetime) -> str:
     """Shows a recent report as "now": nodes report every second, so its exact age means nothing."""
     return "now" if datetime.now(UTC) - moment < NOW else time_text(moment)
 

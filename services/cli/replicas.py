@@ -18,7 +18,7 @@ def ps(json: Json = False) -> None:
     server = connect()
     loaded = server.get("/api/ps")
     replicas = replicas_of(server)
-    loading = on_their_way(replicas)
+    loading = loading_replicas(replicas)
     queues = queues_of(server)
     if json:
         print_json(loaded | {"loading": loading, "queues": list(queues.values())})
@@ -39,7 +39,7 @@ def queues_of(server: Server) -> dict[str, dict[str, Any]]:
         raise
 
 
-def on_their_way(replicas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def loading_replicas(replicas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Replicas that don't serve yet, and failed ones that will be retried."""
     return [row for row in replicas if row["state"] in ("pending", "fetching", "starting") or _retries(row)]
 

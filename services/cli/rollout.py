@@ -38,7 +38,7 @@ def wait_for_rollout(server: Server, deployed: dict[str, Any], earlier: frozense
     fails."""
     shown = ""
     while True:
-        progress = _look(server, deployed, earlier)
+        progress = _read_progress(server, deployed, earlier)
         if progress.phase is Phase.FAILED:
             raise CommandError(f"'{deployed['model']}' was not deployed: {progress.text}")
         if progress.text != shown:
@@ -49,7 +49,7 @@ def wait_for_rollout(server: Server, deployed: dict[str, Any], earlier: frozense
         time.sleep(POLL_INTERVAL_S)
 
 
-def _look(server: Server, deployed: dict[str, Any], earlier: frozenset[str]) -> Progress:
+def _read_progress(server: Server, deployed: dict[str, Any], earlier: frozenset[str]) -> Progress:
     rows = server.get("/registry/v1/deployments")["deployments"]
     row = next((row for row in rows if row["version"] == deployed["version"]), None)
     replicas = [

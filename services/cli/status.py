@@ -13,7 +13,7 @@ from services.cli.embedded.home import Home
 from services.cli.errors import RequestRefused
 from services.cli.models import Json
 from services.cli.nodes import print_nodes
-from services.cli.replicas import on_their_way, print_loaded, queues_of, replicas_of
+from services.cli.replicas import loading_replicas, print_loaded, queues_of, replicas_of
 from services.cli.server import Server, connect
 
 
@@ -28,10 +28,10 @@ def status(json: Json = False) -> None:
         "ready": ready,
         "checks": checks,
         "models": server.get("/api/ps")["models"],
-        "loading": on_their_way(replicas_of(server)),
+        "loading": loading_replicas(replicas_of(server)),
         "queues": queues_of(server),
         "nodes": _nodes(server),
-        "parts": _local_parts(),
+        "parts": _local_processes(),
     }
     if json:
         print_json(found)
@@ -55,7 +55,7 @@ def _print(found: dict[str, Any]) -> None:
         out.print()
         print_table(
             ("PART", "PID", "PORT"),
-            [(name, str(part["pid"]), str(part["port"] or "-")) for name, part in found["parts"].items()],
+            [(name, str(process["pid"]), str(process["port"] or "-")) for name, process in found["parts"].items()],
         )
 
 
@@ -70,13 +70,13 @@ def _nodes(server: Server) -> list[dict[str, Any]] | None:
     return nodes
 
 
-def _local_parts() -> dict[str, Any] | None:
+def _local_processes() -> dict[str, Any] | None:
     """Pid and port of each process of the platform in this user's home folder; None if none is running."""
     home = Home(load_settings().home.expanduser().absolute())
     if home.holder() is None:
         return None
     try:
-        parts: dict[str, Any] = jsonlib.loads(home.parts_file.read_text())
+        processes: dict[str, Any] = jsonlib.loads(home.processes_file.read_text())
     except FileNotFoundError:
         return None
-    return parts
+    return processes

@@ -30,7 +30,7 @@ from services.cli.embedded.services import Services, require_installed
 from services.cli.embedded.supervisor import Supervisor
 from services.cli.embedded.valkey import Valkey
 from services.cli.embedded.welcome import welcome
-from services.cli.errors import OUTAGES, CommandError, PartFailed
+from services.cli.errors import OUTAGES, CommandError, ProcessStartFailed
 from services.cli.pull import PullDisplay
 
 DEMO_MODEL = "smollm2:135m"
@@ -138,12 +138,12 @@ class _Platform:
             await processes.end(remains, grace_s=REMAINS_GRACE_S)
 
     async def _start_valkey(self) -> None:
-        await self._supervisor.start(self._valkey.part)
+        await self._supervisor.start(self._valkey.process)
         self._say_step("Valkey")
 
     async def _start_database(self) -> None:
         await self._postgres.prepare(new_password=self._secrets_are_new)
-        await self._supervisor.start(self._postgres.part)
+        await self._supervisor.start(self._postgres.process)
         self._say_step("PostgreSQL")
         await self._services.migrate(self._postgres.data / "corral-schema")
         self._say_step("database schema")
@@ -159,7 +159,7 @@ class _Platform:
         self._say_step("gateway and node agent")
 
     async def _until_ready(self) -> None:
-        """Waits until the platform is ready. Raises PartFailed with the reason if it isn't in time."""
+        """Waits until the platform is ready. Raises ProcessStartFailed with the reason if it isn't in time."""
         url = f"{self._address.url}/readyz"
         deadline = time.monotonic() + self._settings.up_timeout_s
         answer = "no answer"
@@ -172,7 +172,7 @@ class _Platform:
             except OUTAGES as error:
                 answer = type(error).__name__
             await asyncio.sleep(READY_POLL_INTERVAL_S)
-        raise PartFailed(
+        raise ProcessStartFailed(
             f"the platform is not ready after {self._settings.up_timeout_s:.0f} s: {answer} (logs: {self._home.logs})"
         )
 

@@ -30,7 +30,7 @@ from services.process.address import Address
 from services.process.descriptors import raise_descriptor_limit
 from services.process.http_peers import Peers
 from services.telemetry import logs
-from services.telemetry.telemetry import TelemetryRefused, telemetry
+from services.telemetry.telemetry import TelemetryStartFailed, telemetry
 
 logger = logging.getLogger("services.gateway")
 
@@ -67,7 +67,7 @@ def main() -> None:
     try:
         with telemetry("gateway", settings, metrics.registry, redis_url=settings.redis_url, traced=True) as opened:
             _serve(create_app(settings, metrics, opened), settings, listeners, _peers(settings, metrics))
-    except TelemetryRefused as error:
+    except TelemetryStartFailed as error:
         _refuse(str(error), status=1)
 
 

@@ -35,7 +35,7 @@ from services.protocol.queue import Queue
 from services.protocol.records import Records
 from services.protocol.replies import ReplyReader
 from services.protocol.routes import LOCAL_CALLER, Routes
-from services.telemetry.telemetry import UNSEEN, Telemetry
+from services.telemetry.telemetry import NO_TELEMETRY, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ READY_TIMEOUT_S = 5.0
 READY_CHECK_INTERVAL_S = 0.01
 
 
-def create_app(settings: Settings, metrics: Metrics | None = None, telemetry: Telemetry = UNSEEN) -> FastAPI:
+def create_app(settings: Settings, metrics: Metrics | None = None, telemetry: Telemetry = NO_TELEMETRY) -> FastAPI:
     """Without `metrics`, the app uses its own Metrics, which nothing exports."""
 
     @asynccontextmanager
@@ -64,7 +64,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None, telemetry: Te
     app.add_middleware(OriginMiddleware, policy=OriginPolicy(settings.origins.split(",")), check_host=settings.local)
     app.add_exception_handler(CorralError, errors.corral_error)
     app.add_exception_handler(HTTPException, errors.http_error)
-    app.add_exception_handler(ClientDisconnect, _nobody_to_answer)
+    app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, errors.unexpected_error)
     return app
 
@@ -92,9 +92,9 @@ async def running(settings: Settings, metrics: Metrics, telemetry: Telemetry) ->
     registry = RegistryClient(settings.registry_url, settings.registry_token)
     observer = Observer(metrics, telemetry.tracer, log_prompts=settings.log_prompts)
     inflight.start()
-    beside = Loops()
-    beside.start("routes", routes.follow())
-    beside.start("loop lag", metrics.watch_lag())
+    loops = Loops()
+    loops.start("routes", routes.follow())
+    loops.start("loop lag", metrics.watch_lag())
     try:
         if settings.door:
             await _can_serve(inflight, routes)
@@ -109,7 +109,7 @@ async def running(settings: Settings, metrics: Metrics, telemetry: Telemetry) ->
         )
     finally:
         await inflight.close()
-        await beside.stop()
+        await loops.stop()
         await registry.aclose()
         await redis.aclose()
 
@@ -123,6 +123,6 @@ async def _can_serve(inflight: Inflight, routes: RoutesView) -> None:
                 await asyncio.sleep(READY_CHECK_INTERVAL_S)
 
 
-async def _nobody_to_answer(request: Request, error: Exception) -> Response:
+async def _client_disconnected(request: Request, error: Exception) -> Response:
     """The client disconnected before its body arrived. No one receives the 499; it only shows up in logs."""
     return Response(status_code=499)

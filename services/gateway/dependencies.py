@@ -67,8 +67,8 @@ async def read_body(request: Request) -> bytes:
     caller = caller_of(request)
     # A caller without a key is identified by its address.
     peer = request.client.host if request.client else ""
-    payer = network_of(peer) if caller is state_of(request)["anonymous"] else caller.id
-    return await body_of(request).read(request, payer)
+    budget_key = network_of(peer) if caller is state_of(request)["anonymous"] else caller.id
+    return await body_of(request).read(request, budget_key)
 
 
 async def _caller(request: Request) -> Caller:

@@ -37,9 +37,9 @@ class OriginPolicy:
     """Allows this machine's own pages and the given `origins`: exact, or a pattern in which one `*` matches anything."""
 
     def __init__(self, origins: Iterable[str] = ()) -> None:
-        wanted = (*BUILT_IN_ORIGINS, *(origin.strip().lower() for origin in origins if origin.strip()))
-        self._exact = frozenset(origin for origin in wanted if "*" not in origin)
-        self._patterns = tuple(origin.partition("*")[::2] for origin in wanted if "*" in origin)
+        allowed = (*BUILT_IN_ORIGINS, *(origin.strip().lower() for origin in origins if origin.strip()))
+        self._exact = frozenset(origin for origin in allowed if "*" not in origin)
+        self._patterns = tuple(origin.partition("*")[::2] for origin in allowed if "*" in origin)
 
     def allows(self, origin: str, *, host: str) -> bool:
         """`host` is the request's Host header: pages served from this address are always allowed."""

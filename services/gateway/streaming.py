@@ -126,7 +126,7 @@ class AnswerResponse:
     async def _next_part(self) -> tuple[bytes, bool]:
         """All that had arrived, which may have nothing to say, and whether it is the end. A stream's end has something to say."""
         events = await self._pending.events()
-        self._observation.handed_on(events, sum(map(len, self._pending.committed)))
+        self._observation.delivered(events, sum(map(len, self._pending.committed)))
         return b"".join([self._reply.render(event) for event in events]), isinstance(events[-1], Finished)
 
     async def _start(self, send: Send, *headers: tuple[bytes, bytes]) -> None:

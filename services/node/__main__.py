@@ -35,7 +35,7 @@ from services.node.uplink import Uplink
 from services.protocol.errors import CorralError
 from services.protocol.jobs import JobEvents
 from services.telemetry import logs
-from services.telemetry.telemetry import TelemetryRefused, telemetry
+from services.telemetry.telemetry import TelemetryStartFailed, telemetry
 
 log = logging.getLogger("services.node")
 
@@ -57,7 +57,7 @@ def main() -> int:
         except SettingsError as error:
             print(f"corral node: {error.__cause__ or error}", file=sys.stderr)  # noqa: T201 - likewise
             return 2
-        except (CorralError, OSError, TelemetryRefused) as error:
+        except (CorralError, OSError, TelemetryStartFailed) as error:
             print(f"corral node: {error}", file=sys.stderr)  # noqa: T201 - likewise
             return 1
         return run(settings, store, runtime, metrics, metrics_address=seen.address)
@@ -65,22 +65,22 @@ def main() -> int:
 
 def _log(settings: Settings) -> None:
     logs.configure("node", settings.log_format, level=settings.log_level)
-    for chatty in ("celery", "kombu"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in ("celery", "kombu"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _runtime(settings: Settings) -> Runtime:
-    told = {"CORRAL_REDIS_URL": settings.redis_url, "CORRAL_NODE": settings.node, "CORRAL_RUNNER": settings.runner}
-    told |= worker_metrics(settings)
+    own_variables = {"CORRAL_REDIS_URL": settings.redis_url, "CORRAL_NODE": settings.node, "CORRAL_RUNNER": settings.runner}
+    own_variables |= worker_metrics(settings)
     if settings.runtime == "processes":
-        environment = {**worker_environment(), **told}
+        environment = {**worker_environment(), **own_variables}
         return ProcessRuntime(settings.state / "workers", environment=environment, drain_s=settings.drain_s)
     template = Template(
         node=settings.node,
         network=settings.worker_network,
         store=settings.store,
         volume=settings.store_volume or str(settings.store),
-        environment={**container_environment(), **told},
+        environment={**container_environment(), **own_variables},
         drain_s=settings.drain_s,
         gpus=settings.gpus,
     )
@@ -102,7 +102,7 @@ def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *,
         pip_environment=pip_environment(),
         metrics=metrics,
     )
-    metrics.show(store, runtime, agent.jobs)
+    metrics.add_collectors(store, runtime, agent.jobs)
     heartbeat = Heartbeat(
         settings.node,
         store=store,

@@ -120,7 +120,7 @@ class Agent:
 
     def _attempt(self, job: Job) -> JobSucceeded | JobFailed:
         kind = type(job).__name__.lower()
-        begun = time.monotonic()
+        started_s = time.monotonic()
         try:
             pulled = self._dispatch(job)
         except Stopping:
@@ -138,7 +138,7 @@ class Agent:
         log.info("%s %s done", kind, job.job)
         if pulled is not None:
             size = sum(layer.size for layer in (pulled.config, *pulled.layers))
-            self._metrics.pulled(seconds=time.monotonic() - begun, size=size)
+            self._metrics.pulled(seconds=time.monotonic() - started_s, size=size)
         return JobSucceeded(job.job, self._node, pulled)
 
     def _count_failure(self, job: Job) -> None:

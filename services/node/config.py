@@ -23,7 +23,7 @@ CONTAINER_METRICS_PORT = 9464
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|DATABASE_URL|^PG", re.IGNORECASE)
 #: Our settings that count tokens: their names match _SECRET, but they are no secrets.
 _COUNT = re.compile(r"^CORRAL_\w+_TOKEN(S|_S)$")
-_OURS = re.compile(r"^CORRAL_")
+_CORRAL_VARIABLES = re.compile(r"^CORRAL_")
 _INDEX = re.compile(r"^(PIP|UV)_")
 _FOR_CONTAINERS = re.compile(r"^(CORRAL|GGML|GOMP|HSA|LLAMA|OMP|OTEL)_")
 
@@ -135,7 +135,7 @@ def worker_metrics(settings: Settings) -> dict[str, str]:
 
 def pip_environment() -> dict[str, str]:
     """The agent's environment (proxies, certificates, the site's package index) without CORRAL_ variables and secrets."""
-    return _environment_without(_OURS)
+    return _environment_without(_CORRAL_VARIABLES)
 
 
 def worker_environment() -> dict[str, str]:

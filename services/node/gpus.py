@@ -36,10 +36,10 @@ class Gpus:
         except nvml.NVMLError as error:
             log.debug("no NVIDIA driver: %s", error)
 
-    def look(self) -> list[Gpu]:
-        return [self._look(index, handle) for index, handle in enumerate(self._handles)]
+    def read(self) -> list[Gpu]:
+        return [self._read(index, handle) for index, handle in enumerate(self._handles)]
 
-    def _look(self, index: int, handle: Any) -> Gpu:
+    def _read(self, index: int, handle: Any) -> Gpu:
         nvml = self._nvml
         name = self._ask(nvml.nvmlDeviceGetName, handle)
         memory = self._ask(nvml.nvmlDeviceGetMemoryInfo, handle)

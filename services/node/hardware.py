@@ -1,9 +1,8 @@
-"""This machine's cores, memory and accelerators. Inside a container, the container's limits apply."""
+"""This machine's memory and accelerators. Inside a container, the container's limits apply."""
 
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +25,6 @@ class Memory(NamedTuple):
 
     total: int
     available: int
-
-
-def cpus(root: Path = cgroups.ROOT) -> int:
-    """The number of cores that this process may use, by its affinity and the cgroups' quotas."""
-    # macOS has no affinity.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([cores, *cgroups.cpu_limits(root)]))
 
 
 def memory(root: Path = cgroups.ROOT) -> Memory:

@@ -66,14 +66,14 @@ class Heartbeat:
     def start(self) -> None:
         self._pulse.parent.mkdir(parents=True, exist_ok=True)
         self._watching = self._uplink.spawn(vital("devices", self._watch_devices()))
-        self._parting = self._uplink.spawn(vital("departures", self._departures.watch()))
+        self._departures_task = self._uplink.spawn(vital("departures", self._departures.watch()))
         self._beating = self._uplink.spawn(vital("heartbeat", self._beat()))
 
     def stop(self, *, remove: bool) -> None:
         """Stops reporting. `remove`: also deletes the last report, so that the node is gone at once and not when it
         expires."""
         self._watching.cancel()
-        self._parting.cancel()
+        self._departures_task.cancel()
         self._uplink.call(self._end, remove)
 
     async def _end(self, remove: bool) -> None:

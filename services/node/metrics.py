@@ -31,9 +31,9 @@ class Metrics:
         self._pulled_bytes = Counter(
             "corral_node_pulled_bytes", "Bytes of the models that pulls fetched, counted when a pull ends.", registry=registry
         )
-        registry.register(_GpuCollector(Gpus().look))
+        registry.register(_GpuCollector(Gpus().read))
 
-    def show(self, store: Store, runtime: Runtime, jobs: Callable[[], tuple[str, ...]]) -> None:
+    def add_collectors(self, store: Store, runtime: Runtime, jobs: Callable[[], tuple[str, ...]]) -> None:
         """Adds the metrics of the machine, the store and the workers. They are read at each scrape, on its thread."""
         self.registry.register(_MachineCollector(runtime))
         self.registry.register(_AgentCollector(store, runtime, jobs))
@@ -84,11 +84,11 @@ class _AgentCollector:
 
 
 class _GpuCollector:
-    def __init__(self, look: Callable[[], list[Gpu]]) -> None:
-        self._look = look
+    def __init__(self, read: Callable[[], list[Gpu]]) -> None:
+        self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        gpus = self._look()
+        gpus = self._read()
         info = GaugeMetricFamily("corral_node_gpu_info", "Always 1; `name` is the accelerator's name.", labels=["gpu", "name"])
         for gpu in gpus:
             info.add_metric([str(gpu.number), gpu.name], 1)

@@ -26,14 +26,15 @@ import msgspec
 import psutil
 
 from services.node import hardware
+from services.node.drain import Drain
 from services.node.hardware import Memory
-from services.node.runtime import ENDED_KEPT_S, KILL_GRACE_S, StartSpec, last_line, require_replica_id
+from services.node.runtime import ENDED_KEPT_S, StartSpec, last_line, require_replica_id
+from services.process.cpus import num_cpus
 from services.protocol.errors import ModelLoadFailed, ModelRefused
 from services.protocol.reports import UNKNOWN_EXIT, Device, ProcessReport
 
 _LOG_LIMIT_BYTES = 10 * 1024**2
 _LOG_KEPT_S = 7 * 24 * 3600
-_STOP_POLL_INTERVAL_S = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +66,19 @@ class _Worker:
             self.ended_at = time.monotonic()
         return -signal.SIGTERM if code and self.stopping else code
 
+    @property
+    def has_ended(self) -> bool:
+        return self.exit_code() is not None
+
     def terminate(self) -> None:
-        if self.exit_code() is None:
+        self.stopping = not self.has_ended
+        if self.stopping:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Kills the worker and its process group."""
-        if self.exit_code() is None:
+        if not self.has_ended:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
@@ -97,11 +103,11 @@ class ProcessRuntime:
         self._folder = folder
         self._environment = dict(environment)
         self._drain_s = drain_s
+        self._drain = Drain(drain_s)
         self._command = list(command)
         self._devices_command = list(devices_command)
         self._lock = threading.Lock()
         self._closed = False
-        self._hurry = threading.Event()
         folder.mkdir(parents=True, exist_ok=True)
         self._workers = {record.replica: _Worker(record, None) for record in self._records()}
         self._forget_old_logs()
@@ -130,7 +136,7 @@ class ProcessRuntime:
         return hardware.devices(self._devices_command, self._environment)
 
     def cpus(self) -> int:
-        return hardware.cpus()
+        return num_cpus()
 
     def memory(self) -> Memory:
         return hardware.memory()
@@ -155,7 +161,7 @@ class ProcessRuntime:
 
     def hurry(self) -> None:
         """Ends all draining now: `stop` and `close` kill the workers that they wait for."""
-        self._hurry.set()
+        self._drain.hurry()
 
     def _spawn(self, spec: StartSpec) -> _Worker:
         record = _Record(spec.replica)
@@ -180,25 +186,10 @@ class ProcessRuntime:
         return _Worker(record, child)
 
     def _end(self, workers: Sequence[_Worker]) -> None:
-        for worker in workers:
-            worker.stopping = worker.exit_code() is None
-            worker.terminate()
-        if not self._wait(workers, self._drain_s + KILL_GRACE_S, unless=self._hurry):
-            for worker in workers:
-                worker.kill()
-            self._wait(workers, KILL_GRACE_S, unless=None)
+        self._drain.end(workers)
         with self._lock:
             for worker in workers:
                 self._forget(worker)
-
-    def _wait(self, workers: Sequence[_Worker], timeout_s: float, *, unless: threading.Event | None) -> bool:
-        """Whether all workers ended before the timeout and before the event `unless`."""
-        deadline = time.monotonic() + timeout_s
-        while any(worker.exit_code() is None for worker in workers):
-            if time.monotonic() > deadline or (unless and unless.is_set()):
-                return False
-            time.sleep(_STOP_POLL_INTERVAL_S)
-        return True
 
     def _report(self, worker: _Worker) -> ProcessReport:
         code = worker.exit_code()

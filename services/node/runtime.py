@@ -17,8 +17,6 @@ from services.protocol.reports import Device, ProcessReport
 
 #: How long a worker that ended by itself is still reported, so that the registry sees it.
 ENDED_KEPT_S = 60.0
-#: How long a worker may take to exit after its drain deadline, before it is killed.
-KILL_GRACE_S = 5.0
 
 _LAST_LINE_LIMIT = 500
 _REPLICA = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")

@@ -40,10 +40,10 @@ class _BoundedFile(io.FileIO):
     """Refuses large reads: zipfile reads the archive's list of files in one piece, of whatever size the archive claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        wanted = os.fstat(self.fileno()).st_size - self.tell() if size is None or size < 0 else size
-        if wanted > _DIRECTORY_LIMIT_BYTES:
+        length = os.fstat(self.fileno()).st_size - self.tell() if size is None or size < 0 else size
+        if length > _DIRECTORY_LIMIT_BYTES:
             raise InvalidModelFile("holds more files than a package with a model has")
-        return super().read(wanted) or b""
+        return super().read(length) or b""
 
 
 class Wheel:

@@ -10,15 +10,15 @@ from collections.abc import Awaitable, Callable
 
 from services.protocol.errors import CorralError
 
-FIRST_WAIT_S = 0.1
-LONGEST_WAIT_S = 2.0
+INITIAL_WAIT_S = 0.1
+MAX_WAIT_S = 2.0
 
 
 class Outage:
     """An outage as the loops of one process see it.
 
     It begins when the first loop gets no answer and ends when every loop that waited has one: one line in the log each. Loops
-    wait twice as long from try to try, up to `longest_wait_s`, each time between half of that and all of it, so that processes do
+    wait twice as long from try to try, up to `max_wait_s`, each time between half of that and all of it, so that processes do
     not come back in step.
     """
 
@@ -26,12 +26,12 @@ class Outage:
         self,
         log: logging.Logger,
         *,
-        longest_wait_s: float = LONGEST_WAIT_S,
+        max_wait_s: float = MAX_WAIT_S,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._log = log
         self._sleep = sleep
-        self._longest_wait_s = longest_wait_s
+        self._max_wait_s = max_wait_s
         self._since: float | None = None
         self._waits_s: dict[str, float] = {}
 
@@ -44,13 +44,13 @@ class Outage:
         if self._since is None:
             self._since = time.monotonic()
             self._log.error("outage: loop=%s error=%r", loop, error.message)
-        self._waits_s.setdefault(loop, FIRST_WAIT_S)
+        self._waits_s.setdefault(loop, INITIAL_WAIT_S)
 
     async def wait(self, loop: str, error: CorralError) -> None:
         """Until it is time for the loop's next try."""
         self.begin(loop, error)
         wait_s = self._waits_s[loop]
-        self._waits_s[loop] = min(self._longest_wait_s, wait_s * 2)
+        self._waits_s[loop] = min(self._max_wait_s, wait_s * 2)
         await self._sleep(wait_s * random.uniform(0.5, 1))
 
     def over(self, loop: str) -> None:

@@ -64,7 +64,7 @@ _DISK_FULL = frozenset(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 _SYSTEM_ERRORS = frozenset(map(os.strerror, errno.errorcode))
 
 #: Runs one command. The flag `allow-oom` lets it write even if all of `maxmemory` is used.
-_ANYWAY = "#!lua flags=allow-oom\nreturn redis.call(unpack(ARGV))"
+_ALLOW_OOM = "#!lua flags=allow-oom\nreturn redis.call(unpack(ARGV))"
 
 #: How long one command may take until Redis counts as unavailable.
 ANSWER_TIMEOUT_S = 5.0
@@ -157,21 +157,21 @@ def _word(error: Exception) -> str:
     return first if first.isalpha() and first.isupper() else ""
 
 
-async def write_anyway(redis: Redis, *command: str | bytes | int) -> Any:
+async def write_allowing_oom(redis: Redis, *command: str | bytes | int) -> Any:
     """Runs a command even if Redis's memory is full, and returns its answer. For writes that requests in flight, leases and jobs need.
     Raises the driver's errors."""
-    return (await write_all_anyway(redis, [command]))[0]
+    return (await write_all_allowing_oom(redis, [command]))[0]
 
 
-async def write_all_anyway(redis: Redis, commands: Sequence[Command]) -> list[Any]:
-    """Like `write_anyway`, for several commands: one round trip, and one more for each command that met a full memory."""
+async def write_all_allowing_oom(redis: Redis, commands: Sequence[Command]) -> list[Any]:
+    """Like `write_allowing_oom`, for several commands: one round trip, and one more for each command that met a full memory."""
     async with redis.pipeline(transaction=False) as pipe:
         for command in commands:
             pipe.execute_command(*command)
         answers = await pipe.execute(raise_on_error=False)
     for place, answer in enumerate(answers):
         if isinstance(answer, OutOfMemoryError):
-            answers[place] = await redis.eval(_ANYWAY, 0, *commands[place])
+            answers[place] = await redis.eval(_ALLOW_OOM, 0, *commands[place])
         elif isinstance(answer, Exception):
             raise answer
     return answers

@@ -18,7 +18,7 @@ from typing import cast
 
 from redis.asyncio import Redis
 
-from services.protocol.connection import redis_answers, write_anyway
+from services.protocol.connection import redis_answers, write_allowing_oom
 from services.protocol.errors import Unavailable
 from services.protocol.queue import QueueScript, cancel_message
 from services.protocol.records import Records
@@ -96,7 +96,9 @@ class Gateways:
         """Removes the gateway's waiting requests from their queues and tells workers to abort its running ones. Stops if the gateway
         renews its lease. Does nothing while another process holds the lock."""
         async with redis_answers():
-            if not await write_anyway(self._redis, "SET", f"{self._namespace}:cleanup:{gateway}", b"", "PX", _CLEANUP_MS, "NX"):
+            if not await write_allowing_oom(
+                self._redis, "SET", f"{self._namespace}:cleanup:{gateway}", b"", "PX", _CLEANUP_MS, "NX"
+            ):
                 return
         num_taken_back = 0
         for request in await self._records.sent_by(gateway):

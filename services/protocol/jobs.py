@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 from redis.asyncio import Redis
 
-from services.protocol.connection import read_stream, redis_answers, write_anyway
+from services.protocol.connection import read_stream, redis_answers, write_allowing_oom
 from services.protocol.engine import EngineSettings
 from services.protocol.errors import ProtocolMismatch
 from services.protocol.reports import BlobDigest, Explanation, Name, Size
@@ -194,7 +194,9 @@ class JobEvents:
 
     async def publish(self, event: JobEvent) -> None:
         async with redis_answers():
-            await write_anyway(self._redis, "XADD", self._key, "MAXLEN", "~", EVENT_LIMIT, "*", "e", encode(_Envelope(event)))
+            await write_allowing_oom(
+                self._redis, "XADD", self._key, "MAXLEN", "~", EVENT_LIMIT, "*", "e", encode(_Envelope(event))
+            )
 
     async def read(self, after: bytes, *, timeout_s: float) -> list[tuple[bytes, JobEvent]]:
         """The events after the stream id `after` (`0-0`: from the start), each with its id. Blocks until there are some; empty after

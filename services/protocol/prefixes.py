@@ -14,9 +14,9 @@ import msgspec
 from services.protocol.messages import GenerateRequest, Request
 from services.protocol.prompts import ChatMessage, ChatPrompt, Prompt
 
-#: The shortest prefix is SHORTEST bytes long, and each next one is GROWTH times as long. So the common length of two prompts is
+#: The shortest prefix is MIN_PREFIX_BYTES bytes long, and each next one is GROWTH times as long. So the common length of two prompts is
 #: underestimated by at most a fifth. With MAX_PREFIXES, only the first 258 kB of a prompt count.
-SHORTEST = 256
+MIN_PREFIX_BYTES = 256
 GROWTH = 1.25
 MAX_PREFIXES = 32
 
@@ -32,7 +32,7 @@ class Prefix(msgspec.Struct, frozen=True):
 
 
 def prefixes(request: Request) -> tuple[Prefix, ...]:
-    """The prefixes of a request's prompt, shortest first. Empty for prompts below SHORTEST bytes and for requests that generate no text.
+    """The prefixes of a request's prompt, shortest first. Empty for prompts below MIN_PREFIX_BYTES bytes and for requests that generate no text.
     Prompts of different isolation domains have no common digests."""
     if not isinstance(request, GenerateRequest):
         return ()
@@ -46,7 +46,7 @@ def pack(found: tuple[Prefix, ...]) -> bytes:
 
 def _digested(parts: Iterator[bytes], *, domain: str) -> Iterator[Prefix]:
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES, key=domain.encode())
-    lengths = (int(SHORTEST * GROWTH**index) for index in range(MAX_PREFIXES))
+    lengths = (int(MIN_PREFIX_BYTES * GROWTH**index) for index in range(MAX_PREFIXES))
     length, boundary = 0, next(lengths)
     for part in parts:
         rest = memoryview(part)

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import msgspec
 from redis.asyncio import Redis
 
-from services.protocol.connection import MAX_BLOCK_S, MEMORY_FULL, redis_answers, wait_for_answer, write_anyway
+from services.protocol.connection import MAX_BLOCK_S, MEMORY_FULL, redis_answers, wait_for_answer, write_allowing_oom
 from services.protocol.errors import CallerLimited, ProtocolMismatch, QueueFull, QueueMemoryFull
 from services.protocol.lua_module import LuaModule
 from services.protocol.messages import Cancel, Claim, Committed, Control, Crash, Request, Wake
@@ -309,9 +309,9 @@ class Queue:
         """Counts as a use of the version. With a keep_alive of 0 it is unloaded as soon as it is idle."""
         await self._script.call("touch", version=version, keep_alive_ms=keep_alive_ms)
 
-    async def want_context(self, version: str, tokens: int) -> None:
+    async def request_context(self, version: str, tokens: int) -> None:
         """Asks the registry for a context of this many tokens, from when the version is idle until it is unloaded."""
-        await self._script.call("want_context", version=version, tokens=tokens)
+        await self._script.call("request_context", version=version, tokens=tokens)
 
     async def demand(self) -> list[Demand]:
         flat = await self._script.call("demand")
@@ -353,7 +353,9 @@ class Queue:
     async def crash(self, worker: str) -> None:
         """Makes the worker kill its own process."""
         async with redis_answers():
-            await write_anyway(self._redis, "LPUSH", f"{self._namespace}:inbox:{worker}", encode(_ControlEnvelope(Crash())))
+            await write_allowing_oom(
+                self._redis, "LPUSH", f"{self._namespace}:inbox:{worker}", encode(_ControlEnvelope(Crash()))
+            )
 
     async def next_control(self, worker: str, *, timeout_s: float) -> Control | None:
         """The next message in the worker's inbox. None after `timeout_s`, or if the message does not decode."""

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 
 from redis.asyncio import Redis
 
-from services.protocol.connection import Command, read_stream, redis_answers, write_all_anyway
+from services.protocol.connection import Command, read_stream, redis_answers, write_all_allowing_oom
 from services.protocol.messages import StepReply
 from services.protocol.wire import Decoder, encode
 
 #: Approximate limits of a reply stream. A gateway that stalls until more is written loses the oldest entries, and sees a gap in `seq`.
-#: Redis limits streams by entries, so a writer divides STREAM_BYTES by the size of its entry; at least _LEAST_ENTRIES are kept.
+#: Redis limits streams by entries, so a writer divides STREAM_BYTES by the size of its entry; at least _MIN_ENTRIES are kept.
 STREAM_LIMIT = 100_000
 STREAM_BYTES = 64 << 20
-_LEAST_ENTRIES = 16
+_MIN_ENTRIES = 16
 
 #: A reader trims the stream after it has read this much.
 TRIM_ENTRIES = 256
@@ -38,11 +38,11 @@ class ReplyWriter:
         """Appends one entry per gateway, in one round trip. Returns the gateways whose stream does not exist."""
         commands = [self._append(gateway, encode(reply)) for gateway, reply in replies.items()]
         async with redis_answers():
-            entries = await write_all_anyway(self._redis, commands)
+            entries = await write_all_allowing_oom(self._redis, commands)
         return {gateway for gateway, entry in zip(replies, entries, strict=True) if entry is None}
 
     def _append(self, gateway: str, entry: bytes) -> Command:
-        most = min(STREAM_LIMIT, max(_LEAST_ENTRIES, STREAM_BYTES // len(entry)))
+        most = min(STREAM_LIMIT, max(_MIN_ENTRIES, STREAM_BYTES // len(entry)))
         return ("XADD", f"{self._namespace}:replies:{gateway}", "NOMKSTREAM", "MAXLEN", "~", most, "*", "r", entry)
 
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 from redis.asyncio import Redis
 
-from services.protocol.connection import redis_answers, write_anyway
+from services.protocol.connection import redis_answers, write_allowing_oom
 from services.protocol.wire import Decoder, encode
 
 # The limits of the database columns that store these values. A report outside them is skipped, and its sender counts as silent.
@@ -73,9 +73,9 @@ class Device(msgspec.Struct, frozen=True):
 #: The exit code of a process that ended while no agent was running to see its real one.
 UNKNOWN_EXIT = 255
 #: Exit codes of a process that was asked to end, or whose real exit code is unknown.
-ENDED_BY_OTHERS = frozenset({0, -signal.SIGTERM, -signal.SIGINT, UNKNOWN_EXIT})
+STOPPED_EXIT_CODES = frozenset({0, -signal.SIGTERM, -signal.SIGINT, UNKNOWN_EXIT})
 #: SIGKILL can come from an operator or from the out-of-memory killer, so by itself it is not a crash.
-_NO_FAULT = ENDED_BY_OTHERS | {-signal.SIGKILL}
+_NOT_CRASHED_EXIT_CODES = STOPPED_EXIT_CODES | {-signal.SIGKILL}
 
 
 class ProcessReport(msgspec.Struct, frozen=True):
@@ -93,7 +93,7 @@ class ProcessReport(msgspec.Struct, frozen=True):
     def crashed(self) -> bool:
         """True if the process ended because of a fault in it: with an error exit code, by a signal such as SIGSEGV or SIGABRT, or if the
         node reports an `error_code`."""
-        return self.exit_code is not None and (self.exit_code not in _NO_FAULT or bool(self.error_code))
+        return self.exit_code is not None and (self.exit_code not in _NOT_CRASHED_EXIT_CODES or bool(self.error_code))
 
 
 class BlobReport(msgspec.Struct, frozen=True):
@@ -133,7 +133,9 @@ class NodeReports:
 
     async def publish(self, report: NodeReport, *, lease_ms: int) -> None:
         async with redis_answers():
-            await write_anyway(self._redis, "SET", f"{self._namespace}:node:{report.node}", encode(report), "PX", lease_ms)
+            await write_allowing_oom(
+                self._redis, "SET", f"{self._namespace}:node:{report.node}", encode(report), "PX", lease_ms
+            )
 
     async def remove(self, node: str) -> None:
         """Removes the report at once, for an agent that shuts down cleanly."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 from redis.asyncio import Redis
 
-from services.protocol.connection import redis_answers, wait_for_answer, write_anyway
+from services.protocol.connection import redis_answers, wait_for_answer, write_allowing_oom
 from services.protocol.waiting import Priority
 from services.protocol.wire import Decoder, encode
 
@@ -120,7 +120,7 @@ class Routes:
 
     async def publish(self, snapshot: RoutesSnapshot) -> None:
         async with redis_answers():
-            await write_anyway(self._redis, "SET", self._key, encode(snapshot))
+            await write_allowing_oom(self._redis, "SET", self._key, encode(snapshot))
             await self._redis.publish(self._channel, str(snapshot.revision))
 
     async def load(self) -> RoutesSnapshot | None:

@@ -21,7 +21,7 @@ from services.registry.config import Settings
 from services.registry.database.database import SCHEMA_REVISION, Database
 from services.registry.metrics import Metrics
 from services.telemetry import logs
-from services.telemetry.telemetry import TelemetryRefused, telemetry
+from services.telemetry.telemetry import TelemetryStartFailed, telemetry
 
 #: How long open requests may take at shutdown. A watched pull is cut off; its job continues on the node.
 SHUTDOWN_S = 3
@@ -43,7 +43,7 @@ def main() -> None:
     try:
         with telemetry("registry", settings, metrics.registry, redis_url=settings.redis_url) as opened:
             _serve(create_app(settings, metrics, opened), settings)
-    except TelemetryRefused as error:
+    except TelemetryStartFailed as error:
         sys.exit(f"registry: {error}")
 
 

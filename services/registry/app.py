@@ -33,7 +33,7 @@ from services.registry.job_sender import JobSender
 from services.registry.metrics import Metrics
 from services.registry.publish import Publisher
 from services.registry.watchers import Watchers
-from services.telemetry.telemetry import UNSEEN, Telemetry
+from services.telemetry.telemetry import NO_TELEMETRY, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 1024**2
 
 
-def create_app(settings: Settings, metrics: Metrics | None = None, telemetry: Telemetry = UNSEEN) -> FastAPI:
+def create_app(settings: Settings, metrics: Metrics | None = None, telemetry: Telemetry = NO_TELEMETRY) -> FastAPI:
     """`metrics` None: metrics are counted but not exported."""
     app = FastAPI(
         title="Corral registry",

@@ -54,13 +54,13 @@ class JobEventReader:
         while True:
             try:
                 for position, event in await self._events.read(self._position, timeout_s=READ_TIMEOUT_S):
-                    await self._take_or_pass_over(event)
+                    await self._take_or_skip(event)
                     self._position = position
                 outage.over("job events")
             except Unavailable as error:
                 await outage.wait("job events", error)
 
-    async def _take_or_pass_over(self, event: JobEvent) -> None:
+    async def _take_or_skip(self, event: JobEvent) -> None:
         try:
             await self._take(event)
         except Unavailable:

@@ -88,10 +88,10 @@ class Publisher:
             current = await self._current()
             if fault is None:
                 fault = current.fault if current else ""
-            wanted = msgspec.structs.replace(rows, fault=fault)
-            if current is None or msgspec.structs.replace(current, revision=0) != wanted:
-                await self._write(wanted, current)
-            return wanted
+            snapshot = msgspec.structs.replace(rows, fault=fault)
+            if current is None or msgspec.structs.replace(current, revision=0) != snapshot:
+                await self._write(snapshot, current)
+            return snapshot
 
     async def publish_fault(self, fault: str) -> None:
         """Publishes why the control loop does not work, with the last published snapshot: the rows may be unreadable."""
@@ -100,9 +100,9 @@ class Publisher:
             if current and current.fault != fault:
                 await self._write(msgspec.structs.replace(current, fault=fault), current)
 
-    async def _write(self, wanted: RoutesSnapshot, current: RoutesSnapshot | None) -> None:
+    async def _write(self, snapshot: RoutesSnapshot, current: RoutesSnapshot | None) -> None:
         revision = max(time.time_ns() // 1_000_000, current.revision + 1 if current else 0)
-        await self._routes.publish(msgspec.structs.replace(wanted, revision=revision))
+        await self._routes.publish(msgspec.structs.replace(snapshot, revision=revision))
 
     async def _current(self) -> RoutesSnapshot | None:
         """The published snapshot. None if there is none, or if it cannot be read."""

@@ -45,8 +45,8 @@ class OtlpSpan:
         _propagator.inject(carrier, self._context)
         self.traceparent = carrier.get("traceparent", "")
 
-    def child(self, name: str, begun_ns: int, ended_ns: int) -> None:
-        self._tracer.start_span(name, self._context, start_time=begun_ns).end(ended_ns)
+    def child(self, name: str, start_ns: int, end_ns: int) -> None:
+        self._tracer.start_span(name, self._context, start_time=start_ns).end(end_ns)
 
     def end(self, *, error: str = "", attributes: Attributes | None = None) -> None:
         for name, value in (attributes or {}).items():

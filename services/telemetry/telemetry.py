@@ -15,7 +15,7 @@ from services.telemetry.tracing import Tracer
 from services.telemetry.variables import TelemetryVariables
 
 
-class TelemetryRefused(Exception):
+class TelemetryStartFailed(Exception):
     """The telemetry settings cannot be applied. The message is one sentence for the operator."""
 
 
@@ -28,21 +28,21 @@ class Telemetry:
     tracer: Tracer | None = None
 
 
-UNSEEN = Telemetry()
+NO_TELEMETRY = Telemetry()
 
 
 @contextmanager
 def telemetry(
     service: str, settings: TelemetryVariables, registry: CollectorRegistry, *, redis_url: str, traced: bool = False
 ) -> Iterator[Telemetry]:
-    """`traced`: the service handles requests, so it sends spans. Raises TelemetryRefused if the settings cannot be applied."""
+    """`traced`: the service handles requests, so it sends spans. Raises TelemetryStartFailed if the settings cannot be applied."""
     host, port = settings.metrics_host, settings.metrics_port
     try:
         tracer = _tracer_to(settings.otlp_endpoint, service=service) if traced and settings.otlp_endpoint else None
         exposition = Exposition(registry, host=host, port=port, redis_url=redis_url, advertise=settings.metrics_advertise)
     except OSError as error:
         why = f"cannot serve metrics on {host}:{port}: {error.strerror}; set CORRAL_METRICS_PORT"
-        raise TelemetryRefused(why) from error
+        raise TelemetryStartFailed(why) from error
     try:
         yield Telemetry(exposition.address, tracer)
     finally:  # the metrics server ends with the process: stopping it cleanly would take half a second
@@ -55,5 +55,5 @@ def _tracer_to(endpoint: str, *, service: str) -> Tracer:
     try:
         otlp = import_module("services.telemetry.otlp")
     except ImportError as error:
-        raise TelemetryRefused("CORRAL_OTLP_ENDPOINT is set, but the extra `tracing` is not installed") from error
+        raise TelemetryStartFailed("CORRAL_OTLP_ENDPOINT is set, but the extra `tracing` is not installed") from error
     return cast(Tracer, otlp.OtlpTracer(endpoint, service=service))

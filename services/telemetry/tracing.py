@@ -18,7 +18,7 @@ class Span(Protocol):
 
     traceparent: str
 
-    def child(self, name: str, begun_ns: int, ended_ns: int) -> None:
+    def child(self, name: str, start_ns: int, end_ns: int) -> None:
         """Adds a completed child span."""
 
     def end(self, *, error: str = "", attributes: Attributes | None = None) -> None:

@@ -29,9 +29,9 @@ PROCESS_BYTES = 160 * 1024**2
 
 #: Default number of KV cells per slot, and default length of the longest input of an embedding model.
 DEFAULT_SLOT_CELLS = 4096
-#: Longest default context of a slot. Equals the default cells of eight slots, so that a long context needs no extra memory: one
-#: slot may use the cells of all.
-DEFAULT_CONTEXT_TOKENS = 32_768
+#: Longest default context of a slot: 32,768. Equals the default cells of eight slots, so that a long context needs no extra
+#: memory: one slot may use the cells of all.
+DEFAULT_CONTEXT_TOKENS = 8 * DEFAULT_SLOT_CELLS
 
 _F32_BYTES = 4
 
@@ -53,11 +53,11 @@ _TYPE_BYTES: dict[KvType, float] = {
 
 
 #: No machine has this much memory. A larger size is a mistake, and its exact value does not matter.
-_LARGEST_SHOWN = 2**60
+_MAX_SHOWN_BYTES = 2**60
 
 
 def gib(size: int) -> str:
-    return f"{size / 1024**3:.1f} GiB" if size < _LARGEST_SHOWN else f"more than {_LARGEST_SHOWN >> 30:,} GiB"
+    return f"{size / 1024**3:.1f} GiB" if size < _MAX_SHOWN_BYTES else f"more than {_MAX_SHOWN_BYTES >> 30:,} GiB"
 
 
 @dataclass(frozen=True)

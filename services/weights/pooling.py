@@ -28,7 +28,7 @@ ENCODERS = frozenset(
 )
 
 
-def pooling_of(shape: ModelShape, wanted: Pooling = "") -> Pooling:
-    """`wanted`, or else the pooling type of the file; `none` if the model generates. The default for an encoder is `mean`."""
-    pooling = wanted or _TYPES.get(shape.pooling_type or 0, "none")
+def pooling_of(shape: ModelShape, setting: Pooling = "") -> Pooling:
+    """`setting`, or else the pooling type of the file; `none` if the model generates. The default for an encoder is `mean`."""
+    pooling = setting or _TYPES.get(shape.pooling_type or 0, "none")
     return "mean" if pooling == "none" and shape.architecture in ENCODERS else pooling

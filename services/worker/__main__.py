@@ -12,7 +12,7 @@ import uvloop
 
 from services.protocol.connection import connect
 from services.telemetry import logs
-from services.telemetry.telemetry import Telemetry, TelemetryRefused, telemetry
+from services.telemetry.telemetry import Telemetry, TelemetryStartFailed, telemetry
 from services.worker.config import Settings
 from services.worker.loading import load
 from services.worker.metrics import Metrics
@@ -49,11 +49,11 @@ def main() -> None:
     die_at_once()
     settings = Settings()
     logs.configure("worker", settings.log_format)
-    metrics = Metrics(slots=settings.slots)
+    metrics = Metrics(slots=settings.engine.slots)
     try:
         with telemetry("worker", settings, metrics.registry, redis_url=settings.redis_url, traced=True) as opened:
             code = uvloop.run(serve(settings, metrics, opened))
-    except TelemetryRefused as error:
+    except TelemetryStartFailed as error:
         sys.exit(f"corral worker: {error}")
     sys.exit(code)
 

@@ -74,7 +74,7 @@ class Claims:
         async with asyncio.TaskGroup() as starting:
             while not self._stopped:
                 self._may_claim.clear()
-                free = self._settings.slots - len(self._in_flight)
+                free = self._settings.engine.slots - len(self._in_flight)
                 try:
                     result = await self._claim(free) if free > 0 else _NOTHING
                 except Unavailable as error:

@@ -12,7 +12,7 @@ from services.worker.engine.engine import Engine, Occupancy
 from services.worker.engine.grammar import Grammar
 from services.worker.engine.runner import ModelRunner
 from services.worker.engine.sampling import Sampler, Stages
-from services.worker.engine.scheduler import SampledToken, ScheduledBatch
+from services.worker.engine.scheduler import SampledToken
 from services.worker.engine.sequence import Sequence
 from services.worker.failures import request_failure
 from services.worker.metrics import Metrics
@@ -53,12 +53,14 @@ class EngineLoop(CommandLoop[Begin, RunningRequest]):
         self._handing_over = False
         self._running: dict[str, RunningRequest] = {}
         self._sequences: dict[Sequence, tuple[RunningRequest, Choice]] = {}
-        self._computing = frozenset[str]()
 
     def put(self, command: Begin | Abort | HandOver | Quit) -> None:
         super().put(command)
-        if isinstance(command, Quit | HandOver) or (isinstance(command, Abort) and command.request in self._computing):
-            self._runner.interrupt()
+        match command:
+            case Quit() | HandOver():
+                self._engine.interrupt()
+            case Abort(request):
+                self._engine.interrupt(request)
 
     def occupancy(self) -> Occupancy:
         return self._engine.occupancy()
@@ -151,19 +153,16 @@ class EngineLoop(CommandLoop[Begin, RunningRequest]):
     def _step(self) -> None:
         admitted = [self._sequences[sequence][0] for sequence in self._engine.admit()]
         self._emit_all((running, running.started()) for running in admitted)
-        batch = self._engine.schedule()
-        self._computing = _dominant(batch)
-        begun = time.perf_counter()
-        results = self._engine.compute(batch)
-        self._computing = frozenset()
+        started_s = time.perf_counter()
+        step = self._engine.step()
         self.cached_requests = self._engine.cached_requests
         self._metrics.stepped(
-            seconds=time.perf_counter() - begun,
-            prefill=batch.num_prefill,
-            decode=batch.num_tokens - batch.num_prefill,
-            sequences=len(batch.spans),
+            seconds=time.perf_counter() - started_s,
+            prefill=step.batch.num_prefill,
+            decode=step.batch.num_tokens - step.batch.num_prefill,
+            sequences=len(step.batch.spans),
         )
-        self._emit_all(self._events_for(result) for result in results if result.sequence in self._sequences)
+        self._emit_all(self._events_for(result) for result in step.sampled if result.sequence in self._sequences)
 
     def _events_for(self, result: SampledToken) -> tuple[RunningRequest, list[Event]]:
         """The events of one choice. Not called for choices of a request that another choice failed in the same step."""
@@ -190,10 +189,3 @@ def _keep_tokens(request: GenerateRequest, num_prompt_tokens: int) -> int | None
     if not request.shift:
         return None
     return num_prompt_tokens if request.keep_tokens < 0 else request.keep_tokens
-
-
-def _dominant(batch: ScheduledBatch) -> frozenset[str]:
-    """The id of the request that most of the batch is computed for, if there is one: if it is cancelled, the batch is
-    interrupted. A share of 16 tokens or fewer does not count, because it is computed sooner than an interrupt would take."""
-    total = sum(len(span.tokens) for span in batch.spans)
-    return frozenset(span.sequence.id for span in batch.spans if len(span.tokens) > max(16, total // 2))

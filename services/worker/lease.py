@@ -93,7 +93,7 @@ class Lease:
             version=self._settings.version,
             node=self._settings.node,
             state=self._state,
-            slots=self._settings.slots,
+            slots=self._settings.engine.slots,
             running=len(self._in_flight),
             answered=self._in_flight.answered,
             context_tokens=loaded.mode.context_tokens if loaded else 0,

@@ -55,14 +55,14 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     field: str
 
 
-class Broke(msgspec.Struct, frozen=True, tag="broke"):
+class Broken(msgspec.Struct, frozen=True, tag="broke"):
     """The call raised another exception. The child then exits."""
 
     traceback: str
     out_of_memory: bool = False
 
 
-Reply = Done | Refused | Broke
+Reply = Done | Refused | Broken
 
 
 def serve(
@@ -81,12 +81,12 @@ def serve(
             started.append(handle)
             return greeting
 
-        goes_on = _answer(replies, begin)
+        should_continue = _answer(replies, begin)
         gc.freeze()
-        while goes_on and started and (frame := _read(requests)) is not None:
+        while should_continue and started and (frame := _read(requests)) is not None:
             call = msgspec.msgpack.decode(frame, type=Call)
             signal.alarm(math.ceil(call.wall_s) + _GRACE_S)
-            goes_on = _answer(replies, lambda: started[0](msgspec.msgpack.decode(call.request, type=request_type)))  # noqa: B023
+            should_continue = _answer(replies, lambda: started[0](msgspec.msgpack.decode(call.request, type=request_type)))  # noqa: B023
             signal.alarm(0)
 
 
@@ -109,13 +109,13 @@ def _answer(replies: BinaryIO, answer: Callable[[], Any]) -> bool:
     except CorralError as error:
         reply = Refused(error.code, error.message, error.field)
     except MemoryError:
-        reply = Broke("", out_of_memory=True)
+        reply = Broken("", out_of_memory=True)
     except Exception:  # noqa: BLE001 - the parent reports it
-        reply = Broke(traceback.format_exc())
+        reply = Broken(traceback.format_exc())
     frame = msgspec.msgpack.encode(reply)
     replies.write(HEADER.pack(len(frame)) + frame)
     replies.flush()
-    return not isinstance(reply, Broke)
+    return not isinstance(reply, Broken)
 
 
 def _read(requests: BinaryIO) -> bytes | None:

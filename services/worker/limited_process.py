@@ -25,7 +25,7 @@ import msgspec
 
 from services.protocol.errors import from_code
 from services.worker.config import child_environment
-from services.worker.limited_child import HEADER, Broke, Call, Refused, Reply, Start
+from services.worker.limited_child import HEADER, Broken, Call, Refused, Reply, Start
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class _Child:
             raise _end_of(self._process) from error
         if isinstance(reply, Refused):
             raise from_code(reply.code, reply.message, field=reply.field)
-        if isinstance(reply, Broke):
+        if isinstance(reply, Broken):
             raise OutOfMemory("it takes too much memory") if reply.out_of_memory else Crashed(reply.traceback)
         return reply.value
 

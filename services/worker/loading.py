@@ -16,12 +16,11 @@ from services.protocol.engine import EngineSettings
 from services.protocol.errors import InsufficientMemory, InvalidModelFile, ModelLoadFailed, ModelRefused
 from services.weights import gguf
 from services.weights.gguf import Gguf
-from services.weights.memory import DEFAULT_SLOT_CELLS, gib, memory_needed
+from services.weights.memory import gib, input_context_tokens, memory_needed, slot_context_tokens
 from services.weights.pooling import pooling_of
 from services.worker.config import Settings
 from services.worker.embedding.mode import EmbeddingMode
 from services.worker.engine.devices import accelerators
-from services.worker.engine.embedder import Pooling
 from services.worker.engine.fake import CHAT_TEMPLATE, RECITING_TEMPLATE, CostModel, FakeRunner, babble, recite
 from services.worker.engine.fake_embedder import FakeEmbedder
 from services.worker.engine.llama import LlamaRunner
@@ -84,27 +83,30 @@ def _device_memory_free(engine: EngineSettings) -> int:
 
 def _mode(settings: Settings, model: Gguf, on_progress: OnProgress) -> Mode:
     path, engine = settings.model_path, settings.engine
-    pooling = pooling_of(model.shape, settings.pooling)
+    pooling = pooling_of(model.shape, engine.pooling)
     if pooling == "none":
         return TextMode(LlamaRunner(path, engine, on_progress=on_progress), settings)
-    return EmbeddingMode(LlamaEmbedder(path, engine, pooling=Pooling(pooling), on_progress=on_progress))
+    return EmbeddingMode(LlamaEmbedder(path, engine, pooling=pooling, on_progress=on_progress))
 
 
 def _fake_mode(settings: Settings) -> Mode:
-    context_tokens = settings.context_tokens or DEFAULT_SLOT_CELLS
+    engine = settings.engine
     cost = CostModel(step_s=settings.fake_step_s, token_s=settings.fake_token_s)
-    if settings.pooling in ("", "none"):
+    if engine.pooling in ("", "none"):
         script, template = _FAKES[settings.fake_script]
         runner = FakeRunner(
-            num_slots=settings.engine.sequences,
-            max_running=settings.slots,
-            context_tokens=context_tokens,
+            num_slots=engine.sequences,
+            max_running=engine.slots,
+            context_tokens=slot_context_tokens(0, engine),
             script=script,
             cost=cost,
             chat_template=template,
         )
         return TextMode(runner, settings)
     embedder = FakeEmbedder(
-        pooling=Pooling(settings.pooling), context_tokens=context_tokens, batch_tokens=settings.batch_tokens, cost=cost
+        pooling=engine.pooling,
+        context_tokens=input_context_tokens(0, engine),
+        batch_tokens=engine.batch_tokens,
+        cost=cost,
     )
     return EmbeddingMode(embedder)

@@ -86,13 +86,13 @@ class Metrics:
         self._load.set(seconds)
         self._device_memory.set(device_memory_bytes)
 
-    def show(
+    def set_sources(
         self, *, requests: Callable[[], int], occupancy: Callable[[], Occupancy | None], threads: Callable[[], int]
     ) -> None:
         """Sets the functions that return the current values. Each scrape calls them, from its own thread."""
         self._requests.set_function(requests)
         self._threads.set_function(threads)
-        self._occupancy.look = occupancy
+        self._occupancy.read = occupancy
 
     def count_prefix(self, *, predicted: bool, actual: bool) -> None:
         """Counts one prompt: whether the queue expected a cached prefix, and whether a slot had one."""
@@ -111,10 +111,10 @@ class _OccupancyCollector:
     """Current use of slots and KV cells; no samples if nothing is kept between batches."""
 
     def __init__(self) -> None:
-        self.look: Callable[[], Occupancy | None] = lambda: None
+        self.read: Callable[[], Occupancy | None] = lambda: None
 
     def collect(self) -> Iterator[Metric]:
-        now = self.look()
+        now = self.read()
         busy = GaugeMetricFamily("corral_worker_busy_slots", "Slots with a running sequence.", labels=[])
         cells = GaugeMetricFamily("corral_worker_kv_tokens", "Size of the KV cache, in tokens.", labels=[])
         used = GaugeMetricFamily(

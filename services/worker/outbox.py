@@ -23,15 +23,15 @@ class Outbox:
         self._due = asyncio.Event()
         self._sent = asyncio.Event()
         self._sending = False
-        self._timer_wanted = False
+        self._timer_requested = False
         self._taken_s = 0.0
 
     def put(self, events: list[RoutedEvent]) -> None:
         self._events.extend(events)
         if any(map(_is_urgent, events)):
             self._loop.call_soon_threadsafe(self._due.set)
-        elif not self._timer_wanted:
-            self._timer_wanted = True
+        elif not self._timer_requested:
+            self._timer_requested = True
             self._loop.call_soon_threadsafe(self._set_timer)
 
     async def take(self) -> list[RoutedEvent]:
@@ -39,7 +39,7 @@ class Outbox:
         while True:
             await self._due.wait()
             self._due.clear()
-            self._timer_wanted = False  # before taking: what is put from here on sets a timer of its own
+            self._timer_requested = False  # before taking: what is put from here on sets a timer of its own
             events = [self._events.popleft() for _ in range(len(self._events))]
             if events:
                 self._taken_s = self._loop.time()

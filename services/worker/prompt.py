@@ -14,7 +14,7 @@ from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatPrompt, TextPrompt
 from services.protocol.sampling import Constraint
 from services.worker.chat.call_id import call_id
-from services.worker.chat.constraint import Effective, Wanted, effective
+from services.worker.chat.constraint import AnswerRequirements, Effective, effective
 from services.worker.chat.parser import Parser, PlainParser
 from services.worker.chat.rendering import Rendered, Segment
 from services.worker.chat.template import ChatTemplate, continued_phase
@@ -178,7 +178,7 @@ class _Chat:
         format = self._template.format
         continued = continued_phase(prompt)
         phase = continued or format.phase(text)
-        constraint = effective(format, phase, self._wanted(request, prompt))
+        constraint = effective(format, phase, self._requirements(request, prompt))
         forced = prompt.tool_choice.mode == "required"
         parser = partial(format.parser, text, prompt.tools, continued=continued, calls_only=forced)
         return self._preparation(request, prompt, tokens, constraint, parser)
@@ -195,8 +195,8 @@ class _Chat:
         shown = {token: marker.encode() for marker, token in self._control.items() if marker in visible}
         return Preparation(tokens, constraint.constraint, constraint.after, self._builder.pipelines(request, shown, parser))
 
-    def _wanted(self, request: GenerateRequest, prompt: ChatPrompt) -> Wanted:
-        return Wanted(
+    def _requirements(self, request: GenerateRequest, prompt: ChatPrompt) -> AnswerRequirements:
+        return AnswerRequirements(
             constraint=request.constraint,
             tools=prompt.tools,
             choice=prompt.tool_choice,

@@ -14,7 +14,7 @@ from services.worker.metrics import Metrics
 
 #: Fewer cached tokens do not count as a cached prefix: every used slot holds the first tokens of the chat template, and the
 #: queue does not track prefixes that short.
-WORTH_TOKENS = 32
+MIN_REUSED_TOKENS = 32
 
 
 class Observer:
@@ -48,12 +48,12 @@ class Observer:
         self._metrics.ends.labels(reason).inc()
         predicted = self._predicted.pop((event.request, event.epoch), False)
         if isinstance(event, Finished) and event.usage.prompt_tokens:
-            self._metrics.count_prefix(predicted=predicted, actual=event.usage.cached_tokens >= WORTH_TOKENS)
+            self._metrics.count_prefix(predicted=predicted, actual=event.usage.cached_tokens >= MIN_REUSED_TOKENS)
         log_event("request left", event.request, epoch=event.epoch, worker=self._worker, reason=reason)
         span = self._spans.pop((event.request, event.epoch), None)
         if span is not None:
             if isinstance(event, Finished):
-                _tell_phases(span, event)
+                _add_phase_spans(span, event)
             span.end(error=reason if isinstance(event, Failed) else "", attributes={"corral.reason": reason})
 
 
@@ -67,7 +67,7 @@ def _reason(event: Event) -> str:
             return "handed_over"
 
 
-def _tell_phases(span: Span, finished: Finished) -> None:
+def _add_phase_spans(span: Span, finished: Finished) -> None:
     """Adds the spans of prefill and decode. Only their durations are known, so decode is assumed to end now."""
     ended_ns = time.time_ns()
     first_token_ns = ended_ns - finished.timings.decode_ns

@@ -79,7 +79,7 @@ class RunningRequest:
         self._epoch = epoch
         self._token_text = token_text
         self._seq = 0
-        self._begun_ns = time.monotonic_ns()
+        self._started_ns = time.monotonic_ns()
         self._first_token_ns: int | None = None
 
     @property
@@ -121,7 +121,7 @@ class RunningRequest:
                 events.append(self._frame(choice, tail))
         if self.is_over:
             events.append(self.finished())
-        elif choice.reason is not None and not _tells_end(events):
+        elif choice.reason is not None and not _includes_end(events):
             events.append(self._frame(choice, Delta("")))
         return events
 
@@ -142,7 +142,7 @@ class RunningRequest:
             self._next_seq(),
             tuple(choice.reason or FinishReason.LENGTH for choice in self.choices),
             usage,
-            Timings(prefill_ns=first_token_ns - self._begun_ns, decode_ns=now - first_token_ns),
+            Timings(prefill_ns=first_token_ns - self._started_ns, decode_ns=now - first_token_ns),
         )
 
     def handed_over(self) -> HandedOver:
@@ -178,5 +178,5 @@ class RunningRequest:
         return seq
 
 
-def _tells_end(events: list[Event]) -> bool:
+def _includes_end(events: list[Event]) -> bool:
     return bool(events) and isinstance(events[-1], Frame) and events[-1].reason is not None

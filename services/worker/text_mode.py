@@ -39,9 +39,9 @@ class TextMode:
         settings = self._settings
         engine = Engine(
             self._runner,
-            batch_tokens=settings.batch_tokens,
+            batch_tokens=settings.engine.batch_tokens,
             prefill_s=settings.prefill_s,
-            prefill_tokens=settings.prefill_tokens,
+            prefill_tokens=settings.engine.prefill_tokens,
         )
         return EngineLoop(self._runner, engine, exact_tokens=settings.exact_tokens, emit=emit, metrics=metrics)
 

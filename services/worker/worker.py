@@ -69,7 +69,7 @@ class Worker:
         self._gateways = Gateways(redis)
         self._replies = ReplyWriter(redis)
         self._nodes = NodeReports(redis)
-        self._outage = Outage(log, longest_wait_s=MAX_RETRY_INTERVAL_S)
+        self._outage = Outage(log, max_wait_s=MAX_RETRY_INTERVAL_S)
         self._in_flight = InFlight()
         self._outbox = Outbox(interval_s=settings.frame_interval_s)
         self._lease = Lease(
@@ -112,7 +112,7 @@ class Worker:
 
     async def _serve(self, loaded: Loaded, engine_thread: ThreadPoolExecutor, reports: asyncio.Task[None]) -> int:
         engine = loaded.mode.loop(self._outbox.put, self._metrics)
-        self._metrics.show(requests=lambda: len(self._in_flight), occupancy=engine.occupancy, threads=engine.threads)
+        self._metrics.set_sources(requests=lambda: len(self._in_flight), occupancy=engine.occupancy, threads=engine.threads)
         claims = Claims(
             *(self._settings, self._queue, self._records, self._outage, self._in_flight, self._outbox, self._observer),
             worker=self.id,

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cli.console import NARROWEST_COLUMN, narrowed
+from services.cli.console import MIN_COLUMN_WIDTH, narrowed
 from tests.cli.conftest import Corral
 from tests.cli.terminal import Terminal
 from tests.doubles.http_gateway import NODE, Answer, Gateway
@@ -30,6 +30,6 @@ def test_a_table_fits_the_terminal(gateway: Gateway, environment: dict[str, str]
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=12), st.integers(1, 200))
 def test_only_the_widest_columns_are_narrowed(widths: list[int], room: int) -> None:
     result = narrowed(widths, room)
-    assert sum(result) <= room or max(result) <= NARROWEST_COLUMN
+    assert sum(result) <= room or max(result) <= MIN_COLUMN_WIDTH
     assert all(new == old or new >= max(result) - 1 for old, new in zip(widths, result, strict=True))
     assert result == widths or sum(result) >= min(room, sum(widths))

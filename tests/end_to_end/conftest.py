@@ -52,7 +52,7 @@ class Platform:
 
     def parts(self) -> dict[str, int]:
         """Process ids by part name."""
-        rows = json.loads((self.home / "run" / "parts.json").read_text())
+        rows = json.loads((self.home / "run" / "processes.json").read_text())
         return {name: row["pid"] for name, row in rows.items()}
 
     def workers(self) -> list[psutil.Process]:

@@ -72,7 +72,7 @@ async def client(
                 tally.faults.append(f"{kind}: {type(error).__name__}")
                 continue
             tally.answers[kind] += 1
-            (tally.gaps_s if tally.kills > kills else tally.calm_s).append(asked.longest_wait_s)
+            (tally.gaps_s if tally.kills > kills else tally.calm_s).append(asked.max_wait_s)
             result = answer.result()
             if fault := fault_of(result, expected and expected[kind]):
                 tally.faults.append(f"{kind}: {fault}")

@@ -116,14 +116,14 @@ def at_most(tokens: int, body: dict[str, Any]) -> dict[str, Any]:
 
 
 class RunningRequest:
-    """A running request. `pace_s` delays the client after each piece; `tokens` limits the answer. `longest_wait_s` is the
+    """A running request. `pace_s` delays the client after each piece; `tokens` limits the answer. `max_wait_s` is the
     longest time between two pieces after the first one."""
 
     def __init__(self, http: httpx.AsyncClient, kind: str, *, pace_s: float = 0, tokens: int | None = None) -> None:
         self.kind = kind
         self._tokens = tokens
         self.answer = Answer()
-        self.longest_wait_s = 0.0
+        self.max_wait_s = 0.0
         self._pace_s = pace_s
         self.task = asyncio.create_task(self._read(http))
 
@@ -139,7 +139,7 @@ class RunningRequest:
             last = time.monotonic()
             async for line in response.aiter_lines():
                 self.answer.take(line)
-                self.longest_wait_s = max(self.longest_wait_s, time.monotonic() - last)
+                self.max_wait_s = max(self.max_wait_s, time.monotonic() - last)
                 last = time.monotonic()
                 if self._pace_s:
                     await asyncio.sleep(self._pace_s)

@@ -52,16 +52,16 @@ class Nvml:
 
 
 def test_gpus_of_the_driver() -> None:
-    assert Gpus(Nvml()).look() == [
+    assert Gpus(Nvml()).read() == [
         Gpu(0, "NVIDIA H100", 80, 20, 0.5, 350.0, 40),
         Gpu(1, "Tesla T4", 80, 21, None, None, 41),
     ]
 
 
 def test_no_driver_means_no_gpus() -> None:
-    assert Gpus(Nvml(driver=False)).look() == []
+    assert Gpus(Nvml(driver=False)).read() == []
 
 
 def test_the_real_library_may_find_no_gpus() -> None:
-    for gpu in Gpus().look():
+    for gpu in Gpus().read():
         assert gpu.memory_total

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from services.node import hardware
+from services.process.cpus import num_cpus
 from services.protocol.reports import Device
 
 GIB = 1024**3
@@ -28,7 +29,7 @@ def container(root: Path, **files: str) -> Path:
 def test_this_machine_has_plausible_values() -> None:
     memory = hardware.memory()
     assert 0 < memory.available <= memory.total <= psutil.virtual_memory().total
-    assert 1 <= hardware.cpus() <= (os.cpu_count() or 1)
+    assert 1 <= num_cpus() <= (os.cpu_count() or 1)
 
 
 def test_container_limits_count(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_container_limits_count(tmp_path: Path) -> None:
         cpu_max="50000 100000",
     )
     assert hardware.memory(root) == (GIB, GIB - GIB // 4)
-    assert hardware.cpus(root) == 1
+    assert num_cpus(root) == 1
 
 
 def old_container(root: Path, **files: str) -> Path:
@@ -67,7 +68,7 @@ def test_container_limits_of_cgroups_1_count(tmp_path: Path) -> None:
         cpu_cfs_period_us="100000",
     )
     assert hardware.memory(root) == (GIB, GIB - GIB // 4)
-    assert hardware.cpus(root) == 1
+    assert num_cpus(root) == 1
 
 
 def test_cgroups_1_without_limits(tmp_path: Path) -> None:
@@ -75,13 +76,13 @@ def test_cgroups_1_without_limits(tmp_path: Path) -> None:
         tmp_path, memory_limit_in_bytes="9223372036854771712", cpu_cfs_quota_us="-1", cpu_cfs_period_us="100000"
     )
     assert hardware.memory(root).total == psutil.virtual_memory().total
-    assert hardware.cpus(root) == len(os.sched_getaffinity(0))
+    assert num_cpus(root) == len(os.sched_getaffinity(0))
 
 
 def test_a_container_without_limits(tmp_path: Path) -> None:
     root = container(tmp_path, memory_max="max", cpu_max="max 100000")
     assert hardware.memory(root).total == psutil.virtual_memory().total
-    assert hardware.cpus(root) == len(os.sched_getaffinity(0))
+    assert num_cpus(root) == len(os.sched_getaffinity(0))
 
 
 def test_devices_are_those_that_a_worker_lists() -> None:

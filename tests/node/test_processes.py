@@ -146,7 +146,7 @@ def test_a_signal_is_a_negative_exit_code(make_runtime: MakeRuntime, tmp_path: P
 def test_a_worker_that_does_not_drain_is_killed_with_its_children(
     make_runtime: MakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.node.processes.KILL_GRACE_S", 0.5)
+    monkeypatch.setattr("services.node.drain.KILL_GRACE_S", 0.5)
     runtime = make_runtime(FAMILY, drain_s=0.1)
     runtime.start(spec())
     up(tmp_path)

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from services.process.outage import FIRST_WAIT_S, LONGEST_WAIT_S, Outage
+from services.process.outage import INITIAL_WAIT_S, MAX_WAIT_S, Outage
 from services.protocol.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ async def test_waits_grow_up_to_a_limit_with_jitter() -> None:
     outage, gone = Outage(log, sleep=waits.sleep), Unavailable("Redis does not answer")
     for _ in range(12):
         await outage.wait("claims", gone)
-    limits = [min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**number) for number in range(12)]
+    limits = [min(MAX_WAIT_S, INITIAL_WAIT_S * 2**number) for number in range(12)]
     assert all(limit / 2 <= wait <= limit for wait, limit in zip(waits, limits, strict=True))
     outage.over("claims")
     await outage.wait("claims", gone)
-    assert waits[-1] <= FIRST_WAIT_S
+    assert waits[-1] <= INITIAL_WAIT_S

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.protocol.messages import EmbedRequest
-from services.protocol.prefixes import GROWTH, SHORTEST, pack, prefixes
+from services.protocol.prefixes import GROWTH, MIN_PREFIX_BYTES, pack, prefixes
 from services.protocol.prompts import ChatMessage, ChatPrompt, Tool
 from tests.protocol.samples import a_request
 
@@ -41,7 +41,7 @@ def test_prompts_share_the_prefixes_within_their_common_start(one: str, other: s
 def test_the_longest_prefix_is_most_of_the_prompt(text: str) -> None:
     lengths = [0, *of_text(text)]
     assert lengths == sorted(lengths)
-    assert len(text.encode()) < max(SHORTEST, GROWTH * (lengths[-1] + 1))
+    assert len(text.encode()) < max(MIN_PREFIX_BYTES, GROWTH * (lengths[-1] + 1))
 
 
 def test_a_continued_chat_keeps_its_prefixes() -> None:

@@ -19,7 +19,7 @@ from services.protocol.reports import NodeReport, NodeReports, WorkerReport, Wor
 from services.protocol.waiting import Priority, Terms
 from services.registry.app import create_app
 from services.registry.config import Settings
-from services.registry.control.placement import NodeCapacity, Shortage, Want, shortage
+from services.registry.control.placement import NodeCapacity, PlacementRequest, Shortage, shortage
 from services.registry.metrics import Metrics
 from services.telemetry.exposition import Exposition
 from services.telemetry.telemetry import Telemetry
@@ -134,15 +134,15 @@ def _room(**facts: Any) -> NodeCapacity:
 @pytest.mark.parametrize(
     ("want", "rooms", "short_of"),
     [
-        (Want(5, 5, True), [], "nodes"),
-        (Want(5, 5, True), [_room(ready=False)], "nodes"),
-        (Want(5, 5, False), [_room()], "file"),
-        (Want(5, 50, True), [_room()], "disk"),
-        (Want(5, 50, True), [_room(), _room(holds=True)], "memory"),
-        (Want(50, 5, True), [_room()], "memory"),
+        (PlacementRequest(5, 5, True), [], "nodes"),
+        (PlacementRequest(5, 5, True), [_room(ready=False)], "nodes"),
+        (PlacementRequest(5, 5, False), [_room()], "file"),
+        (PlacementRequest(5, 50, True), [_room()], "disk"),
+        (PlacementRequest(5, 50, True), [_room(), _room(holds=True)], "memory"),
+        (PlacementRequest(50, 5, True), [_room()], "memory"),
     ],
 )
-def test_shortages_by_resource(want: Want, rooms: list[NodeCapacity], short_of: Shortage) -> None:
+def test_shortages_by_resource(want: PlacementRequest, rooms: list[NodeCapacity], short_of: Shortage) -> None:
     assert shortage(want, rooms) == short_of
 
 

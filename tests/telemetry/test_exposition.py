@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from services.telemetry.exposition import Exposition
 from services.telemetry.metrics_server import MAX_SCRAPES, MetricsServer
-from services.telemetry.telemetry import TelemetryRefused, telemetry
+from services.telemetry.telemetry import TelemetryStartFailed, telemetry
 from services.telemetry.variables import MetricsPort, TelemetryVariables
 from tests.conditions import eventually_sync
 from tests.scraping import scrape
@@ -123,7 +123,7 @@ def test_a_port_in_use_is_an_error_in_one_sentence() -> None:
         port = taken.getsockname()[1]
         settings = TelemetryVariables(metrics_port=port)
         wanted = f"cannot serve metrics on 127.0.0.1:{port}: Address already in use; set CORRAL_METRICS_PORT"
-        with pytest.raises(TelemetryRefused, match=wanted), telemetry("x", settings, CollectorRegistry(), redis_url=REDIS):
+        with pytest.raises(TelemetryStartFailed, match=wanted), telemetry("x", settings, CollectorRegistry(), redis_url=REDIS):
             pass
 
 

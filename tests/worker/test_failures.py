@@ -15,7 +15,7 @@ from services.protocol.messages import Claim, Event, Failed, Finished, Frame, Ge
 from services.protocol.prompts import TextPrompt
 from services.protocol.reports import WorkerState
 from services.protocol.sampling import SamplingParams, StopConditions
-from services.telemetry.telemetry import UNSEEN
+from services.telemetry.telemetry import NO_TELEMETRY
 from services.worker.chat.parser import Parsed
 from services.worker.command_loop import Quit, RoutedEvent
 from services.worker.config import Settings
@@ -160,7 +160,7 @@ async def test_an_exception_while_preparing_a_request_fails_only_that_request(
     def load(settings: Settings, on_progress: OnProgress) -> Loaded:
         return Loaded(BrokenMode(FakeRunner(), settings), 0)
 
-    worker = Worker(settings, redis, load, metrics=Metrics(slots=settings.slots), telemetry=UNSEEN)
+    worker = Worker(settings, redis, load, metrics=Metrics(slots=settings.engine.slots), telemetry=NO_TELEMETRY)
     running = asyncio.create_task(worker.run())
     await gateway.worker(WorkerState.READY)
     broken, good = await gateway.ask(TextPrompt("break")), await gateway.ask(TextPrompt("hello"))

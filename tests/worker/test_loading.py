@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 from services.protocol.engine import EngineSettings
 from services.protocol.errors import InsufficientMemory, InvalidModelFile, ModelLoadFailed, ModelRefused
 from services.protocol.reports import WorkerState
-from services.telemetry.telemetry import UNSEEN
+from services.telemetry.telemetry import NO_TELEMETRY
 from services.weights import gguf
+from services.weights.memory import input_context_tokens, slot_context_tokens
 from services.worker.config import Settings
 from services.worker.engine.runner import LoadCancelled, OnProgress
 from services.worker.loading import Loaded, available_memory, load, read_model, require_memory
@@ -43,6 +44,18 @@ def test_a_model_is_loaded_with_progress(tiny: Path) -> None:
     loaded = load(settings(tiny, context_tokens=64), lambda part: progress.append(part) is None)
     assert (loaded.mode.context_tokens, progress[-1]) == (64, 1.0)
     loaded.mode.close()
+
+
+@pytest.mark.parametrize(
+    ("engine", "context"), [({}, 4096), ({"kv_unified": False}, 4096), ({"context_tokens": 64}, 64), ({"kv_tokens": 100}, 100)]
+)
+def test_the_fake_model_has_the_context_of_any_model_of_unknown_length(engine: dict[str, object], context: int) -> None:
+    for pooling, expected in (("", slot_context_tokens), ("mean", input_context_tokens)):
+        fake = settings(Path(), runner="fake", pooling=pooling, **engine)
+        loaded = load(fake, lambda part: True)
+        loaded.mode.close()
+        assert loaded.mode.context_tokens == expected(0, fake.engine)
+    assert slot_context_tokens(0, fake.engine) == context
 
 
 @pytest.mark.parametrize("kept", [0.999, 0.5, 0.1, 0.001])
@@ -120,7 +133,7 @@ def load_forever(_: Settings, on_progress: OnProgress) -> Loaded:
 
 
 async def test_progress_is_reported_and_a_drain_ends_the_loading(gateway: ScriptedGateway, redis: Redis) -> None:
-    worker = Worker(settings(Path(), report_s=0.05), redis, load_forever, metrics=Metrics(slots=1), telemetry=UNSEEN)
+    worker = Worker(settings(Path(), report_s=0.05), redis, load_forever, metrics=Metrics(slots=1), telemetry=NO_TELEMETRY)
     run = asyncio.create_task(worker.run())
 
     async def quarter() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ops.grafana.limits import FIRST_TOKEN_S, LONGEST_WAIT_S, MAY_FAIL
+from ops.grafana.limits import FIRST_TOKEN_S, MAX_WAIT_S, MAY_FAIL
 from ops.grafana.panels import Board, Panel, Query, Row, Variable, percentile, percentiles, rate, ratio, share
 
 _MODEL = 'model=~"$model"'
@@ -112,7 +112,7 @@ OVERVIEW = Board(
                     "Longest wait now",
                     [Query(f"max by (model) (corral_queue_oldest_wait_seconds{{{_MODEL}}})", "{{model}}")],
                     "s",
-                    red_above=LONGEST_WAIT_S,
+                    red_above=MAX_WAIT_S,
                 ),
                 share(
                     "Part of the requests that fail",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ops.grafana.limits import LONGEST_WAIT_S
+from ops.grafana.limits import MAX_WAIT_S
 from ops.grafana.panels import Board, Panel, Query, Row, Variable, percentile, rate, ratio, share
 
 _ONE = 'model=~"$model"'
@@ -30,7 +30,7 @@ QUEUE = Board(
                     "Longest wait now",
                     [Query(f"max by (model) (corral_queue_oldest_wait_seconds{{{_ONE}}})", "{{model}}")],
                     "s",
-                    red_above=LONGEST_WAIT_S,
+                    red_above=MAX_WAIT_S,
                 ),
                 Panel(
                     "Wait of those that got a slot, 95 of 100, by priority",

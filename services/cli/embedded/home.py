@@ -4,7 +4,7 @@ lock            locked, with the pid in it, while a platform runs
 secrets.json    passwords shared by the platform's processes, made once
 postgres/       PostgreSQL's data          valkey/   Valkey's append-only file
 models/         blobs and manifests        node/     the node agent's state
-logs/           one file per process       run/      parts.json: pid and port of each running process
+logs/           one file per process       run/      processes.json: pid and port of each running process
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Home:
     def logs(self) -> Path:
         return self.path / "logs"
 
-    def log_of(self, part: str) -> Path:
-        return self.logs / f"{part.lower().replace(' ', '-')}.log"
+    def log_of(self, process: str) -> Path:
+        return self.logs / f"{process.lower().replace(' ', '-')}.log"
 
     @property
-    def parts_file(self) -> Path:
-        return self.path / "run" / "parts.json"
+    def processes_file(self) -> Path:
+        return self.path / "run" / "processes.json"
 
     @property
     def display(self) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 #: A process that ran this long counts as healthy: its next crash counts as the first again.
 HEALTHY_S = 60.0
-FIRST_DELAY_S = 0.5
-LONGEST_DELAY_S = 30.0
+INITIAL_DELAY_S = 0.5
+MAX_DELAY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Backoff:
     """The delay before a crashed process is restarted: 0.5 s, doubling up to 30 s."""
 
     def __init__(self) -> None:
-        self._next_s = FIRST_DELAY_S
+        self._next_s = INITIAL_DELAY_S
 
     def after(self, lived_s: float) -> float:
         if lived_s >= HEALTHY_S:
-            self._next_s = FIRST_DELAY_S
+            self._next_s = INITIAL_DELAY_S
         delay_s = self._next_s
-        self._next_s = min(2 * delay_s, LONGEST_DELAY_S)
+        self._next_s = min(2 * delay_s, MAX_DELAY_S)
         return delay_s
 
 

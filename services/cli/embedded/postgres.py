@@ -57,7 +57,7 @@ class Postgres:
         return f"postgresql+psycopg://{ROLE}:{self._password}@127.0.0.1:{self._port}/{DATABASE}"
 
     @property
-    def part(self) -> ManagedProcess:
+    def process(self) -> ManagedProcess:
         options = {
             "listen_addresses": "127.0.0.1",
             "port": str(self._port),
@@ -140,7 +140,7 @@ class Postgres:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=processes.tether(signal.SIGTERM),
+            preexec_fn=processes.die_with_parent(signal.SIGTERM),
         )
         try:
             output, _ = await process.communicate(stdin.encode())

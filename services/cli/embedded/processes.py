@@ -22,7 +22,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
 
-def tether(signal_number: int) -> Callable[[], None]:
+def die_with_parent(signal_number: int) -> Callable[[], None]:
     """Returns a preexec_fn that sends the child this signal when our process ends, even by SIGKILL."""
     parent = os.getpid()
 

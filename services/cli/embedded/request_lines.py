@@ -12,7 +12,7 @@ _TIME = slice(len("2026-11-27 "), len("2026-11-27 18:30:00"))
 
 LOG_POLL_INTERVAL_S = 0.2
 #: How many lines to show per poll. A busy gateway writes more than anyone can read.
-MOST_LINES = 20
+MAX_LINES = 20
 
 
 async def follow(log: Path, show: Callable[[str], None]) -> None:
@@ -22,11 +22,11 @@ async def follow(log: Path, show: Callable[[str], None]) -> None:
         await asyncio.sleep(LOG_POLL_INTERVAL_S)
         text, position = read_new(log, position)
         requests = [line for line in text.splitlines() if _MARK in line]
-        for line in requests[:MOST_LINES]:
+        for line in requests[:MAX_LINES]:
             stamp, _, request = line.partition(_MARK)
             show(f"{stamp[_TIME]}  {request}")
-        if len(requests) > MOST_LINES:
-            show(f"... and {len(requests) - MOST_LINES} more requests")
+        if len(requests) > MAX_LINES:
+            show(f"... and {len(requests) - MAX_LINES} more requests")
 
 
 def read_new(log: Path, position: int) -> tuple[str, int]:

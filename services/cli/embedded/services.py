@@ -19,7 +19,7 @@ from services.cli.embedded import processes
 from services.cli.embedded.managed_process import ManagedProcess
 from services.cli.embedded.readiness import answers_ok
 from services.cli.embedded.secrets import Secrets
-from services.cli.errors import CommandError, PartFailed
+from services.cli.errors import CommandError, ProcessStartFailed
 from services.process.address import Address
 
 #: One package from each extra that the platform needs.
@@ -87,7 +87,7 @@ class Services:
         return self._part("gateway", "services.gateway", settings, ready, port=self.address.port, grace_s=SHUTDOWN_S + 5)
 
     async def migrate(self, stamp: Path) -> None:
-        """Migrates the database's schema to the newest version. Raises PartFailed.
+        """Migrates the database's schema to the newest version. Raises ProcessStartFailed.
 
         `stamp` is a file in the database's folder that records the migrations already applied, because starting Alembic takes a
         second or two.
@@ -107,7 +107,7 @@ class Services:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=processes.tether(signal.SIGTERM),
+            preexec_fn=processes.die_with_parent(signal.SIGTERM),
         )
         try:
             output, _ = await process.communicate()
@@ -119,7 +119,7 @@ class Services:
         log.write_bytes(output)
         if process.returncode:
             lines = output.decode(errors="replace").strip().splitlines()
-            raise PartFailed(f"the database's migrations failed: {lines[-1] if lines else 'no output'} (log: {log})")
+            raise ProcessStartFailed(f"the database's migrations failed: {lines[-1] if lines else 'no output'} (log: {log})")
 
     def _answers(self, url: str) -> Callable[[int], Awaitable[bool]]:
         async def ready(_pid: int) -> bool:

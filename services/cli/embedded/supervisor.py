@@ -1,6 +1,6 @@
 """Starts the platform's processes, restarts them when they crash, and stops them one by one.
 
-Everything runs on one asyncio loop in the main thread, so there are no locks. Only the supervisor writes `run/parts.json`, and
+Everything runs on one asyncio loop in the main thread, so there are no locks. Only the supervisor writes `run/processes.json`, and
 only a process's own task starts it and waits for it.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from services.cli.embedded import processes
 from services.cli.embedded.home import Home
 from services.cli.embedded.managed_process import Backoff, ManagedProcess, describe_exit
-from services.cli.errors import PartFailed
+from services.cli.errors import ProcessStartFailed
 
 #: The gateway stops first, so that no new requests come in. The agent drains the workers, and the registry can still record
 #: what they report. The databases stop last, since everything else uses them.
@@ -57,13 +57,15 @@ class Supervisor:
         self._logs = asyncio.create_task(self._keep_logs_short())
 
     async def start(self, managed: ManagedProcess) -> None:
-        """Starts a process, and returns once it is ready. From then on it is restarted if it exits. Raises PartFailed."""
+        """Starts a process, and returns once it is ready. From then on it is restarted if it exits. Raises ProcessStartFailed."""
         kept = self._kept[managed.name] = _Kept(managed, self._home.log_of(managed.name), self._say, self._write, self._hurry)
         kept.begin()
         try:
             await asyncio.wait_for(asyncio.shield(kept.first_ready), self._start_timeout_s)
         except TimeoutError:
-            raise PartFailed(f"{managed.name} was not ready after {self._start_timeout_s:.0f} s{kept.last_words()}") from None
+            raise ProcessStartFailed(
+                f"{managed.name} was not ready after {self._start_timeout_s:.0f} s{kept.last_output()}"
+            ) from None
 
     def hurry(self) -> None:
         """Cuts all grace periods short."""
@@ -79,7 +81,7 @@ class Supervisor:
             self._say(f"ending what was left behind: {', '.join(f'{processes.name(pid)} (pid {pid})' for pid in sorted(left))}")
             await processes.end(left, grace_s=0 if self._hurry.is_set() else ORPHAN_GRACE_S)
         self._logs.cancel()
-        self._home.parts_file.unlink(missing_ok=True)
+        self._home.processes_file.unlink(missing_ok=True)
 
     def _reap(self) -> None:
         """Reaps adopted children. asyncio reaps our own within moments, so any that remain after REAP_AFTER_S were adopted."""
@@ -100,21 +102,21 @@ class Supervisor:
 
     def _write(self) -> None:
         try:
-            self._write_parts()
+            self._write_processes()
         except OSError as error:  # for example a full disk; the processes keep running
-            self._say(f"{self._home.parts_file} cannot be written: {error.strerror}")
+            self._say(f"{self._home.processes_file} cannot be written: {error.strerror}")
 
-    def _write_parts(self) -> None:
-        parts = {name: {"pid": kept.pid, "port": kept.managed.port} for name, kept in self._kept.items() if kept.pid}
-        partial = self._home.parts_file.with_suffix(".new")
+    def _write_processes(self) -> None:
+        running = {name: {"pid": kept.pid, "port": kept.managed.port} for name, kept in self._kept.items() if kept.pid}
+        partial = self._home.processes_file.with_suffix(".new")
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(parts, file, indent=2)
-        partial.rename(self._home.parts_file)
+            json.dump(running, file, indent=2)
+        partial.rename(self._home.processes_file)
 
 
 class _Kept:
     """One process and the task that keeps it running. `first_ready` resolves once: when the process is ready, or with
-    PartFailed."""
+    ProcessStartFailed."""
 
     def __init__(self, managed: ManagedProcess, log: Path, say: Say, changed: Callable[[], None], hurry: asyncio.Event) -> None:
         self.managed = managed
@@ -142,7 +144,7 @@ class _Kept:
         if self.first_ready.done() and not self.first_ready.cancelled():
             self.first_ready.exception()
 
-    def last_words(self) -> str:
+    def last_output(self) -> str:
         """The last line of the log and its path, for an error message."""
         lines = self._log.read_text(errors="replace").split("\n") if self._log.exists() else []
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -199,7 +201,7 @@ class _Kept:
                 extra_groups=[] if self.managed.user else None,
                 # Ctrl-C in the terminal must only reach us, because we stop the processes one by one.
                 start_new_session=True,
-                preexec_fn=processes.tether(self.managed.stop_signal),
+                preexec_fn=processes.die_with_parent(self.managed.stop_signal),
             )
         if process.stdin:
             process.stdin.write(self.managed.stdin)
@@ -209,7 +211,7 @@ class _Kept:
     def _gave_up(self, ended: str) -> bool:
         if self.first_ready.done() or self._starts < FIRST_TRIES:
             return False
-        self.first_ready.set_exception(PartFailed(f"{self.managed.name} {ended}{self.last_words()}"))
+        self.first_ready.set_exception(ProcessStartFailed(f"{self.managed.name} {ended}{self.last_output()}"))
         return True
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:

@@ -48,7 +48,7 @@ class Valkey:
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     @property
-    def part(self) -> ManagedProcess:
+    def process(self) -> ManagedProcess:
         # Requests must never be evicted. Snapshots are off, since the append-only file persists the data.
         settings = {
             "bind": "127.0.0.1",

@@ -22,7 +22,7 @@ Decoded = TypeVar("Decoded")
 _MAX_TOKEN_ID = 2**31 - 1
 
 #: How many characters of a caller's text an error message quotes.
-_LONGEST_EXCERPT = 200
+_MAX_EXCERPT_CHARACTERS = 200
 
 _UNITS = {"array": "entries", "str": "characters"}
 _TOO_LONG = re.compile(r"Expected `(?P<kind>array|str)` of length <= (?P<most>\d+)")
@@ -107,7 +107,7 @@ def json_text(value: Any, *, field: str) -> str:
 
 def excerpt(text: str) -> str:
     """Shortens a caller's text for an error message."""
-    return text if len(text) <= _LONGEST_EXCERPT else text[:_LONGEST_EXCERPT] + "..."
+    return text if len(text) <= _MAX_EXCERPT_CHARACTERS else text[:_MAX_EXCERPT_CHARACTERS] + "..."
 
 
 def token_ids(value: list[Any], *, field: str) -> tuple[int, ...]:

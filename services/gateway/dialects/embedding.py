@@ -10,7 +10,7 @@ from services.gateway.dialects.limits import TEXTS
 from services.gateway.requests.ticket import Ticket
 from services.protocol.messages import EmbedRequest, Overflow
 
-_MOST_DIMENSIONS = 2**31 - 1
+_MAX_DIMENSION_COUNT = 2**31 - 1
 
 
 def embed_request(
@@ -29,7 +29,7 @@ def embed_request(
         gateway=ticket.gateway,
         caller=ticket.caller,
         inputs=inputs,
-        dimensions=min(dimensions, _MOST_DIMENSIONS) if dimensions and dimensions > 0 else None,
+        dimensions=min(dimensions, _MAX_DIMENSION_COUNT) if dimensions and dimensions > 0 else None,
         normalize=normalize,
         overflow=overflow,
     )

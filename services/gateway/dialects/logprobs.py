@@ -7,7 +7,7 @@ import msgspec
 from services.protocol.messages import ChosenLogprob, TokenLogprob
 
 #: OpenAI's value for a nearly impossible token; JSON has no infinity.
-LEAST = -9999.0
+MIN_LOGPROB = -9999.0
 
 
 class TopEntry(msgspec.Struct):
@@ -34,7 +34,7 @@ def text_of(token: bytes) -> str:
 
 
 def finite(logprob: float) -> float:
-    return max(LEAST, logprob)
+    return max(MIN_LOGPROB, logprob)
 
 
 def _top_entry(likely: TokenLogprob) -> TopEntry:

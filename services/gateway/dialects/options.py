@@ -26,8 +26,8 @@ _FLOAT32_MAX = 3.4e38
 class InvalidOption(InvalidField):
     """An option with the wrong type, reported with Ollama's message."""
 
-    def __init__(self, name: str, wanted: str) -> None:
-        super().__init__(f'option "{name}" must be of {wanted}', field=name)
+    def __init__(self, name: str, expected: str) -> None:
+        super().__init__(f'option "{name}" must be of {expected}', field=name)
 
 
 class RunOptions(msgspec.Struct, frozen=True):

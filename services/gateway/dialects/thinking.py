@@ -9,9 +9,9 @@ from services.protocol.errors import UnsupportedCapability
 
 
 class Thinking(msgspec.Struct, frozen=True):
-    """`wanted` is None if the caller didn't specify it. `effort` is empty, low, medium, high or max."""
+    """`enabled` is None if the caller didn't specify it. `effort` is empty, low, medium, high or max."""
 
-    wanted: bool | None = None
+    enabled: bool | None = None
     effort: str = ""
 
     def on(self, target: Target) -> bool | None:
@@ -20,7 +20,7 @@ class Thinking(msgspec.Struct, frozen=True):
         Raises UnsupportedCapability if the caller asks for thinking and the model can't.
         """
         if target.can("thinking"):
-            return self.wanted is not False
-        if self.wanted:
+            return self.enabled is not False
+        if self.enabled:
             raise UnsupportedCapability(f'"{target.asked}" does not support thinking')
         return None

@@ -117,8 +117,8 @@ def estimated_cost(request: Request) -> float:
     """Tokens that will be computed, guessed before anything is tokenized. The choices of a request share its prompt."""
     match request:
         case GenerateRequest():
-            wanted = request.stopping.max_tokens
-            answers = request.n * (EXPECTED_TOKENS if wanted is None else wanted)
+            max_tokens = request.stopping.max_tokens
+            answers = request.n * (EXPECTED_TOKENS if max_tokens is None else max_tokens)
             return _characters(request.prompt) / CHARACTERS_PER_TOKEN + len(request.context) + answers
         case EmbedRequest():
             return sum(len(given) / CHARACTERS_PER_TOKEN if isinstance(given, str) else len(given) for given in request.inputs)

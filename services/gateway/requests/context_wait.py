@@ -28,20 +28,20 @@ class ContextWait:
     def __init__(self, queue: Queue, routes: RoutesView) -> None:
         self._queue = queue
         self._routes = routes
-        self._in_vain: dict[str, tuple[int, float]] = {}
+        self._failed_requests: dict[str, tuple[int, float]] = {}
 
     async def until_replaced(self, version: str, tokens: int) -> None:
         """Waits until no replica of the version has a shorter context, or until waiting is pointless. Raises Unavailable."""
-        if not self._shorter(version, tokens) or self._is_vain(version, tokens):
+        if not self._shorter(version, tokens) or self._has_failed(version, tokens):
             return
-        await self._queue.want_context(version, tokens)
+        await self._queue.request_context(version, tokens)
         started = time.monotonic()
         while shorter := self._shorter(version, tokens):
             waited_s = time.monotonic() - started
             if await self._is_busy(version) or waited_s > DRAIN_TIMEOUT_S:
                 return
             if waited_s > DECISION_TIMEOUT_S and all(replica.state == "ready" for replica in shorter):
-                self._in_vain[version] = tokens, time.monotonic() + RETRY_AFTER_FAILURE_S
+                self._failed_requests[version] = tokens, time.monotonic() + RETRY_AFTER_FAILURE_S
                 return
             await asyncio.sleep(ROUTES_POLL_INTERVAL_S)
 
@@ -49,8 +49,8 @@ class ContextWait:
         replicas = self._routes.current.replicas
         return [replica for replica in replicas if replica.version == version and 0 < replica.context_tokens < tokens]
 
-    def _is_vain(self, version: str, tokens: int) -> bool:
-        least, until = self._in_vain.get(version, (0, 0.0))
+    def _has_failed(self, version: str, tokens: int) -> bool:
+        least, until = self._failed_requests.get(version, (0, 0.0))
         return tokens >= least and time.monotonic() < until
 
     async def _is_busy(self, version: str) -> bool:

@@ -37,9 +37,9 @@ class Limits(msgspec.Struct, frozen=True):
 
         Raises BadRequest if a header is invalid.
         """
-        wanted = _priority(headers.get(PRIORITY_HEADER)) or asked or Priority.NORMAL
+        requested = _priority(headers.get(PRIORITY_HEADER)) or asked or Priority.NORMAL
         return Terms(
-            priority=wanted.at_most(caller.priority),
+            priority=requested.at_most(caller.priority),
             weight=caller.weight,
             caller_limit=self._caller_limit(caller),
             timeout_ms=math.ceil(1000 * self._timeout_s(headers.get(TIMEOUT_HEADER))),

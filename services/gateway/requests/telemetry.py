@@ -105,7 +105,7 @@ class Observation:
         """The request was not admitted."""
         self._end("rejected" if _is_the_callers(error) else "refused", error)
 
-    def handed_on(self, events: Sequence[Event], tokens: int) -> None:
+    def delivered(self, events: Sequence[Event], tokens: int) -> None:
         """Records the events that the client is about to receive. `tokens` is the total generated so far."""
         now = time.monotonic()
         if self._started is None and isinstance(events[0], Started):
@@ -148,8 +148,8 @@ class Observation:
         self._team.prompt_tokens += started.prompt_tokens
         self._team.cached_tokens += started.cached_tokens
         if self._span is not None:
-            begun_ns = time.time_ns()
-            self._span.child("queue", begun_ns - int(waited_s * 1e9), begun_ns)
+            started_ns = time.time_ns()
+            self._span.child("queue", started_ns - int(waited_s * 1e9), started_ns)
 
     def _end(self, outcome: str, error: Exception | None = None) -> None:
         self._team.ended[outcome] += 1

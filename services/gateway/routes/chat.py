@@ -24,7 +24,7 @@ async def openai_chat(call: InferenceCall) -> ASGIApp:
         body.model, call.stopwatch, id=request.id, n=request.n, stream=body.streamed, include_usage=body.include_usage
     )
     keep_alive = keep_alive_ms(body.keep_alive)
-    return await call.answer(ticket.target, request, reply, keep_alive_ms=keep_alive, priority=body.wanted_priority)
+    return await call.answer(ticket.target, request, reply, keep_alive_ms=keep_alive, priority=body.requested_priority)
 
 
 async def ollama_chat(call: InferenceCall) -> ASGIApp:
@@ -32,7 +32,7 @@ async def ollama_chat(call: InferenceCall) -> ASGIApp:
     if not body.asked:
         raise BadRequest("model is required")
     ticket = call.ticket(await call.routes.resolve(body.asked))
-    keep_alive, context = keep_alive_ms(body.keep_alive), ollama.wanted_context(body, ticket.target)
+    keep_alive, context = keep_alive_ms(body.keep_alive), ollama.requested_context(body, ticket.target)
     if not body.messages:
         return await load_or_unload(call, ticket, ollama.idle_chat, keep_alive_ms=keep_alive, context_tokens=context)
     request = ollama.chat_request(body, ticket)

@@ -27,13 +27,13 @@ async def openai_completion(call: InferenceCall) -> ASGIApp:
         echo=body.echoed,
     )
     keep_alive = keep_alive_ms(body.keep_alive)
-    return await call.answer(target, request, reply, keep_alive_ms=keep_alive, priority=body.wanted_priority)
+    return await call.answer(target, request, reply, keep_alive_ms=keep_alive, priority=body.requested_priority)
 
 
 async def ollama_generate(call: InferenceCall) -> ASGIApp:
     body = ollama.decode_generate(call.body)
     ticket = call.ticket(await _resolve(call.routes, body.asked))
-    keep_alive, context = keep_alive_ms(body.keep_alive), ollama.wanted_context(body, ticket.target)
+    keep_alive, context = keep_alive_ms(body.keep_alive), ollama.requested_context(body, ticket.target)
     if not body.prompt:
         return await load_or_unload(call, ticket, ollama.idle_generate, keep_alive_ms=keep_alive, context_tokens=context)
     request = ollama.generate_request(body, ticket)

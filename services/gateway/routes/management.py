@@ -40,8 +40,8 @@ async def pull(admin: AdminDep, raw: BodyDep, routes: RoutesDep, registry: Regis
     body = ollama.decode_pull(raw)
     if not body.asked:
         raise BadRequest("invalid model name")
-    wanted = msgspec.json.encode({"model": body.asked, "as": body.as_, "stream": body.streamed})
-    upstream = await registry.open("POST", "/registry/v1/pull", content=wanted)
+    forwarded = msgspec.json.encode({"model": body.asked, "as": body.as_, "stream": body.streamed})
+    upstream = await registry.open("POST", "/registry/v1/pull", content=forwarded)
     if body.streamed and upstream.is_success:
         return StreamingResponse(_progress(upstream, routes), media_type=ollama.NDJSON)
     answer = await read_good(upstream)

@@ -28,8 +28,9 @@ from services.node import hardware
 from services.node.containers.accelerators import Machine, find_machine, image_for, share_of
 from services.node.containers.engine import Container, Engine, Event, Listed
 from services.node.containers.template import Backend, Template
+from services.node.drain import KILL_GRACE_S, Drain
 from services.node.hardware import Memory
-from services.node.runtime import ENDED_KEPT_S, KILL_GRACE_S, StartSpec, last_line, require_replica_id
+from services.node.runtime import ENDED_KEPT_S, StartSpec, last_line, require_replica_id
 from services.process.loops import vital_thread
 from services.protocol.errors import CorralError, InsufficientMemory, ModelLoadFailed, ModelRefused
 from services.protocol.reports import UNKNOWN_EXIT, Device, ProcessReport
@@ -39,7 +40,6 @@ from services.weights.memory import gib
 EVENTS_TIMEOUT_S = 30
 
 _EVENTS_RETRY_INTERVAL_S = 0.5
-_STOP_POLL_INTERVAL_S = 0.05
 _OVER = ("exited", "dead", "removing")
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class _End(NamedTuple):
 class _Worker:
     """A worker's container. `ended` is set when it has ended; `stopping`: the agent is stopping it."""
 
+    engine: Engine
     replica: str
     container: str
     pid: int = 0
@@ -64,6 +65,17 @@ class _Worker:
     @property
     def report(self) -> ProcessReport:
         return self.ended.report if self.ended else ProcessReport(self.replica, self.pid, None, "")
+
+    @property
+    def has_ended(self) -> bool:
+        return self.ended is not None
+
+    def terminate(self) -> None:
+        self.stopping = True
+        self.engine.signal(self.container, "SIGTERM")
+
+    def kill(self) -> None:
+        self.engine.signal(self.container, "SIGKILL")
 
 
 class ContainerRuntime:
@@ -82,12 +94,12 @@ class ContainerRuntime:
         self._finding = threading.Lock()
         self._machine: Machine | None = None
         self._closed = False
-        self._hurry = threading.Event()
+        self._drain = Drain(template.drain_s)
         self._over = threading.Event()
         self._workers: dict[str, _Worker] = {}
         self._starting: set[str] = set()
         self._engine = Engine()
-        self._look()
+        self._compare()
         self._following = threading.Thread(
             target=vital_thread, args=("docker-events", self._follow), name="docker-events", daemon=True
         )
@@ -156,7 +168,7 @@ class ContainerRuntime:
         self._following.join(timeout=KILL_GRACE_S)
 
     def hurry(self) -> None:
-        self._hurry.set()
+        self._drain.hurry()
 
     def _begin(self, spec: StartSpec) -> None:
         self._require_adapters(spec)
@@ -171,7 +183,7 @@ class ContainerRuntime:
             share = share_of(spec.engine, len(machine.devices))
             adapted = msgspec.structs.replace(spec, engine=share.engine)
             body = self._template.worker(adapted, image, machine.backend, share.devices, cpus=self._engine.cpus)
-            self._run(_Worker(spec.replica, self._engine.create(name, body)))
+            self._run(_Worker(self._engine, spec.replica, self._engine.create(name, body)))
             log.info("started worker of replica %s as container %s from %s", spec.replica, name, image)
 
     def _take_over(self, name: str) -> bool:
@@ -217,27 +229,10 @@ class ContainerRuntime:
             return self._machine
 
     def _end(self, workers: Sequence[_Worker]) -> None:
-        with self._lock:
-            for worker in workers:
-                worker.stopping = True
-        for worker in workers:
-            self._engine.signal(worker.container, "SIGTERM")
-        if not self._wait(workers, self._template.drain_s + KILL_GRACE_S, unless=self._hurry):
-            for worker in workers:
-                self._engine.signal(worker.container, "SIGKILL")
-            self._wait(workers, KILL_GRACE_S, unless=None)
+        self._drain.end(workers)
         for worker in workers:
             self._engine.remove(worker.container)
             self._forget(worker)
-
-    def _wait(self, workers: Sequence[_Worker], timeout_s: float, *, unless: threading.Event | None) -> bool:
-        """Whether all workers ended before the timeout and before the event `unless`."""
-        deadline = time.monotonic() + timeout_s
-        while not all(worker.ended for worker in workers):
-            if time.monotonic() > deadline or (unless and unless.is_set()):
-                return False
-            time.sleep(_STOP_POLL_INTERVAL_S)
-        return True
 
     def _forget(self, worker: _Worker) -> None:
         with self._lock:
@@ -250,7 +245,7 @@ class ContainerRuntime:
         while not self._over.is_set():
             since = int(time.time())
             try:
-                self._look()
+                self._compare()
                 if away:
                     log.info("the Docker engine answers again")
                 away = False
@@ -270,7 +265,7 @@ class ContainerRuntime:
         if worker and event.exit_code is not None:
             self._ended(worker, event.exit_code)
 
-    def _look(self) -> None:
+    def _compare(self) -> None:
         """Compares the table with the containers that exist, since events may have been missed. Removes ended ones after a
         while."""
         with self._lock:
@@ -302,7 +297,7 @@ class ContainerRuntime:
             self._adopt(found)
 
     def _adopt(self, found: Container) -> None:
-        worker = _Worker(found.replica, found.id, found.pid)
+        worker = _Worker(self._engine, found.replica, found.id, found.pid)
         with self._lock:
             self._workers[found.replica] = worker
         log.info("found worker of replica %s as container %s", found.replica, found.id[:12])

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from services.node.runtime import KILL_GRACE_S, StartSpec
+from services.node.drain import KILL_GRACE_S
+from services.node.runtime import StartSpec
 
 #: The hardware that a build of llama.cpp is for.
 Backend = Literal["cpu", "cuda", "rocm", "vulkan"]

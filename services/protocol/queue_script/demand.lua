@@ -13,7 +13,7 @@ local function touch(version, keep_alive_ms)
 end
 
 -- Keeps the longest context that was asked for since the version was loaded.
-local function want_context(version, tokens)
+local function request_context(version, tokens)
   local demand = K .. ":demand:" .. version
   local longest = math.max(number_or(redis.call("HGET", demand, "context_tokens"), 0), tokens)
   redis.call("HSET", demand, "context_tokens", longest)
@@ -31,9 +31,9 @@ function commands.touch(a)
 end
 
 -- version, tokens: a use of the version
-function commands.want_context(a)
+function commands.request_context(a)
   touch(a.version)
-  want_context(a.version, a.tokens)
+  request_context(a.version, a.tokens)
   signal_registry()
   return 1
 end

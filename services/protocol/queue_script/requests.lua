@@ -70,7 +70,7 @@ function commands.enqueue(a)
   end
   touch(version, a.keep_alive_ms)
   if a.context_tokens then
-    want_context(version, a.context_tokens)
+    request_context(version, a.context_tokens)
   end
   if a.name then
     name_version(version, a.name)

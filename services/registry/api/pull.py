@@ -36,8 +36,8 @@ async def pull(body: PullBody, state: AppStateDep) -> Response:
     model = body.model or body.name
     if not model:
         raise BadRequest("model is required")
-    wanted = pulls.pull_request(model, body.named or None)
-    lines = await _lines(state, wanted, model)
+    pull_request = pulls.pull_request(model, body.named or None)
+    lines = await _lines(state, pull_request, model)
     if body.stream:
         return StreamingResponse(_ndjson(lines), media_type="application/x-ndjson", headers={"X-Accel-Buffering": "no"})
     last: Line = {}
@@ -46,15 +46,15 @@ async def pull(body: PullBody, state: AppStateDep) -> Response:
     return JSONResponse(last)
 
 
-async def _lines(state: AppState, wanted: pulls.PullRequest, model: str) -> AsyncIterator[Line]:
+async def _lines(state: AppState, pull_request: pulls.PullRequest, model: str) -> AsyncIterator[Line]:
     """Starts the pull before the response starts, so that a refusal gets its HTTP status. The pull continues if the client
     leaves."""
     async with redis_answers():
         await state.redis.ping()  # fails if Redis cannot write, since the job could not be sent then
     try:
         async with state.database.transaction() as session:
-            version = await pulls.existing(session, wanted, model)
-            job = None if version else (await pulls.start(session, wanted)).id
+            version = await pulls.existing(session, pull_request, model)
+            job = None if version else (await pulls.start(session, pull_request)).id
     except pulls.UnknownSource as error:
         return _raising(error)
     if version:

@@ -15,9 +15,9 @@ from services.registry.control.placement import (
     Evict,
     NodeCapacity,
     PlacedReplica,
+    PlacementRequest,
     Shortage,
     Wait,
-    Want,
     never,
     place,
     shortage,
@@ -32,13 +32,13 @@ def assign_pending(cluster: ClusterState) -> Iterator[Decision]:
     for replica in sorted(pending, key=lambda replica: replica.id):
         deployment, version = deployments[replica.deployment], cluster.versions[replica.version]
         asked_for = deployment.origin is Origin.PINNED or cluster.waiting(version.digest)
-        if not deployment.replicas_wanted or not version.wanted or not asked_for:
+        if not deployment.replicas_wanted or not version.is_named or not asked_for:
             continue
         if fault := version.fault or deployment.fault:
             yield from _explain(replica, fault, "file")
             continue
-        want, found = _want(version, deployment.memory_bytes), capacities(cluster, version)
-        placement = place(want, found, placed)
+        request, found = _placement_request(version, deployment.memory_bytes), capacities(cluster, version)
+        placement = place(request, found, placed)
         match placement.outcome:
             case ChosenNode(node, fetch):
                 placed.append(_assigned(replica, node, deployment.memory_bytes))
@@ -47,19 +47,19 @@ def assign_pending(cluster: ClusterState) -> Iterator[Decision]:
                 yield from _evictions(cluster, version, victims)
                 placed = [_leaving(resident) if resident.replica in victims else resident for resident in placed]
                 reason = f"{placement.reason}; an idle model on {node} makes room"
-                yield from _explain(replica, reason, shortage(want, found))
+                yield from _explain(replica, reason, shortage(request, found))
             case Wait():
-                yield from _explain(replica, placement.reason, shortage(want, found))
+                yield from _explain(replica, placement.reason, shortage(request, found))
 
 
-def fits_in_place_of(cluster: ClusterState, outdated: ReplicaView) -> bool:
+def fits_as_replacement(cluster: ClusterState, outdated: ReplicaView) -> bool:
     """Whether another replica of its deployment fits on some node only after this one has stopped."""
     deployment, version = cluster.deployment(outdated), cluster.versions[outdated.version]
-    want, found = _want(version, deployment.memory_bytes), capacities(cluster, version)
+    request, found = _placement_request(version, deployment.memory_bytes), capacities(cluster, version)
     placed = [resident for replica in cluster.replicas if (resident := _placed_replica(cluster, replica))]
     others = [resident for resident in placed if resident.replica != outdated.id]
     without = [_given_back(capacity, outdated) if capacity.node == outdated.node else capacity for capacity in found]
-    now, then = place(want, found, placed).outcome, place(want, without, others).outcome
+    now, then = place(request, found, placed).outcome, place(request, without, others).outcome
     return isinstance(now, Wait) and not isinstance(then, Wait)
 
 
@@ -72,7 +72,7 @@ def never_placed(cluster: ClusterState, version: str) -> str | None:
     view = cluster.versions[version]
     if view.fault:
         return view.fault
-    return never(_want(view, view.memory_bytes), capacities(cluster, view))
+    return never(_placement_request(view, view.memory_bytes), capacities(cluster, view))
 
 
 def capacities(cluster: ClusterState, version: VersionView) -> list[NodeCapacity]:
@@ -102,8 +102,8 @@ def _fetch_failed(cluster: ClusterState, node: NodeView, version: VersionView) -
     )
 
 
-def _want(version: VersionView, memory_bytes: int) -> Want:
-    return Want(memory_bytes, version.file_bytes, fetchable=bool(version.source), version=version.digest)
+def _placement_request(version: VersionView, memory_bytes: int) -> PlacementRequest:
+    return PlacementRequest(memory_bytes, version.file_bytes, fetchable=bool(version.source), version=version.digest)
 
 
 def _placed_replica(cluster: ClusterState, replica: ReplicaView) -> PlacedReplica | None:

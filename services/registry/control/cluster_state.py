@@ -48,7 +48,7 @@ class VersionView:
     kept: bool = False
 
     @property
-    def wanted(self) -> bool:
+    def is_named(self) -> bool:
         return bool(self.name)
 
     @property

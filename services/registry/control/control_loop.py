@@ -47,7 +47,7 @@ PRUNE_INTERVAL_S = 600.0
 KEEP_REPLICAS = timedelta(days=1)
 KEEP_JOBS = timedelta(days=7)
 
-_ON_THE_WAY = (ReplicaState.PENDING, ReplicaState.FETCHING, ReplicaState.STARTING, ReplicaState.DRAINING)
+_TRANSITIONAL = (ReplicaState.PENDING, ReplicaState.FETCHING, ReplicaState.STARTING, ReplicaState.DRAINING)
 
 
 class ControlLoop:
@@ -150,7 +150,7 @@ class ControlLoop:
         seconds = time.perf_counter() - started
         self._metrics.turns.observe(seconds)
         log.debug("turn: %d decisions in %.1f ms", len(acted), seconds * 1000)
-        return any(acted), any(replica.state in _ON_THE_WAY for replica in cluster.replicas)
+        return any(acted), any(replica.state in _TRANSITIONAL for replica in cluster.replicas)
 
     async def _act(self, cluster: ClusterState, decision: Decision) -> bool:
         """False if it failed. The others are acted on all the same, and its replica fails with that as the reason."""

@@ -131,9 +131,9 @@ class Executor:
     async def _change_deployment(self, session: AsyncSession, decision: DeploymentDecision) -> None:
         match decision:
             case WantVersion(version):
-                await deployments.want_on_demand(session, version, self._engine)
+                await deployments.deploy_on_demand(session, version, self._engine)
             case UnwantDeployment(deployment, reason=reason):
-                await deployments.unwant(session, deployment, reason)
+                await deployments.scale_to_zero(session, deployment, reason)
             case WidenContext(deployment, engine):
                 await deployments.widen(session, deployment, engine)
             case KeepSettings(deployment, engine):

@@ -62,7 +62,7 @@ class PlacedReplica:
 
 
 @dataclass(frozen=True)
-class Want:
+class PlacementRequest:
     """What a replica needs: memory, and disk for the file if the node must fetch it, in bytes. `fetchable`: the model has a
     source that any node can fetch it from."""
 
@@ -114,10 +114,12 @@ def free_bytes(capacity: NodeCapacity, placed: Sequence[PlacedReplica]) -> int:
     return min(unpromised, capacity.available - sum(replica.memory_bytes for replica in here if not replica.settled))
 
 
-def place(want: Want, capacities: Sequence[NodeCapacity], placed: Sequence[PlacedReplica]) -> Placement:
+def place(request: PlacementRequest, capacities: Sequence[NodeCapacity], placed: Sequence[PlacedReplica]) -> Placement:
     free = {capacity.node: free_bytes(capacity, placed) for capacity in capacities}
-    refusals = {capacity.node: reason for capacity in capacities if (reason := _refusal(want, capacity, free[capacity.node]))}
-    ranks = {capacity.node: _rank(want, capacity, placed) for capacity in capacities}
+    refusals = {
+        capacity.node: reason for capacity in capacities if (reason := _refusal(request, capacity, free[capacity.node]))
+    }
+    ranks = {capacity.node: _rank(request, capacity, placed) for capacity in capacities}
     fit = sorted(
         (capacity for capacity in capacities if capacity.node not in refusals),
         key=lambda capacity: (ranks[capacity.node], -free[capacity.node], capacity.node),
@@ -126,8 +128,8 @@ def place(want: Want, capacities: Sequence[NodeCapacity], placed: Sequence[Place
         chosen, *others = fit
         refusals |= {capacity.node: _second(capacity, ranks[chosen.node], ranks[capacity.node]) for capacity in others}
         return Placement(ChosenNode(chosen.node, fetch=not chosen.holds), refusals)
-    tight = [capacity for capacity in capacities if _unfit(want, capacity) is None]
-    return Placement(_make_room(want, tight, placed, free), refusals)
+    tight = [capacity for capacity in capacities if _unfit(request, capacity) is None]
+    return Placement(_make_room(request, tight, placed, free), refusals)
 
 
 @dataclass(frozen=True, order=True)
@@ -140,57 +142,57 @@ class _Rank:
     fetches: bool
 
 
-def _rank(want: Want, capacity: NodeCapacity, placed: Sequence[PlacedReplica]) -> _Rank:
+def _rank(request: PlacementRequest, capacity: NodeCapacity, placed: Sequence[PlacedReplica]) -> _Rank:
     here = [replica for replica in placed if replica.node == capacity.node and not replica.leaving]
-    siblings = sum(bool(want.version) and replica.version == want.version for replica in here)
+    siblings = sum(bool(request.version) and replica.version == request.version for replica in here)
     work = ACTIVE_WORK + sum(ACTIVE_WORK if replica.active else IDLE_WORK for replica in here)
     if not capacity.holds:
         work += FETCH_WORK
     return _Rank(capacity.fetch_failed and not capacity.holds, siblings, work / max(1, capacity.cores), not capacity.holds)
 
 
-def shortage(want: Want, capacities: Sequence[NodeCapacity]) -> Shortage:
-    """What all nodes lack, for a want that no node fits."""
+def shortage(request: PlacementRequest, capacities: Sequence[NodeCapacity]) -> Shortage:
+    """What all nodes lack, for a request that no node fits."""
     ready = [capacity for capacity in capacities if capacity.ready]
-    reachable = [capacity for capacity in ready if capacity.holds or want.fetchable]
+    reachable = [capacity for capacity in ready if capacity.holds or request.fetchable]
     if not ready:
         return "nodes"
     if not reachable:
         return "file"
-    if not any(capacity.holds or capacity.disk_free >= want.file_bytes for capacity in reachable):
+    if not any(capacity.holds or capacity.disk_free >= request.file_bytes for capacity in reachable):
         return "disk"
     return "memory"
 
 
-def never(want: Want, capacities: Sequence[NodeCapacity]) -> str | None:
+def never(request: PlacementRequest, capacities: Sequence[NodeCapacity]) -> str | None:
     """Why no node could take it even if it were ready and empty; None if one could, or if no node is known."""
-    reachable = [capacity for capacity in capacities if capacity.holds or want.fetchable]
+    reachable = [capacity for capacity in capacities if capacity.holds or request.fetchable]
     if capacities and not reachable:
         return "its file is on no node"
     largest = max(reachable, key=lambda capacity: capacity.usable, default=None)
-    if largest is None or largest.usable >= want.memory_bytes:
+    if largest is None or largest.usable >= request.memory_bytes:
         return None
-    return f"it needs {gib(want.memory_bytes)} of memory and the largest node, {largest.node}, has {gib(largest.usable)} for models"
+    return f"it needs {gib(request.memory_bytes)} of memory and the largest node, {largest.node}, has {gib(largest.usable)} for models"
 
 
-def _unfit(want: Want, capacity: NodeCapacity) -> str | None:
+def _unfit(request: PlacementRequest, capacity: NodeCapacity) -> str | None:
     """Why the node does not fit even if all its memory were free."""
     if not capacity.ready:
         return "is lost"
-    if not capacity.holds and not want.fetchable:
+    if not capacity.holds and not request.fetchable:
         return "does not hold the model's file and cannot fetch it, since its source is a path on another node"
-    if not capacity.holds and capacity.disk_free < want.file_bytes:
-        return f"has {gib(capacity.disk_free)} of disk free, the model's file takes {gib(want.file_bytes)}"
-    if capacity.usable < want.memory_bytes:
-        return f"has {gib(capacity.usable)} of memory for models, {gib(want.memory_bytes)} are needed"
+    if not capacity.holds and capacity.disk_free < request.file_bytes:
+        return f"has {gib(capacity.disk_free)} of disk free, the model's file takes {gib(request.file_bytes)}"
+    if capacity.usable < request.memory_bytes:
+        return f"has {gib(capacity.usable)} of memory for models, {gib(request.memory_bytes)} are needed"
     return None
 
 
-def _refusal(want: Want, capacity: NodeCapacity, free: int) -> str | None:
-    if reason := _unfit(want, capacity):
+def _refusal(request: PlacementRequest, capacity: NodeCapacity, free: int) -> str | None:
+    if reason := _unfit(request, capacity):
         return reason
-    if free < want.memory_bytes:
-        return f"has {gib(max(0, free))} of memory free, {gib(want.memory_bytes)} are needed"
+    if free < request.memory_bytes:
+        return f"has {gib(max(0, free))} of memory free, {gib(request.memory_bytes)} are needed"
     return None
 
 
@@ -207,7 +209,7 @@ def _second(capacity: NodeCapacity, best: _Rank, rank: _Rank) -> str:
 
 
 def _make_room(
-    want: Want, tight: Sequence[NodeCapacity], placed: Sequence[PlacedReplica], free: dict[str, int]
+    request: PlacementRequest, tight: Sequence[NodeCapacity], placed: Sequence[PlacedReplica], free: dict[str, int]
 ) -> Evict | Wait:
     """Evicts on the node that has to give up the fewest replicas. Waits if replicas that are leaving will free enough
     memory."""
@@ -215,9 +217,9 @@ def _make_room(
     for capacity in tight:
         here = [replica for replica in placed if replica.node == capacity.node]
         promised = free[capacity.node] + sum(replica.memory_bytes for replica in here if replica.leaving)
-        if promised >= want.memory_bytes:
+        if promised >= request.memory_bytes:
             return Wait()
-        if victims := _victims(want.memory_bytes - promised, here):
+        if victims := _victims(request.memory_bytes - promised, here):
             options.append(Evict(capacity.node, victims))
     return min(options, key=lambda evict: (len(evict.replicas), evict.node), default=Wait())
 

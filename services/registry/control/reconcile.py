@@ -56,8 +56,8 @@ def reconcile(cluster: ClusterState) -> tuple[Decision, ...]:
 def _nodes(cluster: ClusterState) -> Iterator[Decision]:
     """Marks nodes as lost that stopped reporting. Time before this leader started to watch does not count."""
     for node in cluster.nodes.values():
-        unseen_s = cluster.age_s(max(node.last_seen_at, cluster.watching_since))
-        if node.state is NodeState.READY and not node.reporting and unseen_s > cluster.policy.node_lost_after_s:
+        silent_s = cluster.age_s(max(node.last_seen_at, cluster.watching_since))
+        if node.state is NodeState.READY and not node.reporting and silent_s > cluster.policy.node_lost_after_s:
             yield LoseNode(node.name)
 
 
@@ -91,13 +91,13 @@ def load_failure(cluster: ClusterState, version: str, reason: str) -> str:
 def _demand(cluster: ClusterState) -> Iterator[Decision]:
     for demand in cluster.demand.values():
         version = cluster.versions.get(demand.version)
-        if version is None or not version.wanted:
+        if version is None or not version.is_named:
             if demand.waiting:
                 yield from _refuse_unnamed(cluster, demand.version)
             elif not cluster.live(demand.version):
                 yield ForgetDemand(demand.version)
         elif demand.waiting:
-            yield from _wanted_version(cluster, demand.version)
+            yield from _load_or_refuse(cluster, demand.version)
         elif not _is_wanted(cluster, demand.version) and not cluster.live(demand.version):
             yield ForgetDemand(demand.version)
 
@@ -122,7 +122,7 @@ def _is_wanted(cluster: ClusterState, version: str) -> bool:
     return any(deployment.replicas_wanted for deployment in cluster.deployments if deployment.version == version)
 
 
-def _wanted_version(cluster: ClusterState, version: str) -> Iterator[Decision]:
+def _load_or_refuse(cluster: ClusterState, version: str) -> Iterator[Decision]:
     """Loads a version that requests wait for, or refuses them if it cannot be served. Does nothing if a replica is loading or
     serving. If settings on trial do not work, the requests wait until the previous ones are put back."""
     if any(
@@ -144,16 +144,16 @@ def _wanted_version(cluster: ClusterState, version: str) -> Iterator[Decision]:
 def _deployments(cluster: ClusterState) -> Iterator[Decision]:
     for deployment in cluster.deployments:
         live = [replica for replica in cluster.live(deployment.version) if replica.deployment == deployment.id]
-        if deployment.replicas_wanted and (unwanted := _unwanted(cluster, deployment, live)):
-            yield unwanted
+        if deployment.replicas_wanted and (scale_down := _scale_down(cluster, deployment, live)):
+            yield scale_down
         else:
             yield from rollout(cluster, deployment, live)
         yield from surplus(cluster, deployment, live)
 
 
-def _unwanted(cluster: ClusterState, deployment: DeploymentView, live: list[ReplicaView]) -> UnwantDeployment | None:
+def _scale_down(cluster: ClusterState, deployment: DeploymentView, live: list[ReplicaView]) -> UnwantDeployment | None:
     version, policy = cluster.versions[deployment.version], cluster.policy
-    if not version.wanted:
+    if not version.is_named:
         if version.kept and cluster.waiting(version.digest) and _serves_on(cluster, version.digest):
             return None
         return UnwantDeployment(deployment.id, deployment.version, unnamed(version), unused=False)
@@ -189,9 +189,9 @@ def _may_restart(cluster: ClusterState, replica: ReplicaView) -> bool:
 def _orphans(cluster: ClusterState) -> Iterator[Decision]:
     """Stops processes whose replica is over, unknown, or on another node, and processes that have been draining for too
     long."""
-    wanted = {(replica.id, replica.node) for replica in cluster.replicas if _may_run(cluster, replica)}
+    allowed = {(replica.id, replica.node) for replica in cluster.replicas if _may_run(cluster, replica)}
     for process in cluster.processes:
-        if not process.runs or (process.replica, process.node) in wanted:
+        if not process.runs or (process.replica, process.node) in allowed:
             continue
         stop = cluster.job(JobKind.STOP, process.replica)
         if stop is None or stop.node != process.node or stop.state.is_over:
@@ -208,13 +208,13 @@ def _jobs(cluster: ClusterState) -> Iterator[Decision]:
     for job in cluster.jobs:
         if job.state.is_over:
             continue
-        if moot := _moot(cluster, job):
-            yield FailJob(job.id, job.node, Unavailable.code, moot)
+        if reason := _reason_to_give_up(cluster, job):
+            yield FailJob(job.id, job.node, Unavailable.code, reason)
         elif _due(cluster, job):
             yield SendJob(job.id)
 
 
-def _moot(cluster: ClusterState, job: JobView) -> str | None:
+def _reason_to_give_up(cluster: ClusterState, job: JobView) -> str | None:
     """Why the job is given up; None if it is not. A Delete job for a lost node stays open until the node is back."""
     if not cluster.node_is_ready(job.node):
         return None if job.kind is JobKind.DELETE else f"node {job.node} is lost"
@@ -242,13 +242,13 @@ def _serves_untagged(cluster: ClusterState, job: JobView) -> bool:
     """Whether live replicas on the job's node still use the version that the job deletes. A version that a tag names keeps its
     files, so its Delete job need not wait."""
     version = cluster.versions.get(job.version or "")
-    if version is None or version.wanted:
+    if version is None or version.is_named:
         return False
     return any(replica.node == job.node for replica in cluster.live(version.digest))
 
 
 def _garbage(cluster: ClusterState) -> Iterator[Decision]:
     for version in cluster.versions.values():
-        needed = version.wanted or version.kept or cluster.live(version.digest) or cluster.waiting(version.digest)
+        needed = version.is_named or version.kept or cluster.live(version.digest) or cluster.waiting(version.digest)
         if not needed:
             yield ForgetVersion(version.digest)

@@ -10,7 +10,7 @@ from datetime import datetime
 from signal import SIGKILL
 
 from services.protocol.errors import ModelLoadFailed, ModelRefused, WorkerLost
-from services.protocol.reports import ENDED_BY_OTHERS, WorkerReport, WorkerState
+from services.protocol.reports import STOPPED_EXIT_CODES, WorkerReport, WorkerState
 from services.registry.control.cluster_state import ClusterState, JobView, ProcessView, ReplicaView
 from services.registry.control.decisions import (
     DrainReplica,
@@ -37,7 +37,7 @@ _LOADED = frozenset({WorkerState.READY, WorkerState.DRAINING})
 _EXIT_MEANINGS = {3: ": the model could not be loaded", 4: ": llama.cpp failed"}
 
 #: The recorded memory is updated when the worker uses more than this factor of it.
-NOTICEABLE = 1.05
+MIN_MEMORY_GROWTH = 1.05
 
 
 def replica_decision(cluster: ClusterState, replica: ReplicaView) -> ReplicaDecision | None:
@@ -139,7 +139,7 @@ def _loaded(replica: ReplicaView, worker: WorkerReport) -> ReadyReplica:
 
 
 def _ended_early(replica: ReplicaView, process: ProcessView) -> ReplicaDecision:
-    if process.exit_code in ENDED_BY_OTHERS and not process.error_code:
+    if process.exit_code in STOPPED_EXIT_CODES and not process.error_code:
         return _stop(replica, "its process was told to end")
     return _fail(replica, process.error_code or ModelLoadFailed.code, exit_reason(process))
 
@@ -152,7 +152,7 @@ def _ready(cluster: ClusterState, replica: ReplicaView) -> ReplicaDecision | Non
         return None
     if process and process.exit_code == 0:
         return DrainReplica(replica.id, replica.state, str(replica.node), "its worker ended on its own", stop=False)
-    if process and not process.runs and process.exit_code in ENDED_BY_OTHERS and not process.error_code:
+    if process and not process.runs and process.exit_code in STOPPED_EXIT_CODES and not process.error_code:
         return _stop(replica, "its process was told to end")
     if process and not process.runs:
         return _fail(replica, WorkerLost.code, exit_reason(process))
@@ -170,7 +170,7 @@ def _working(replica: ReplicaView, worker: WorkerReport) -> ReplicaDecision | No
         return _fail(replica, worker.error_code or WorkerLost.code, worker.error or "its worker says no more")
     if worker.answered and replica.attempts > 1:
         return ProveReplica(replica.id, replica.state)
-    if _memory_bytes(worker) > max(replica.memory_measured, 1) * NOTICEABLE:
+    if _memory_bytes(worker) > max(replica.memory_measured, 1) * MIN_MEMORY_GROWTH:
         return MeasureReplica(replica.id, replica.state, _memory_bytes(worker))
     return None
 
@@ -201,5 +201,5 @@ def _was(cluster: ClusterState, moment: datetime | None, ago_s: float) -> bool:
 
 
 def _silent(cluster: ClusterState, replica: ReplicaView, for_s: float) -> bool:
-    heard = cluster.worker_seen.get(replica.id, replica.state_changed_at)
-    return cluster.age_s(max(heard, replica.state_changed_at, cluster.watching_since)) > for_s
+    last_report_at = cluster.worker_seen.get(replica.id, replica.state_changed_at)
+    return cluster.age_s(max(last_report_at, replica.state_changed_at, cluster.watching_since)) > for_s

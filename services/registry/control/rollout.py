@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from services.registry.control.assign import fits_in_place_of, never_placed
+from services.registry.control.assign import fits_as_replacement, never_placed
 from services.registry.control.backoff import is_permanent
 from services.registry.control.cluster_state import ClusterState, DeploymentView, ReplicaView, VersionView
 from services.registry.control.decisions import (
@@ -52,7 +52,7 @@ def surplus(cluster: ClusterState, deployment: DeploymentView, live: Sequence[Re
     serving = _serving(live)
     current, outdated = _by_settings(deployment, serving)
     beside = _is_pinned(deployment) and bool(outdated) and not all(_is_ready(replica) for replica in current)
-    for replica in sorted(serving, key=lambda one: _least_missed(deployment, one))[deployment.replicas_wanted + int(beside) :]:
+    for replica in sorted(serving, key=lambda one: _keep_order(deployment, one))[deployment.replicas_wanted + int(beside) :]:
         reason = "its settings have changed" if replica in outdated else "its deployment wants fewer replicas"
         yield _end(replica, cluster.versions[deployment.version], deployment.reason or reason)
 
@@ -60,7 +60,11 @@ def surplus(cluster: ClusterState, deployment: DeploymentView, live: Sequence[Re
 def permanent_failure(cluster: ClusterState, version: str) -> ReplicaView | None:
     for replica in cluster.replicas:
         permanent = replica.state is ReplicaState.FAILED and is_permanent(replica.error_code)
-        same = replica.version == version and replica.runs_as(cluster.deployment(replica)) and not _is_bygone(cluster, replica)
+        same = (
+            replica.version == version
+            and replica.runs_as(cluster.deployment(replica))
+            and not _no_longer_counts(cluster, replica)
+        )
         if permanent and same and cluster.age_s(replica.state_changed_at) < PERMANENT_ANSWER_S:
             return replica
     return None
@@ -78,14 +82,19 @@ def _failed_trial(cluster: ClusterState, deployment: DeploymentView) -> str | No
         return reason
     last = _last_ended(cluster, deployment)
     failed = last is not None and last.state is ReplicaState.FAILED and last.engine == deployment.engine
-    return last.reason if last and failed and not _is_bygone(cluster, last) else None
+    return last.reason if last and failed and not _no_longer_counts(cluster, last) else None
 
 
 def _next_attempt(cluster: ClusterState, deployment: DeploymentView, *, beside: bool = False) -> Iterator[Decision]:
     if deployment.origin is Origin.ON_DEMAND and not cluster.waiting(deployment.version):
         return
     last = _last_ended(cluster, deployment)
-    if last is None or last.state is not ReplicaState.FAILED or not last.runs_as(deployment) or _is_bygone(cluster, last):
+    if (
+        last is None
+        or last.state is not ReplicaState.FAILED
+        or not last.runs_as(deployment)
+        or _no_longer_counts(cluster, last)
+    ):
         yield CreateReplica(deployment.id, attempts=1, beside=beside)
     elif last.retry_at is None:
         if cluster.waiting(deployment.version) and permanent_failure(cluster, deployment.version) is None:
@@ -100,7 +109,7 @@ def _last_ended(cluster: ClusterState, deployment: DeploymentView) -> ReplicaVie
     )
 
 
-def _is_bygone(cluster: ClusterState, failed: ReplicaView) -> bool:
+def _no_longer_counts(cluster: ClusterState, failed: ReplicaView) -> bool:
     """Whether the failure no longer counts: its node's agent was restarted since, or an admin deployed the model again."""
     deployed_at = cluster.deployment(failed).deployed_at
     deployed = deployed_at is not None and deployed_at > failed.state_changed_at
@@ -126,7 +135,7 @@ def _replacement(cluster: ClusterState, deployment: DeploymentView, serving: Seq
 
 def _make_room(cluster: ClusterState, deployment: DeploymentView, outdated: Sequence[ReplicaView]) -> Iterator[Decision]:
     for replica in outdated:
-        if fits_in_place_of(cluster, replica):
+        if fits_as_replacement(cluster, replica):
             yield _end(
                 replica, cluster.versions[deployment.version], "its settings have changed, and there is no memory for both"
             )
@@ -155,14 +164,14 @@ def _is_ready(replica: ReplicaView) -> bool:
     return replica.state is ReplicaState.READY
 
 
-def _least_missed(deployment: DeploymentView, replica: ReplicaView) -> tuple[bool, int, str]:
+def _keep_order(deployment: DeploymentView, replica: ReplicaView) -> tuple[bool, int, str]:
     """Sort key: replicas to keep come first. Current settings before outdated ones, then by progress, then by age."""
     outdated = _is_pinned(deployment) and not replica.runs_as(deployment)
     return outdated, _SERVES_BEST_FIRST.index(replica.state), replica.id
 
 
 def _end(replica: ReplicaView, version: VersionView, reason: str) -> Decision:
-    reason = reason if version.wanted else unnamed(version)
+    reason = reason if version.is_named else unnamed(version)
     if replica.state in (ReplicaState.PENDING, ReplicaState.FETCHING) or replica.node is None:
         return StopReplica(replica.id, replica.state, reason)
     return DrainReplica(replica.id, replica.state, replica.node, reason)

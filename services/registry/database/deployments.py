@@ -62,7 +62,7 @@ class Previous(msgspec.Struct, frozen=True):
     settings: dict[str, Any]
 
 
-async def want_on_demand(session: AsyncSession, version: str, platform: EngineSettings) -> int | None:
+async def deploy_on_demand(session: AsyncSession, version: str, platform: EngineSettings) -> int | None:
     """The version's deployment now wants at least one replica. Returns its id, or None if the version is gone."""
     row = await _locked(session, version)
     if row is None:
@@ -168,7 +168,7 @@ async def _num_names(session: AsyncSession, version: str) -> int:
     return await session.scalar(select(func.count()).select_from(Tag).where(Tag.version_digest == version)) or 0
 
 
-async def unwant(session: AsyncSession, deployment: int, reason: str) -> None:
+async def scale_to_zero(session: AsyncSession, deployment: int, reason: str) -> None:
     row = await session.get(Deployment, deployment, with_for_update=True)
     if row:
         row.replicas_wanted = 0

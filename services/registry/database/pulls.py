@@ -70,23 +70,23 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:80]
 
 
-async def start(session: AsyncSession, wanted: PullRequest) -> Job:
+async def start(session: AsyncSession, pull: PullRequest) -> Job:
     """A job for this pull, or the open one that does the same. Raises Unavailable if no node is ready."""
     ready = select(Node.name).where(Node.state == NodeState.READY).order_by(Node.disk_free.desc(), Node.name)
     node = await session.scalar(ready.limit(1))
     if node is None:
         raise Unavailable("no node is ready to pull to")
-    return await jobs.create(session, Pull(new_id(), wanted.source, wanted.name.full), node=node)
+    return await jobs.create(session, Pull(new_id(), pull.source, pull.name.full), node=node)
 
 
-async def existing(session: AsyncSession, wanted: PullRequest, model: str) -> Version | None:
+async def existing(session: AsyncSession, pull: PullRequest, model: str) -> Version | None:
     """The registered version, for a pull by name alone; None if it must be pulled. Raises UnknownSource if the name is not
     registered and has no known source."""
     if not model.startswith(("pypi:", "/")):
         try:
-            return (await catalog.find_tag(session, wanted.name)).version
+            return (await catalog.find_tag(session, pull.name)).version
         except ModelNotFound as error:
-            if not wanted.source:
+            if not pull.source:
                 raise UnknownSource(UNKNOWN_MODEL) from error
     return None
 

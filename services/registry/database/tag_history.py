@@ -80,15 +80,15 @@ async def holders(session: AsyncSession, version: str) -> Sequence[str]:
     return (await session.scalars(copies.where(held).distinct().order_by(BlobCopy.node_name))).all()
 
 
-def chosen(history: Sequence[TagVersion], current: str, wanted: str, name: str) -> str:
-    """The digest to move the tag back to: the one that starts with `wanted`, or the previous one if that is empty. Raises
+def chosen(history: Sequence[TagVersion], current: str, prefix: str, name: str) -> str:
+    """The digest to move the tag back to: the one that starts with `prefix`, or the previous one if that is empty. Raises
     NotFound if none, or more than one, matches."""
     others = [row.version_digest for row in history if row.version_digest != current]
-    wanted = wanted.lower().removeprefix("sha256:")
-    found = [digest for digest in others if digest.startswith(wanted)]
+    prefix = prefix.lower().removeprefix("sha256:")
+    found = [digest for digest in others if digest.startswith(prefix)]
     if not others:
         raise NotFound(f"model '{name}' has no version but the one that it names")
-    if not found or (wanted and len(found) > 1):
+    if not found or (prefix and len(found) > 1):
         shown = ", ".join(digest[:12] for digest in others)
-        raise NotFound(f"model '{name}' keeps no version '{wanted[:64]}' to go back to; there are {shown}")
+        raise NotFound(f"model '{name}' keeps no version '{prefix[:64]}' to go back to; there are {shown}")
     return found[0]

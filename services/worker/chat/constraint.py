@@ -26,7 +26,7 @@ class Effective:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AnswerRequirements:
     """What a chat asks of its answer. `control`: see Rules. `may_reason` is False if the caller wants no reasoning."""
 
     constraint: Constraint | None
@@ -37,23 +37,25 @@ class Wanted:
     control: Mapping[str, int]
 
 
-def effective(format: AnswerFormat, phase: Phase, wanted: Wanted) -> Effective:
+def effective(format: AnswerFormat, phase: Phase, requirements: AnswerRequirements) -> Effective:
     """Raises BadRequest for a schema that cannot be compiled.
 
     If the prompt opened the reasoning, the constraint starts after the reasoning ends. If the model may start with reasoning,
     the grammar allows it. A caller's GBNF or Lark grammar cannot be extended like that: it starts with harmony's final message
     or, in other families, applies to the whole answer.
     """
-    reasoning, calls = format.reasoning, _says_calls(format, wanted)
-    if wanted.constraint is None and not calls:
+    reasoning, calls = format.reasoning, _describes_calls(format, requirements)
+    if requirements.constraint is None and not calls:
         return Effective()
-    opens = phase is Phase.FRESH and (wanted.may_reason or not _by_tags(reasoning))
-    waits = phase is Phase.REASONING or (opens and not calls and _is_opaque(wanted.constraint) and not _by_tags(reasoning))
+    opens = phase is Phase.FRESH and (requirements.may_reason or not _by_tags(reasoning))
+    waits = phase is Phase.REASONING or (
+        opens and not calls and _is_opaque(requirements.constraint) and not _by_tags(reasoning)
+    )
     after = reasoning.end.encode() if reasoning and waits else None
-    if not calls and (not opens or _is_opaque(wanted.constraint)):
-        return Effective(wanted.constraint, after)
-    rules = Rules(wanted.control)
-    answer = _answer(rules, format, wanted)
+    if not calls and (not opens or _is_opaque(requirements.constraint)):
+        return Effective(requirements.constraint, after)
+    rules = Rules(requirements.control)
+    answer = _answer(rules, format, requirements)
     if reasoning and opens:
         answer = rules.sequence(f"{_thoughts(rules, reasoning)}?", answer)
     return Effective(Lark(rules.grammar(answer)), after)
@@ -67,28 +69,28 @@ def _is_opaque(constraint: Constraint | None) -> bool:
     return isinstance(constraint, Gbnf | Lark)
 
 
-def _says_calls(format: AnswerFormat, wanted: Wanted) -> bool:
+def _describes_calls(format: AnswerFormat, requirements: AnswerRequirements) -> bool:
     """Whether the grammar must describe calls: a call is required, the answer is either a call or matches the caller's
     constraint, or a tool is strict."""
-    if wanted.choice.mode == "required":
+    if requirements.choice.mode == "required":
         return True
-    if wanted.constraint is not None:
-        return bool(wanted.tools) and not _is_opaque(wanted.constraint)
-    return format.family.waits and any(tool.strict for tool in wanted.tools)
+    if requirements.constraint is not None:
+        return bool(requirements.tools) and not _is_opaque(requirements.constraint)
+    return format.family.waits and any(tool.strict for tool in requirements.tools)
 
 
-def _answer(rules: Rules, format: AnswerFormat, wanted: Wanted) -> str:
+def _answer(rules: Rules, format: AnswerFormat, requirements: AnswerRequirements) -> str:
     family = format.family
-    if not wanted.tools:
-        return _content(rules, family, wanted.constraint)
-    tools = [tool for tool in wanted.tools if wanted.choice.name in {"", tool.name}]
+    if not requirements.tools:
+        return _content(rules, family, requirements.constraint)
+    tools = [tool for tool in requirements.tools if requirements.choice.name in {"", tool.name}]
     _check_size(tools)
-    calls = family.calls(rules, tools, wanted.parallel and not wanted.choice.name)
+    calls = family.calls(rules, tools, requirements.parallel and not requirements.choice.name)
     called = rules.sequence(rules.literal(family.trigger), calls)
-    if wanted.choice.mode == "required":
+    if requirements.choice.mode == "required":
         return called
-    if wanted.constraint is not None:
-        return rules.one_of([called, _content(rules, family, wanted.constraint)])
+    if requirements.constraint is not None:
+        return rules.one_of([called, _content(rules, family, requirements.constraint)])
     return rules.one_of([rules.any_text(), rules.sequence(rules.until(family.trigger), calls)])
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 from services.worker.chat.json_object import ObjectReader, Progress
-from services.worker.chat.parser import Release
+from services.worker.chat.parser import Release, StateParser
 
 _ARGUMENTS = ("arguments", "parameters")
 
@@ -15,10 +15,10 @@ class JsonCall:
     """Releases the call as soon as its name and the start of its arguments are known. If `offered` is None, any name is a
     tool's.
 
-    Until then `raw` holds everything that was read, so that an object that is not a call can become content.
+    Until then `raw` holds `before` and everything that was read, so that an object that is not a call can become content.
     """
 
-    def __init__(self, release: Release, *, offered: Set[str] | None = None) -> None:
+    def __init__(self, release: Release, *, offered: Set[str] | None = None, before: str = "") -> None:
         self._release = release
         self._offered = offered
         self._reader = ObjectReader(self._take, self._end)
@@ -27,7 +27,7 @@ class JsonCall:
         self._waiting = ""
         self.is_released = False
         self.has_arguments = False
-        self.raw = ""
+        self.raw = before
 
     @property
     def progress(self) -> Progress:
@@ -87,6 +87,25 @@ class JsonCall:
         self._release.arguments(arguments)
         self.is_released = True
         self._value = ""
+
+
+class JsonCallParser(StateParser):
+    """Parses a syntax whose calls are JSON objects."""
+
+    call: JsonCall
+
+    def read_call(self, *, complete: Callable[[], bool], broken: Callable[[], bool], no_call: Callable[[], bool]) -> bool:
+        """Reads `call` from the text. Continues in `complete` after its object, in `broken` if the object of a released call is
+        malformed or cut off, and in `no_call` after an object that became content."""
+        self.text = self.text[self.call.push(self.text) :]
+        if self.call.progress is Progress.DONE:
+            return self.go(complete)
+        if self.call.progress is Progress.OPEN and not self.is_whole:
+            return False
+        if self.call.is_released:
+            return self.go(broken)
+        self.release.content(self.call.raw)
+        return self.go(no_call)
 
 
 def _as_object(value: str) -> str:

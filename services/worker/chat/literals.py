@@ -31,7 +31,7 @@ class ControlTexts:
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = {text for text in texts if text}
         self._lengths = sorted({len(text) for text in self._texts})
-        self._beginnings = {text[:length] for text in self._texts if not text[0].isalnum() for length in range(1, len(text))}
+        self._partial_texts = {text[:length] for text in self._texts if not text[0].isalnum() for length in range(1, len(text))}
         first = "".join(re.escape(character) for character in sorted({text[0] for text in self._texts}))
         self._first = re.compile(f"[{first}]" if first else r"(?!)")
 
@@ -81,7 +81,7 @@ class ControlTexts:
     def _may_join(self, text: str) -> bool:
         """Whether the text ends with the start of a control token."""
         longest = min(len(text), self._lengths[-1] - 1 if self._lengths else 0)
-        return any(text[-length:] in self._beginnings for length in range(1, longest + 1))
+        return any(text[-length:] in self._partial_texts for length in range(1, longest + 1))
 
     def _find(self, text: str) -> Iterator[_Span]:
         """Each span that reads as a control token, including overlapping ones."""

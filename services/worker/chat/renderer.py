@@ -24,7 +24,7 @@ MAX_PROMPT_CHARACTERS = 1 << 24
 MAX_REFUSAL_CHARACTERS = 1000
 
 #: Marks the end of a last message that the model continues. Two noncharacters of Unicode.
-_HERE = "\ufdd0\ufdd1"
+_CONTINUATION_MARK = "\ufdd0\ufdd1"
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -98,12 +98,12 @@ def _to_be_continued(prompt: ChatPrompt) -> ChatMessage:
     if message.role != "assistant" or message.tool_calls:
         raise BadRequest("only an assistant's message without tool calls can be continued")
     if message.reasoning and not message.content:
-        return ChatMessage(message.role, "", reasoning=message.reasoning + _HERE)
-    return ChatMessage(message.role, message.content + _HERE, reasoning=message.reasoning)
+        return ChatMessage(message.role, "", reasoning=message.reasoning + _CONTINUATION_MARK)
+    return ChatMessage(message.role, message.content + _CONTINUATION_MARK, reasoning=message.reasoning)
 
 
 def _cut(text: str) -> str:
-    before, here, _ = text.rpartition(_HERE)
+    before, here, _ = text.rpartition(_CONTINUATION_MARK)
     if not here:
         raise BadRequest("the model's chat template does not show the last message, so it cannot be continued")
     return before

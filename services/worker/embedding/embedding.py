@@ -33,7 +33,7 @@ class Embedding:
         self._left = len(inputs)
         self._computed = 0
         self._seq = 0
-        self._begun_ns = time.monotonic_ns()
+        self._started_ns = time.monotonic_ns()
 
     @property
     def is_complete(self) -> bool:
@@ -57,7 +57,7 @@ class Embedding:
             self._next_seq(),
             (reason,),
             Usage(self._computed, 0, 0),
-            Timings(prefill_ns=time.monotonic_ns() - self._begun_ns, decode_ns=0),
+            Timings(prefill_ns=time.monotonic_ns() - self._started_ns, decode_ns=0),
         )
 
     def failed(self, error: CorralError) -> Failed:

@@ -81,10 +81,10 @@ class EmbeddingLoop(CommandLoop[BeginEmbedding, Embedding]):
 
     def _step(self) -> None:
         batch = self._batches.next()
-        begun = time.perf_counter()
+        started_s = time.perf_counter()
         rows = self._embedder.embed([given.ids for given in batch])
         self._metrics.stepped(
-            seconds=time.perf_counter() - begun,
+            seconds=time.perf_counter() - started_s,
             prefill=sum(len(given.ids) for given in batch),
             decode=0,
             sequences=len(batch),

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from services.protocol.errors import BadRequest, ContextLengthExceeded, UnsupportedCapability
 from services.protocol.messages import EmbedRequest, Overflow, RerankRequest
 from services.worker.chat.literals import ControlTexts
-from services.worker.engine.embedder import Embedder, Pooling
+from services.worker.engine.embedder import Embedder
 
 #: Starts with the text of Ollama's message, because clients look for it.
 _TOO_LONG = (
@@ -31,7 +31,7 @@ class InputBuilder:
     def build(self, request: EmbedRequest | RerankRequest) -> list[list[int]]:
         """Raises UnsupportedCapability if the model is of the other kind, ContextLengthExceeded, and BadRequest for unknown
         token ids, on which llama.cpp fails."""
-        ranks = self._embedder.pooling is Pooling.RANK
+        ranks = self._embedder.pooling == "rank"
         match request:
             case EmbedRequest() if not ranks:
                 return [self._input(given, request.overflow) for given in request.inputs]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 
 import psutil
 
-from services.process import cgroups
+from services.process.cpus import affinity, num_cpus
 
 
-def num_threads(wanted: int) -> int:
-    """`wanted` threads (0: one per core in the CPU affinity), capped by the container's CPU quota."""
-    return min([wanted or len(_affinity()), *cgroups.cpu_limits()])
+def num_threads(setting: int) -> int:
+    """The number of threads for the `threads` setting: never more than the cores that this process may use. 0: all of them."""
+    cores = num_cpus()
+    return min(setting or cores, cores)
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,10 @@ class CoreTimes:
 
 
 def core_times() -> CoreTimes:
-    cores = _affinity()
+    cores = affinity()
     times = [of_core for core, of_core in enumerate(psutil.cpu_times(percpu=True)) if core in cores]
     return CoreTimes(
         clock_s=time.monotonic(),
         own_s=time.process_time(),
         idle_s=sum(of_core.idle + getattr(of_core, "iowait", 0.0) for of_core in times),
     )
-
-
-def _affinity() -> set[int]:
-    # macOS has no CPU affinity.
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

@@ -6,7 +6,6 @@ from the engine thread. The vocabulary (`tokenize`, `framing`) is read-only and 
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,17 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-#: Maximum number of sequences in a batch; llama.cpp's own limit (LLAMA_MAX_SEQ).
-MAX_SEQUENCES = 256
-
-
-class Pooling(enum.StrEnum):
-    """How the vectors of an input's tokens are combined into one. RANK: a classifier head turns them into a score."""
-
-    MEAN = "mean"
-    CLS = "cls"
-    LAST = "last"
-    RANK = "rank"
+from services.protocol.engine import Pooling
 
 
 @dataclass(frozen=True)

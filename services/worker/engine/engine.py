@@ -1,4 +1,4 @@
-"""The engine: admit, schedule, decode, update. One thread owns it and the objects it uses, so there are no locks."""
+"""The engine: admits sequences and computes them in steps. One thread owns it and the objects it uses, so there are no locks."""
 
 from __future__ import annotations
 
@@ -32,11 +32,20 @@ class Occupancy:
     preemptions: int
 
 
+@dataclass(frozen=True)
+class Step:
+    """A batch and the tokens that it produced: none if it was interrupted, or if the KV cache was full."""
+
+    batch: ScheduledBatch
+    sampled: list[SampledToken]
+
+
 class Engine:
     """Runs sequences on a model in continuous batches. `Pace` explains `prefill_s` and `prefill_tokens`."""
 
     def __init__(self, runner: ModelRunner, *, batch_tokens: int, prefill_s: float, prefill_tokens: int = 0) -> None:
         self._runner = runner
+        self._dominant_request: str | None = None
         self._pace = Pace(prefill_s=prefill_s, batch_tokens=batch_tokens, fixed=prefill_tokens)
         self._slots = SlotPool(
             runner.num_slots, runner.num_cells, partial_reuse=runner.partial_reuse, shareable=runner.shareable_prefixes
@@ -75,30 +84,40 @@ class Engine:
         self._scheduler.finish(sequence, reason)
 
     def admit(self) -> list[Sequence]:
-        """Gives slots to waiting sequences and returns them, with `num_cached` set."""
+        """Gives slots to waiting sequences and returns them, with `num_cached` set. Not a part of `step`, so that a request can
+        be reported as started before its first batch is computed."""
         return self._scheduler.admit()
 
-    def schedule(self) -> ScheduledBatch:
-        """Returns the next batch of the admitted sequences."""
-        return self._scheduler.schedule(self._pace.prefill_tokens)
+    def step(self) -> Step:
+        """Computes the next batch of the admitted sequences. Raises EngineDead, after which every sequence is lost."""
+        batch = self._scheduler.schedule(self._pace.prefill_tokens)
+        logits = self._decode(batch)
+        sampled = [] if logits is None else self._scheduler.update(batch, _sample(batch, logits))
+        return Step(batch, sampled)
 
-    def compute(self, batch: ScheduledBatch) -> list[SampledToken]:
-        """Computes the batch and returns the sampled tokens. Raises EngineDead, after which every sequence is lost.
+    def interrupt(self, request: str | None = None) -> None:
+        """Interrupts the step that is being computed, or else the next one. With `request`: only if the current step is
+        computed mostly for it. Safe from any thread."""
+        if request is None or request == self._dominant_request:
+            self._runner.interrupt()
 
-        Returns nothing if the batch was interrupted or the KV cache was full: call `schedule` again.
-        """
+    def _decode(self, batch: ScheduledBatch) -> NDArray[np.float32] | None:
+        """None if the batch must be scheduled again: it was interrupted, or the KV cache was full."""
         self._operate(batch)
-        begun = time.perf_counter()
+        self._dominant_request = _dominant_request(batch)
+        started_s = time.perf_counter()
         try:
             logits = self._runner.decode(batch.spans)
         except DecodeAborted:
-            return []
+            return None
         except NoRoom as error:
             if not self._scheduler.give_way():
                 raise EngineDead("the KV cache has no room for the running sequence") from error
-            return []
-        self._pace.observe(num_prefill=batch.num_prefill, num_tokens=batch.num_tokens, seconds=time.perf_counter() - begun)
-        return self._scheduler.update(batch, _sample(batch, logits))
+            return None
+        finally:
+            self._dominant_request = None
+        self._pace.observe(num_prefill=batch.num_prefill, num_tokens=batch.num_tokens, seconds=time.perf_counter() - started_s)
+        return logits
 
     def _operate(self, batch: ScheduledBatch) -> None:
         for operation in batch.operations:
@@ -107,6 +126,13 @@ class Engine:
                     self._runner.cut(slot, keep)
                 case Share(source, target, length):
                     self._runner.share(source, target, length)
+
+
+def _dominant_request(batch: ScheduledBatch) -> str | None:
+    """The id of the request that most of the batch is computed for, if there is one. A share of 16 tokens or fewer does not
+    count, because it is computed sooner than an interrupt would take."""
+    least = max(16, batch.num_tokens // 2)
+    return next((span.sequence.id for span in batch.spans if len(span.tokens) > least), None)
 
 
 def _sample(batch: ScheduledBatch, logits: NDArray[np.float32]) -> list[Sampled | Exception]:

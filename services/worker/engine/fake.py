@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from services.weights.memory import DEFAULT_SLOT_CELLS
 from services.worker.engine.runner import DecodeAborted, NoRoom
 from services.worker.engine.scheduler import Span
 
@@ -93,7 +94,7 @@ class FakeRunner:
         *,
         num_slots: int = 8,
         max_running: int | None = None,
-        context_tokens: int = 4096,
+        context_tokens: int = DEFAULT_SLOT_CELLS,
         script: Script = babble,
         cost: CostModel = CostModel(),
         cells: int | None = None,

@@ -11,7 +11,8 @@ from collections.abc import Sequence as TokenIds
 import numpy as np
 from numpy.typing import NDArray
 
-from services.worker.engine.embedder import Framing, Pooling
+from services.protocol.engine import Pooling
+from services.worker.engine.embedder import Framing
 from services.worker.engine.fake import CostModel
 
 CLS = 256
@@ -33,7 +34,7 @@ class FakeEmbedder:
     def __init__(
         self,
         *,
-        pooling: Pooling = Pooling.MEAN,
+        pooling: Pooling = "mean",
         context_tokens: int = 512,
         batch_tokens: int = 512,
         max_sequences: int = 64,
@@ -55,7 +56,7 @@ class FakeEmbedder:
         assert num_tokens <= self.batch_tokens or len(inputs) == 1, "several inputs that do not fit a batch"
         assert all(0 < len(ids) <= self.context_tokens for ids in inputs)
         self._cost.pay(num_tokens)
-        row = self._score if self.pooling is Pooling.RANK else self._vector
+        row = self._score if self.pooling == "rank" else self._vector
         return np.array([row(ids) for ids in inputs], dtype=np.float32)
 
     def _vector(self, ids: TokenIds[int]) -> NDArray[np.float32]:

@@ -22,7 +22,6 @@ from services.worker.engine.llama_batch import LlamaBatch
 from services.worker.engine.llama_compute import LlamaCompute
 from services.worker.engine.llama_model import (
     LogLines,
-    apply_adapters,
     can_be_cut,
     control_texts,
     load_model,
@@ -52,7 +51,6 @@ class LlamaRunner:
         self._model = load_model(path, settings, self._messages, on_progress)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._context = new_context(self._model, settings, self._messages)
-        apply_adapters(self._model, self._context, settings, self._messages)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._compute = LlamaCompute(self._context, settings)
         self._batch = LlamaBatch(settings.batch_tokens)

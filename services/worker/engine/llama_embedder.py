@@ -14,14 +14,13 @@ import numpy as np
 from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
-from services.protocol.engine import EngineSettings
+from services.protocol.engine import MAX_SEQUENCES, EngineSettings, Pooling
 from services.weights.memory import input_context_tokens
-from services.worker.engine.embedder import MAX_SEQUENCES, Framing, Pooling
+from services.worker.engine.embedder import Framing
 from services.worker.engine.llama_batch import LlamaBatch
 from services.worker.engine.llama_compute import LlamaCompute
 from services.worker.engine.llama_model import (
     LogLines,
-    apply_adapters,
     context_params,
     control_texts,
     init_context,
@@ -32,10 +31,10 @@ from services.worker.engine.llama_model import (
 from services.worker.engine.runner import EngineDead, OnProgress
 
 _POOLING = {
-    Pooling.MEAN: llama_cpp.LLAMA_POOLING_TYPE_MEAN,
-    Pooling.CLS: llama_cpp.LLAMA_POOLING_TYPE_CLS,
-    Pooling.LAST: llama_cpp.LLAMA_POOLING_TYPE_LAST,
-    Pooling.RANK: llama_cpp.LLAMA_POOLING_TYPE_RANK,
+    "mean": llama_cpp.LLAMA_POOLING_TYPE_MEAN,
+    "cls": llama_cpp.LLAMA_POOLING_TYPE_CLS,
+    "last": llama_cpp.LLAMA_POOLING_TYPE_LAST,
+    "rank": llama_cpp.LLAMA_POOLING_TYPE_RANK,
 }
 
 
@@ -59,14 +58,11 @@ class LlamaEmbedder:
         self.framing = self._framing()
         self.control_texts = control_texts(self._vocab)
         self._context = self._new_context(settings, capacity)
-        apply_adapters(self._model, self._context, settings, self._messages)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._compute = LlamaCompute(self._context, settings)
         self._batch = LlamaBatch(capacity)
         self._width = (
-            llama_cpp.llama_model_n_cls_out(self._model)
-            if pooling is Pooling.RANK
-            else llama_cpp.llama_model_n_embd_out(self._model)
+            llama_cpp.llama_model_n_cls_out(self._model) if pooling == "rank" else llama_cpp.llama_model_n_embd_out(self._model)
         )
 
     @property
@@ -80,7 +76,7 @@ class LlamaEmbedder:
         params.kv_unified = True
         params.embeddings = True
         params.pooling_type = _POOLING[self.pooling]
-        return init_context(self._model, params, self._messages)
+        return init_context(self._model, params, settings, self._messages)
 
     def _framing(self) -> Framing:
         def token(found: int) -> int | None:

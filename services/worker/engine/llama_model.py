@@ -99,7 +99,7 @@ def control_texts(vocab: Any) -> tuple[str, ...]:
 
 
 def new_context(model: Any, settings: EngineSettings, messages: LogLines) -> Any:
-    """Returns a `llama_context` for generation. If llama.cpp refuses the settings, frees the model and raises ModelUnusable."""
+    """Returns a `llama_context` for generation (see init_context)."""
     params = context_params(settings)
     params.n_ctx = kv_cells(trained_context(model), settings)
     params.n_batch = params.n_ubatch = settings.batch_tokens
@@ -110,7 +110,7 @@ def new_context(model: Any, settings: EngineSettings, messages: LogLines) -> Any
     params.kv_unified = settings.kv_unified
     # A full-size cache keeps the tokens before the sliding window, so that models with one can reuse a prefix.
     params.swa_full = True
-    return init_context(model, params, messages)
+    return init_context(model, params, settings, messages)
 
 
 def context_params(settings: EngineSettings) -> Any:
@@ -124,16 +124,23 @@ def context_params(settings: EngineSettings) -> Any:
     return params
 
 
-def init_context(model: Any, params: Any, messages: LogLines) -> Any:
-    """Returns a `llama_context`. If llama.cpp refuses the parameters, frees the model and raises ModelUnusable."""
+def init_context(model: Any, params: Any, settings: EngineSettings, messages: LogLines) -> Any:
+    """Returns a `llama_context` that applies the LoRA adapters. If llama.cpp refuses the parameters or an adapter, frees the
+    model and raises ModelUnusable."""
     context = llama_cpp.llama_init_from_model(model, params)
     if not context:
         llama_cpp.llama_model_free(model)
         raise ModelUnusable(f"llama.cpp cannot make a context of {params.n_ctx} tokens: {messages.last_error()}")
+    try:
+        _apply_adapters(model, context, settings, messages)
+    except ModelUnusable:
+        llama_cpp.llama_free(context)
+        llama_cpp.llama_model_free(model)
+        raise
     return context
 
 
-def apply_adapters(model: Any, context: Any, settings: EngineSettings, messages: LogLines) -> None:
+def _apply_adapters(model: Any, context: Any, settings: EngineSettings, messages: LogLines) -> None:
     """Applies the LoRA adapters to every sequence of the context. llama.cpp frees them with the model. Raises ModelUnusable."""
     if not settings.lora:
         return

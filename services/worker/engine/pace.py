@@ -17,7 +17,7 @@ _TILE = 64
 _UNKNOWN = 128
 
 #: Batches with fewer prompt tokens are not measured: the fixed cost of a batch would dominate.
-_TELLING = 16
+_MIN_MEASURED_TOKENS = 16
 
 
 class Pace:
@@ -34,13 +34,13 @@ class Pace:
         if self._fixed:
             return min(self._fixed, self._batch_tokens)
         waiting = max(1.0, num_prefilling / num_decoding)
-        wanted = _UNKNOWN if self._token_s is None else self._prefill_s / self._token_s
-        tiles = max(1 + num_decoding // _TILE, round((waiting * wanted + num_decoding) / _TILE))
+        affordable = _UNKNOWN if self._token_s is None else self._prefill_s / self._token_s
+        tiles = max(1 + num_decoding // _TILE, round((waiting * affordable + num_decoding) / _TILE))
         return min(tiles * _TILE - num_decoding, self._batch_tokens)
 
     def observe(self, *, num_prefill: int, num_tokens: int, seconds: float) -> None:
         """Records how long a batch of `num_tokens` took, of which `num_prefill` were prompt tokens."""
-        if num_prefill < min(_TELLING, self._batch_tokens) or 2 * num_prefill < num_tokens:
+        if num_prefill < min(_MIN_MEASURED_TOKENS, self._batch_tokens) or 2 * num_prefill < num_tokens:
             return
         token_s = seconds / num_tokens
         self._token_s = token_s if self._token_s is None else _WEIGHT * token_s + (1 - _WEIGHT) * self._token_s

@@ -1,7 +1,7 @@
 """The scheduler: which tokens of which sequences go into the next batch. Pure Python: no I/O, no llama.cpp, no clock.
 
 It alone writes a Sequence's status, slot and computed tokens, and the SlotPool. Only the engine thread calls it, so it has no
-lock. An engine step is `admit()`, `schedule()`, a decode, `update()`.
+lock. An engine step is `schedule()`, a decode, `update()`; before it, `admit()`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from services.worker.engine.cells import Cells
 _NEAR = 16
 
 #: The shortest common prefix, in tokens, worth waiting for while another sequence computes it. A shorter one is computed twice.
-_WORTH_WAITING = 32
+_MIN_SHARED_TOKENS = 32
 
 
 @dataclass
@@ -117,7 +117,7 @@ class SlotPool:
         common = {slot.id: _common(slot, tokens, domain) for slot in self._slots}
         held = max(min(common[slot.id], slot.num_held) for slot in self._slots)
         coming = max((common[slot.id] for slot in self._slots if slot.busy), default=0)
-        return coming >= _WORTH_WAITING and min(coming, len(tokens) - 1) > held
+        return coming >= _MIN_SHARED_TOKENS and min(coming, len(tokens) - 1) > held
 
     def plan(self, tokens: TokenIds[int], *, domain: str = "") -> Plan:
         """Chooses a slot; one must be idle. The last token is never reused: the sequence needs its logits."""

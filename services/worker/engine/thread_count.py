@@ -12,7 +12,7 @@ FREE_CORES = 0.4
 CROWDED_AFTER_S = 0.4
 #: Longest time that a core must be free before it is used, as a multiple of `patience_s`. The time doubles whenever a core is
 #: lost again soon.
-MOST_PATIENCE = 16
+MAX_PATIENCE_FACTOR = 16
 #: A core counts as lost soon if it is given up within this time after it was taken.
 SAMPLE_WINDOW_S = 5.0
 
@@ -29,7 +29,7 @@ class ThreadCount:
         self.now = most
         self._most = most
         self._crowded_s = self._roomy_s = 0.0
-        self._patience_s = self._least_patience_s = patience_s
+        self._patience_s = self._min_patience_s = patience_s
         self._kept_s = SAMPLE_WINDOW_S
 
     def observe(self, cores: float, *, seconds: float) -> None:
@@ -55,8 +55,8 @@ class ThreadCount:
 
     def _give_up(self, cores: float) -> None:
         lost_soon = self._kept_s < SAMPLE_WINDOW_S
-        longer_s = min(2 * self._patience_s, MOST_PATIENCE * self._least_patience_s)
-        self._patience_s = longer_s if lost_soon else self._least_patience_s
+        longer_s = min(2 * self._patience_s, MAX_PATIENCE_FACTOR * self._min_patience_s)
+        self._patience_s = longer_s if lost_soon else self._min_patience_s
         self.now = max(1, min(self.now - 1, int(cores + FREE_CORES)))
         self._crowded_s = 0.0
 

@@ -24,11 +24,11 @@ def home() -> Iterator[Home]:
         yield home
 
 
-MakePart = Callable[..., ManagedProcess]
+MakeProcess = Callable[..., ManagedProcess]
 
 
 @pytest.fixture
-def make_part(home: Home) -> MakePart:
+def make_process(home: Home) -> MakeProcess:
     """A part that runs a piece of Python code. In it, `home` is the folder's path and `READY` marks the part as ready."""
 
     def make(name: str, code: str, *, grace_s: float = 10) -> ManagedProcess:

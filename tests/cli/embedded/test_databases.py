@@ -50,10 +50,10 @@ def ask(postgres: Postgres, statement: str) -> object:
 async def test_postgresql_keeps_its_data_and_its_password(home: Home, supervisor: Supervisor) -> None:
     postgres = Postgres(home.path, port=free_ports(1)[0], password=PASSWORD, say=print)
     await postgres.prepare(new_password=True)
-    await supervisor.start(postgres.part)
+    await supervisor.start(postgres.process)
     assert ask(postgres, "select current_database()") == "corral"
     assert ask(postgres, "select pg_encoding_to_char(encoding) from pg_database where datname = 'corral'") == "UTF8"
-    wrong = Postgres(home.path, port=int(postgres.part.port or 0), password="wrong", say=print)
+    wrong = Postgres(home.path, port=int(postgres.process.port or 0), password="wrong", say=print)
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         ask(wrong, "select 1")
     assert PASSWORD not in arguments(home) + logs(home)
@@ -65,7 +65,7 @@ async def test_postgresql_gets_a_new_password_if_the_old_one_is_lost(home: Home,
     await Postgres(home.path, port=1, password="lost", say=print).prepare(new_password=True)
     postgres = Postgres(home.path, port=free_ports(1)[0], password=PASSWORD, say=print)
     await postgres.prepare(new_password=True)
-    await supervisor.start(postgres.part)
+    await supervisor.start(postgres.process)
     assert ask(postgres, "select 1") == 1
 
 
@@ -94,7 +94,7 @@ async def test_an_interrupted_first_start_leaves_no_partial_data(home: Home) -> 
 
 async def test_valkey_refuses_writes_over_its_memory_and_evicts_nothing(home: Home, supervisor: Supervisor) -> None:
     valkey = Valkey(home.path, port=free_ports(1)[0], password=PASSWORD, memory_bytes=16 << 20)
-    await supervisor.start(valkey.part)
+    await supervisor.start(valkey.process)
     async with Redis.from_url(valkey.url) as redis:
         await redis.set("kept", "yes")
         with pytest.raises(OutOfMemoryError):
@@ -109,14 +109,14 @@ def test_valkeys_memory_depends_on_the_machines() -> None:
 
 async def test_valkey_keeps_its_data_and_its_password(home: Home, supervisor: Supervisor) -> None:
     valkey = Valkey(home.path, port=free_ports(1)[0], password=PASSWORD)
-    await supervisor.start(valkey.part)
+    await supervisor.start(valkey.process)
     async with Redis.from_url(valkey.url) as redis:
         await redis.set("kept", "yes")
-    async with Redis.from_url(f"redis://127.0.0.1:{valkey.part.port}") as stranger:
+    async with Redis.from_url(f"redis://127.0.0.1:{valkey.process.port}") as stranger:
         with pytest.raises(AuthenticationError):
             await stranger.get("kept")
     assert PASSWORD not in arguments(home) + logs(home)
     await supervisor.stop()
-    await supervisor.start(valkey.part)
+    await supervisor.start(valkey.process)
     async with Redis.from_url(valkey.url) as redis:
         assert await redis.get("kept") == b"yes"

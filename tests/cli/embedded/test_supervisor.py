@@ -19,8 +19,8 @@ import pytest_asyncio
 from services.cli.embedded import processes
 from services.cli.embedded.home import Home
 from services.cli.embedded.supervisor import LOG_LIMIT_BYTES, STOP_ORDER, Supervisor
-from services.cli.errors import PartFailed
-from tests.cli.embedded.conftest import MakePart
+from services.cli.errors import ProcessStartFailed
+from tests.cli.embedded.conftest import MakeProcess
 from tests.conditions import eventually, eventually_sync
 
 #: After READY it waits for a signal, and writes its name to `order` when it ends.
@@ -58,26 +58,26 @@ async def supervisor(home: Home, lines: list[str]) -> AsyncIterator[Supervisor]:
 
 
 def parts(home: Home) -> dict[str, dict[str, int | None]]:
-    found: dict[str, dict[str, int | None]] = json.loads(home.parts_file.read_text())
+    found: dict[str, dict[str, int | None]] = json.loads(home.processes_file.read_text())
     return found
 
 
-async def test_parts_are_listed_while_they_run(home: Home, supervisor: Supervisor, make_part: MakePart) -> None:
-    await supervisor.start(make_part("gateway", patient("gateway")))
+async def test_parts_are_listed_while_they_run(home: Home, supervisor: Supervisor, make_process: MakeProcess) -> None:
+    await supervisor.start(make_process("gateway", patient("gateway")))
     pid = parts(home)["gateway"]["pid"]
     assert pid is not None
     assert pid in processes.marked(home.path)
-    assert home.parts_file.stat().st_mode & 0o777 == 0o600
+    assert home.processes_file.stat().st_mode & 0o777 == 0o600
     await supervisor.stop()
-    assert not home.parts_file.exists()
+    assert not home.processes_file.exists()
     assert processes.marked(home.path) == set()
 
 
 async def test_a_crash_is_reported_in_one_line_and_the_part_restarts(
-    home: Home, supervisor: Supervisor, make_part: MakePart, lines: list[str]
+    home: Home, supervisor: Supervisor, make_process: MakeProcess, lines: list[str]
 ) -> None:
-    await supervisor.start(make_part("gateway", patient("gateway")))
-    await supervisor.start(make_part("registry", patient("registry")))
+    await supervisor.start(make_process("gateway", patient("gateway")))
+    await supervisor.start(make_process("registry", patient("registry")))
     before = parts(home)
     pid = before["registry"]["pid"]
     assert pid is not None
@@ -92,41 +92,41 @@ async def test_a_crash_is_reported_in_one_line_and_the_part_restarts(
 
 
 async def test_a_part_that_exits_before_it_is_ready_ends_the_start(
-    home: Home, supervisor: Supervisor, make_part: MakePart, lines: list[str]
+    home: Home, supervisor: Supervisor, make_process: MakeProcess, lines: list[str]
 ) -> None:
-    with pytest.raises(PartFailed) as failed:
-        await supervisor.start(make_part("registry", "print('the port is taken', flush=True); sys.exit(3)"))
+    with pytest.raises(ProcessStartFailed) as failed:
+        await supervisor.start(make_process("registry", "print('the port is taken', flush=True); sys.exit(3)"))
     assert str(failed.value) == f"registry ended with exit code 3: the port is taken (log: {home.logs}/registry.log)"
     assert len(lines) == 2
 
 
-async def test_a_part_that_is_not_ready_in_time_ends_the_start(home: Home, lines: list[str], make_part: MakePart) -> None:
+async def test_a_part_that_is_not_ready_in_time_ends_the_start(home: Home, lines: list[str], make_process: MakeProcess) -> None:
     supervisor = Supervisor(home, lines.append, start_timeout_s=0.5)
-    with pytest.raises(PartFailed, match="^node agent was not ready after 0 s"):
-        await supervisor.start(make_part("node agent", "signal.pause()"))
+    with pytest.raises(ProcessStartFailed, match="^node agent was not ready after 0 s"):
+        await supervisor.start(make_process("node agent", "signal.pause()"))
     await supervisor.stop()
     assert processes.marked(home.path) == set()
 
 
-async def test_parts_are_stopped_in_order(home: Home, supervisor: Supervisor, make_part: MakePart) -> None:
+async def test_parts_are_stopped_in_order(home: Home, supervisor: Supervisor, make_process: MakeProcess) -> None:
     for name in reversed(STOP_ORDER):
-        await supervisor.start(make_part(name, patient(name)))
+        await supervisor.start(make_process(name, patient(name)))
     await supervisor.stop()
     assert (home.path / "order").read_text().splitlines() == list(STOP_ORDER)
 
 
 async def test_a_part_that_does_not_end_is_killed(
-    supervisor: Supervisor, make_part: MakePart, lines: list[str], home: Home
+    supervisor: Supervisor, make_process: MakeProcess, lines: list[str], home: Home
 ) -> None:
-    await supervisor.start(make_part("gateway", STUBBORN, grace_s=0.2))
+    await supervisor.start(make_process("gateway", STUBBORN, grace_s=0.2))
     await supervisor.stop()
     assert lines == ["gateway does not end in time and is made to"]
     assert processes.marked(home.path) == set()
 
 
-async def test_hurry_stops_without_waiting(supervisor: Supervisor, make_part: MakePart, home: Home) -> None:
-    await supervisor.start(make_part("gateway", STUBBORN, grace_s=60))
-    await supervisor.start(make_part("registry", STUBBORN, grace_s=60))
+async def test_hurry_stops_without_waiting(supervisor: Supervisor, make_process: MakeProcess, home: Home) -> None:
+    await supervisor.start(make_process("gateway", STUBBORN, grace_s=60))
+    await supervisor.start(make_process("registry", STUBBORN, grace_s=60))
     started = time.monotonic()
     stopping = asyncio.create_task(supervisor.stop())
     asyncio.get_running_loop().call_later(0.1, supervisor.hurry)
@@ -135,8 +135,10 @@ async def test_hurry_stops_without_waiting(supervisor: Supervisor, make_part: Ma
     assert processes.marked(home.path) == set()
 
 
-async def test_a_crashed_part_is_not_restarted_while_stopping(supervisor: Supervisor, make_part: MakePart, home: Home) -> None:
-    await supervisor.start(make_part("gateway", patient("gateway")))
+async def test_a_crashed_part_is_not_restarted_while_stopping(
+    supervisor: Supervisor, make_process: MakeProcess, home: Home
+) -> None:
+    await supervisor.start(make_process("gateway", patient("gateway")))
     pid = parts(home)["gateway"]["pid"]
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -145,14 +147,14 @@ async def test_a_crashed_part_is_not_restarted_while_stopping(supervisor: Superv
 
 
 async def test_child_processes_of_a_part_are_ended_too(
-    supervisor: Supervisor, make_part: MakePart, lines: list[str], home: Home
+    supervisor: Supervisor, make_process: MakeProcess, lines: list[str], home: Home
 ) -> None:
     """A node agent crashed and left a worker."""
     code = (
         "subprocess.Popen([sys.executable, '-c', 'import signal, sys; signal.signal(15, lambda *_: sys.exit()); signal.pause()'],"
         " start_new_session=True)\n" + patient("node agent")
     )
-    await supervisor.start(make_part("node agent", code))
+    await supervisor.start(make_process("node agent", code))
     pid = parts(home)["node agent"]["pid"]
     assert pid is not None
     worker = next(iter(processes.marked(home.path) - {pid}))
@@ -164,14 +166,14 @@ async def test_child_processes_of_a_part_are_ended_too(
     assert processes.marked(home.path) == set()
 
 
-async def test_adopted_children_are_reaped(supervisor: Supervisor, make_part: MakePart, home: Home) -> None:
+async def test_adopted_children_are_reaped(supervisor: Supervisor, make_process: MakeProcess, home: Home) -> None:
     code = (
         "READY\n"
         "orphan = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(0.2)'], start_new_session=True)\n"
         "(home / 'orphan').write_text(str(orphan.pid))\n"
         "os.kill(os.getpid(), 9)"
     )
-    await supervisor.start(make_part("node agent", code))
+    await supervisor.start(make_process("node agent", code))
     orphan = int(await eventually(lambda: (home.path / "orphan").exists() and (home.path / "orphan").read_text()))
     await eventually(lambda: not Path(f"/proc/{orphan}").exists())
 
@@ -205,9 +207,9 @@ def test_parts_do_not_outlive_a_killed_supervisor(home: Home) -> None:
     eventually_sync(lambda: processes.marked(home.path) == set())
 
 
-async def test_a_missing_program_is_an_error(home: Home, supervisor: Supervisor, make_part: MakePart) -> None:
-    part = dataclasses.replace(make_part("registry", ""), command=("/no/such/program",))
-    with pytest.raises(PartFailed, match="^registry cannot be started: No such file or directory"):
+async def test_a_missing_program_is_an_error(home: Home, supervisor: Supervisor, make_process: MakeProcess) -> None:
+    part = dataclasses.replace(make_process("registry", ""), command=("/no/such/program",))
+    with pytest.raises(ProcessStartFailed, match="^registry cannot be started: No such file or directory"):
         await supervisor.start(part)
 
 

@@ -225,7 +225,7 @@ def test_a_worker_that_runs_out_of_memory_reports_it(make_runtime: MakeRuntime, 
 def test_a_worker_that_does_not_drain_is_killed(
     make_runtime: MakeRuntime, engine: Any, node: str, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.node.containers.runtime.KILL_GRACE_S", 0.5)
+    monkeypatch.setattr("services.node.drain.KILL_GRACE_S", 0.5)
     runtime = make_runtime(STUBBORN, drain_s=0.1)
     runtime.start(spec(store))
     up(engine, node)

@@ -82,7 +82,7 @@ async def test_an_idle_model_is_reloaded_and_a_busy_one_is_not(
         process.worker = node.worker(process.start, WorkerState.READY, running=1)
         await node.publish()
         await serve(queue, version, first)
-        await queue.want_context(version, 1024)
+        await queue.request_context(version, 1024)
         await pull(registry, "pypi:other")
         assert (await one(registry, "ready"))["id"] == first
 

@@ -11,8 +11,8 @@ from services.registry.control.placement import (
     Evict,
     NodeCapacity,
     PlacedReplica,
+    PlacementRequest,
     Wait,
-    Want,
     free_bytes,
     never,
     place,
@@ -31,7 +31,7 @@ def replica(replica: str, **changes: object) -> PlacedReplica:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-WANT = Want(memory_bytes=4 * GIB, file_bytes=2 * GIB, fetchable=False)
+WANT = PlacementRequest(memory_bytes=4 * GIB, file_bytes=2 * GIB, fetchable=False)
 FETCHABLE = replace(WANT, fetchable=True)
 
 
@@ -207,7 +207,7 @@ def test_room_is_made_by_evicting_the_fewest_replicas() -> None:
         "fetched elsewhere",
     ],
 )
-def test_what_never_fits_has_a_reason(want: Want, capacities: list[NodeCapacity], reason: str | None) -> None:
+def test_what_never_fits_has_a_reason(want: PlacementRequest, capacities: list[NodeCapacity], reason: str | None) -> None:
     assert never(want, capacities) == reason
 
 
@@ -234,12 +234,12 @@ placed_of_all_kinds = st.lists(
     ),
     max_size=8,
 )
-wants = st.builds(Want, st.integers(1, 16), sizes, st.booleans(), st.sampled_from(["", "v"]))
+wants = st.builds(PlacementRequest, st.integers(1, 16), sizes, st.booleans(), st.sampled_from(["", "v"]))
 
 
 @given(wants, rooms_of_all_kinds, placed_of_all_kinds)
 def test_memory_is_never_exceeded_and_every_refusal_has_a_reason(
-    want: Want, capacities: list[NodeCapacity], placed: list[PlacedReplica]
+    want: PlacementRequest, capacities: list[NodeCapacity], placed: list[PlacedReplica]
 ) -> None:
     placement = place(want, capacities, placed)
     by_name = {room.node: room for room in capacities}
@@ -275,7 +275,7 @@ def test_replicas_of_a_model_are_balanced_over_nodes_with_room(
     placed = [replace(neighbour, version="other") for neighbour in neighbours]
     counts = dict.fromkeys((room.node for room in capacities), 0)
     for index in range(replicas):
-        outcome = place(Want(1, 1, True, version="v"), capacities, placed).outcome
+        outcome = place(PlacementRequest(1, 1, True, version="v"), capacities, placed).outcome
         assert isinstance(outcome, ChosenNode)
         counts[outcome.node] += 1
         placed.append(PlacedReplica(str(index), outcome.node, 1, False, False, False, 0, version="v"))
@@ -284,7 +284,7 @@ def test_replicas_of_a_model_are_balanced_over_nodes_with_room(
 
 @given(wants, rooms_of_all_kinds, placed_of_all_kinds, st.data())
 def test_the_order_of_nodes_and_replicas_does_not_matter(
-    want: Want, capacities: list[NodeCapacity], placed: list[PlacedReplica], data: st.DataObject
+    want: PlacementRequest, capacities: list[NodeCapacity], placed: list[PlacedReplica], data: st.DataObject
 ) -> None:
     shuffled = place(want, data.draw(st.permutations(capacities)), data.draw(st.permutations(placed)))
     assert shuffled == place(want, capacities, placed)

@@ -38,7 +38,7 @@ async def test_a_deployed_model_is_loaded_with_its_settings_and_stays_loaded(
 ) -> None:
     described = await put(registry, "tiny", engine={"slots": 3, "kv_type_k": "q8_0", "lora": [[ADAPTER, 0.5]]})
     assert (described["model"], described["version"], described["replicas"]) == ("tiny:latest", tiny, 1)
-    assert (described["engine"]["slots"], described["engine"]["context_tokens"]) == (3, settings.context_tokens)
+    assert (described["engine"]["slots"], described["engine"]["context_tokens"]) == (3, settings.engine.context_tokens)
     await one(registry, "ready")
     (start,) = node.jobs(Start)
     assert start.engine == EngineSettings(slots=3, context_tokens=16, batch_tokens=1, kv_type_k="q8_0", lora=((ADAPTER, 0.5),))

@@ -103,7 +103,7 @@ async def deployment(database: Database) -> int:
         }
         session.add(Node(name="n1", state=NodeState.READY, last_seen_at=NOW, **facts))
         version = await catalog.register(session, pulled_model("registry.ollama.ai/library/m:latest", "m"), source="pypi:m")
-        found = await deployments.want_on_demand(session, version, EngineSettings())
+        found = await deployments.deploy_on_demand(session, version, EngineSettings())
     assert found is not None
     return found
 

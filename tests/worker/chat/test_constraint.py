@@ -13,7 +13,7 @@ from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatMessage, ChatPrompt, Tool, ToolChoice
 from services.protocol.sampling import Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
 from services.worker.chat.answer_format import format_of
-from services.worker.chat.constraint import Wanted, effective
+from services.worker.chat.constraint import AnswerRequirements, effective
 from services.worker.chat.reasoning import Phase
 from services.worker.engine.grammar import GrammarCompiler
 from services.worker.prompt import Preparation, PromptBuilder
@@ -165,8 +165,8 @@ def test_the_schemas_of_forced_tools_share_a_limit() -> None:
     tools = tuple(Tool(f"f{n}", parameters={"type": "object", "properties": {"a": {"enum": ["x" * 1000]}}}) for n in range(300))
     format = format_of(HERMES, shows_calls=True)
 
-    def forced(choice: ToolChoice) -> Wanted:
-        return Wanted(None, tools, choice, parallel=True, may_reason=False, control={})
+    def forced(choice: ToolChoice) -> AnswerRequirements:
+        return AnswerRequirements(None, tools, choice, parallel=True, may_reason=False, control={})
 
     with pytest.raises(BadRequest, match="their schemas have more than 256 KiB together"):
         effective(format, Phase.ANSWERING, forced(REQUIRED))

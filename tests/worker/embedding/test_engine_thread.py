@@ -24,7 +24,6 @@ from services.protocol.messages import (
 from services.worker.command_loop import Abort, Quit, RoutedEvent
 from services.worker.embedding.engine_thread import BeginEmbedding, EmbeddingLoop
 from services.worker.embedding.mode import EmbeddingMode
-from services.worker.engine.embedder import Pooling
 from services.worker.engine.fake_embedder import DIMENSIONS, FakeEmbedder
 from services.worker.engine.runner import EngineDead
 from services.worker.metrics import Metrics
@@ -144,7 +143,7 @@ def test_a_request_without_inputs_is_answered_at_once(running: Running) -> None:
 
 
 def test_rerank_scores_come_from_the_classifier() -> None:
-    running = Running(FakeEmbedder(pooling=Pooling.RANK))
+    running = Running(FakeEmbedder(pooling="rank"))
     running.begin(RerankRequest(id="r", version="v", gateway="g", caller="c", query="ab", documents=("ab", "abc", "xyz")))
     scores = vectors(running.until_over("r"))
     assert [scores[index].tolist() for index in range(3)] == [[2.0], [3.0], [5.0]]

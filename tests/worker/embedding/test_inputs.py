@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from services.protocol.engine import Pooling
 from services.protocol.errors import BadRequest, ContextLengthExceeded, UnsupportedCapability
 from services.protocol.messages import EmbedRequest, Overflow, RerankRequest
 from services.worker.embedding.inputs import InputBuilder
-from services.worker.engine.embedder import Framing, Pooling
+from services.worker.engine.embedder import Framing
 from services.worker.engine.fake_embedder import CLS, SEP, FakeEmbedder
 
 EOS = 250
@@ -19,7 +20,7 @@ ROBERTA = Framing(bos=CLS, eos=EOS, sep=SEP, add_bos=True, add_eos=True, add_sep
 class Vocabulary(FakeEmbedder):
     """The fake's byte vocabulary with another framing."""
 
-    def __init__(self, framing: Framing, *, pooling: Pooling = Pooling.MEAN, context_tokens: int = 512) -> None:
+    def __init__(self, framing: Framing, *, pooling: Pooling = "mean", context_tokens: int = 512) -> None:
         super().__init__(pooling=pooling, context_tokens=context_tokens)
         self.framing = framing
 
@@ -99,12 +100,12 @@ def test_token_ids_outside_the_vocabulary_are_refused(tokens: tuple[int, ...]) -
     ids=["roberta", "bert", "sep for eos", "nothing"],
 )
 def test_a_pair_is_framed_by_the_vocabularys_rules(framing: Framing, expected: Sequence[int]) -> None:
-    builder = InputBuilder(Vocabulary(framing, pooling=Pooling.RANK))
+    builder = InputBuilder(Vocabulary(framing, pooling="rank"))
     assert builder.build(rerank("q", "doc")) == [expected]
 
 
 def test_a_long_document_is_truncated_but_not_the_query() -> None:
-    builder = InputBuilder(Vocabulary(ROBERTA, pooling=Pooling.RANK, context_tokens=8))
+    builder = InputBuilder(Vocabulary(ROBERTA, pooling="rank", context_tokens=8))
     assert builder.build(rerank("q", "document", "d", overflow="truncate")) == [
         [CLS, *ids("q"), EOS, SEP, *ids("doc"), EOS],
         [CLS, *ids("q"), EOS, SEP, *ids("d"), EOS],
@@ -118,7 +119,7 @@ def test_a_long_document_is_truncated_but_not_the_query() -> None:
 def test_a_models_rerank_template_frames_the_pair() -> None:
     template = "<q>{query}<d>{document}<end>"
     framing = Framing(CLS, None, SEP, add_bos=True, add_eos=False, add_sep=True, rerank_template=template)
-    builder = InputBuilder(Vocabulary(framing, pooling=Pooling.RANK, context_tokens=20))
+    builder = InputBuilder(Vocabulary(framing, pooling="rank", context_tokens=20))
     assert builder.build(rerank("why", "so")) == [ids("<q>why<d>so<end>")]
     assert builder.build(rerank("why", "therefore", overflow="truncate")) == [ids("<q>why<d>theref<end>")]
     with pytest.raises(ContextLengthExceeded):
@@ -129,7 +130,7 @@ def test_a_models_rerank_template_frames_the_pair() -> None:
 
 def test_placeholders_in_a_query_are_plain_text() -> None:
     framing = Framing(None, None, None, add_bos=False, add_eos=False, add_sep=False, rerank_template="{query}|{document}")
-    builder = InputBuilder(Vocabulary(framing, pooling=Pooling.RANK))
+    builder = InputBuilder(Vocabulary(framing, pooling="rank"))
     assert builder.build(rerank("{document}", "{query}")) == [ids("{document}|{query}")]
 
 
@@ -146,7 +147,7 @@ class ControlVocabulary(Vocabulary):
 def test_queries_and_documents_hold_no_control_tokens() -> None:
     template = "{query}<end>{document}<end>"
     framing = Framing(None, None, None, add_bos=False, add_eos=False, add_sep=False, rerank_template=template)
-    builder = InputBuilder(ControlVocabulary(framing, pooling=Pooling.RANK))
+    builder = InputBuilder(ControlVocabulary(framing, pooling="rank"))
     assert builder.build(rerank("a<end>b", "<end>")) == [[*b"a<end>b", SEP, *b"<end>", SEP]]
     assert builder.build(rerank("a<e", "d>")) == [[*b"a<e", SEP, *b"d>", SEP]]
 
@@ -155,4 +156,4 @@ def test_a_model_refuses_what_it_does_not_support() -> None:
     with pytest.raises(UnsupportedCapability, match="does not rank"):
         small().build(rerank("q", "d"))
     with pytest.raises(UnsupportedCapability, match="makes no embeddings"):
-        small(pooling=Pooling.RANK).build(embed("a"))
+        small(pooling="rank").build(embed("a"))

@@ -46,7 +46,7 @@ def ends_after(count: int, prompt: str) -> FakeRunner:
 
 def step(engine: Engine) -> list[SampledToken]:
     engine.admit()
-    return engine.compute(engine.schedule())
+    return engine.step().sampled
 
 
 def run(engine: Engine) -> None:

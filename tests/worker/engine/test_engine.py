@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from services.protocol.messages import FinishReason
 from services.protocol.sampling import SamplingParams
+from services.worker.engine.engine import Engine
 from services.worker.engine.fake import FakeRunner
 from services.worker.engine.runner import EngineDead
 from services.worker.engine.scheduler import Span
@@ -150,6 +151,37 @@ def test_an_interrupted_batch_is_computed_again() -> None:
     assert step(engine) == []
     run(engine)
     assert completion(sequence) == solo("hello")
+
+
+class Cancelled(FakeRunner):
+    """The client of `request` leaves while each batch is computed."""
+
+    request = ""
+    engine: Engine
+
+    def decode(self, spans: TokenIds[Span]) -> NDArray[np.float32]:
+        self.engine.interrupt(self.request)
+        return super().decode(spans)
+
+
+@pytest.mark.parametrize(
+    ("request_id", "prompts", "is_interrupted"),
+    [
+        ("long", {"long": 32, "short": 5}, True),
+        ("short", {"long": 32, "short": 5}, False),
+        ("one", {"one": 20, "other": 20}, False),
+        ("tiny", {"tiny": 16}, False),
+        ("unknown", {"long": 32}, False),
+    ],
+)
+def test_a_step_is_interrupted_for_the_request_that_it_is_mostly_computed_for(
+    request_id: str, prompts: dict[str, int], is_interrupted: bool
+) -> None:
+    runner = Cancelled()
+    runner.engine, runner.request = make_engine(runner), request_id
+    for name, length in prompts.items():
+        runner.engine.add(make_sequence(name[0] * length, id=name))
+    assert bool(step(runner.engine)) is not is_interrupted
 
 
 class Counting(FakeRunner):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from llama_cpp import llama_cpp
 
-from services.process import cgroups
+from services.process import cgroups, cpus
 from services.protocol.engine import EngineSettings
 from services.worker.engine import SPIN_COUNT
 from services.worker.engine.cores import num_threads
@@ -54,9 +54,22 @@ def step(runner: LlamaRunner) -> None:
 
 def test_threads_are_limited_to_the_containers_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert num_threads(0) >= 1
-    monkeypatch.setattr(cgroups, "cpu_limits", lambda: iter([3, 5]))
+    monkeypatch.setattr(cpus, "affinity", lambda: set(range(8)))
+    monkeypatch.setattr(cgroups, "cpu_limits", lambda root: iter([3, 5]))
     assert num_threads(64) == 3
     assert num_threads(2) == 2
+
+
+def test_threads_are_limited_to_the_cores_in_the_affinity() -> None:
+    code = "from services.worker.engine.cores import num_threads; print([num_threads(setting) for setting in (0, 1, 2, 64)])"
+    core = min(os.sched_getaffinity(0))
+    pinned = subprocess.run(
+        [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{core}}}); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert pinned.stdout.strip() == "[1, 1, 1, 1]"
 
 
 def test_busy_cores_are_left_to_other_processes(smollm2_path: Path) -> None:

@@ -9,8 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from services.protocol.engine import EngineSettings
-from services.worker.engine.embedder import Pooling
+from services.protocol.engine import EngineSettings, Pooling
 from services.worker.engine.llama_embedder import LlamaEmbedder
 from services.worker.engine.runner import ModelUnusable
 from tests.encoders import SPECIAL, Shape, Weights, WordPiece, last_hidden, random_weights, rank_score, unit, write_bert
@@ -38,7 +37,7 @@ TINY = Shape(layers=2, width=32, heads=2, positions=64)
 
 @pytest.fixture(scope="module")
 def embedder(minilm_path: Path) -> Iterator[LlamaEmbedder]:
-    embedder = LlamaEmbedder(minilm_path, EngineSettings(), pooling=Pooling.MEAN)
+    embedder = LlamaEmbedder(minilm_path, EngineSettings(), pooling="mean")
     yield embedder
     embedder.close()
 
@@ -49,7 +48,7 @@ def tiny_weights() -> Weights:
 
 
 def tiny(path: Path, weights: Weights, pooling: Pooling) -> LlamaEmbedder:
-    kind = gguf.PoolingType[pooling.name]
+    kind = gguf.PoolingType[pooling.upper()]
     write_bert(path / "tiny.gguf", weights, VOCABULARY, TINY, pooling=kind)
     return LlamaEmbedder(path / "tiny.gguf", EngineSettings(batch_tokens=96), pooling=pooling)
 
@@ -88,9 +87,9 @@ def test_a_batch_holds_max_sequences_inputs(embedder: LlamaEmbedder) -> None:
 @pytest.mark.parametrize(
     ("pooling", "expected"),
     [
-        (Pooling.MEAN, lambda hidden: hidden.mean(axis=0)),
-        (Pooling.CLS, lambda hidden: hidden[0]),
-        (Pooling.LAST, lambda hidden: hidden[-1]),
+        ("mean", lambda hidden: hidden.mean(axis=0)),
+        ("cls", lambda hidden: hidden[0]),
+        ("last", lambda hidden: hidden[-1]),
     ],
 )
 def test_pooling_matches_the_reference(tmp_path: Path, tiny_weights: Weights, pooling: Pooling, expected) -> None:
@@ -102,7 +101,7 @@ def test_pooling_matches_the_reference(tmp_path: Path, tiny_weights: Weights, po
 
 
 def test_rank_pooling_gives_the_score_of_the_classifier(tmp_path: Path, tiny_weights: Weights) -> None:
-    embedder, tokenizer = tiny(tmp_path, tiny_weights, Pooling.RANK), WordPiece(VOCABULARY)
+    embedder, tokenizer = tiny(tmp_path, tiny_weights, "rank"), WordPiece(VOCABULARY)
     inputs = [tokenizer.encode(text) for text in ("a", "quite another text", "zzz")]
     rows = embedder.embed(inputs)
     assert rows.shape == (3, 1)
@@ -115,7 +114,7 @@ def test_rank_pooling_gives_the_score_of_the_classifier(tmp_path: Path, tiny_wei
 
 def test_a_decoder_keeps_nothing_between_batches(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", context_length=64)
-    embedder = LlamaEmbedder(path, EngineSettings(batch_tokens=64), pooling=Pooling.LAST)
+    embedder = LlamaEmbedder(path, EngineSettings(batch_tokens=64), pooling="last")
     ids = embedder.tokenize("abc", framed=True, special=True)
     assert ids[0] == embedder.framing.bos
     first = embedder.embed([ids])
@@ -126,7 +125,7 @@ def test_a_decoder_keeps_nothing_between_batches(tmp_path: Path) -> None:
 
 
 def test_the_context_limits_an_input_and_a_batch_holds_at_least_one(minilm_path: Path) -> None:
-    embedder = LlamaEmbedder(minilm_path, EngineSettings(context_tokens=4096, batch_tokens=16), pooling=Pooling.MEAN)
+    embedder = LlamaEmbedder(minilm_path, EngineSettings(context_tokens=4096, batch_tokens=16), pooling="mean")
     assert embedder.context_tokens == 512
     assert embedder.embed([[101, *[2000] * 510, 102]]).shape == (1, 384)
     embedder.close()
@@ -135,4 +134,4 @@ def test_the_context_limits_an_input_and_a_batch_holds_at_least_one(minilm_path:
 def test_an_error_in_loading_gives_the_reason(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"no model")
     with pytest.raises(ModelUnusable, match="magic"):
-        LlamaEmbedder(tmp_path / "broken.gguf", EngineSettings(), pooling=Pooling.MEAN)
+        LlamaEmbedder(tmp_path / "broken.gguf", EngineSettings(), pooling="mean")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
 from services.protocol.engine import EngineSettings
@@ -133,6 +134,21 @@ def test_an_adapter_equals_merged_weights(tmp_path: Path) -> None:
 def test_invalid_adapters_are_refused(tiny: Path, tmp_path: Path) -> None:
     assert "No such file or directory" in refusal(tiny, lora=((str(tmp_path / "x"), 1.0),))
     assert "expect general.type to be 'adapter', but got:" in refusal(tiny, lora=((str(tiny), 1.0),))
+
+
+def test_a_refused_adapter_frees_the_context_and_the_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp frees the adapters that it loaded with their model."""
+    freed = []
+
+    def record(name: str) -> None:
+        free = getattr(llama_cpp, name)
+        monkeypatch.setattr(llama_cpp, name, lambda pointer: freed.append(name) or free(pointer))
+
+    for name in ("llama_free", "llama_model_free"):
+        record(name)
+    adapter = write_lora(tmp_path / "lora.gguf", "blk.0.attn_q.weight", np.ones((4, 32)), np.ones((32, 4)), alpha=8)
+    refusal(tiny, lora=((str(adapter), 1.0), (str(tmp_path / "missing"), 1.0)))
+    assert freed == ["llama_free", "llama_model_free"]
 
 
 def test_progress_rises_to_one(smollm2_path: Path) -> None:

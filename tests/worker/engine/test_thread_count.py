@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.worker.engine.thread_count import CROWDED_AFTER_S, MOST_PATIENCE, TAKEN_CORES, ThreadCount
+from services.worker.engine.thread_count import CROWDED_AFTER_S, MAX_PATIENCE_FACTOR, TAKEN_CORES, ThreadCount
 
 WINDOW_S = 0.15
 PATIENCE_S = 1.0
@@ -70,7 +70,7 @@ def test_several_workers_reach_a_stable_division(cores: int, workers: int, loops
 def test_all_cores_are_used_again_after_the_load_ends(cores: int, loops: int) -> None:
     worker = ThreadCount(cores, patience_s=PATIENCE_S)
     settled(cores, [worker], loops=loops, seconds=10)
-    assert count_after(worker, cores, seconds=2 * MOST_PATIENCE * PATIENCE_S) == cores
+    assert count_after(worker, cores, seconds=2 * MAX_PATIENCE_FACTOR * PATIENCE_S) == cores
 
 
 def test_a_short_load_costs_no_core() -> None:
@@ -92,7 +92,7 @@ def test_recurring_load_makes_retries_rarer() -> None:
             tries.append(window * WINDOW_S)
     waits = [later - earlier for earlier, later in pairwise(tries)]
     assert all(later > earlier - WINDOW_S for earlier, later in pairwise(waits))
-    assert waits[-1] > MOST_PATIENCE * PATIENCE_S
+    assert waits[-1] > MAX_PATIENCE_FACTOR * PATIENCE_S
 
 
 def test_a_worker_gets_its_share_after_a_pause() -> None:

@@ -25,7 +25,7 @@ from services.gateway.dialects.ollama.requests import (
     decode_pull,
     generate_request,
     load_request,
-    wanted_context,
+    requested_context,
 )
 
 __all__ = [
@@ -60,5 +60,5 @@ __all__ = [
     "ps_body",
     "show_body",
     "tags_body",
-    "wanted_context",
+    "requested_context",
 ]

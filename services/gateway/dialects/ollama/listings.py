@@ -108,18 +108,18 @@ def ps_body(snapshot: RoutesSnapshot, demands: Sequence[Demand], workers: Sequen
     for replica in snapshot.replicas:
         if replica.state in _LOADED and replica.version in snapshot.versions:
             replicas[replica.version].append(replica)
-    wanted = {demand.version: demand for demand in demands}
+    demand_for = {demand.version: demand for demand in demands}
     busy = {worker.version for worker in workers if worker.running}
     stays = {replica.version for replica in snapshot.replicas if replica.pinned}
 
     def remaining(version: str) -> timedelta:
         if version in stays:
             return _FOREVER
-        return _remaining(wanted.get(version), busy=version in busy, keep_alive_s=snapshot.keep_alive_s)
+        return _remaining(demand_for.get(version), busy=version in busy, keep_alive_s=snapshot.keep_alive_s)
 
     expiring = [(now + remaining(version), version) for version in replicas]
     models = [
-        _running(snapshot, version, replicas[version], expires_at, wanted.get(version))
+        _running(snapshot, version, replicas[version], expires_at, demand_for.get(version))
         for expires_at, version in sorted(expiring, reverse=True)
     ]
     return msgspec.json.encode(_RunningModels(models))

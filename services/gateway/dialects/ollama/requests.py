@@ -123,7 +123,7 @@ def generate_request(body: GenerateBody, ticket: Ticket) -> GenerateRequest:
     return _request(body, ticket, _generate_prompt(body, target), context=context, return_prompt_ids=not body.raw)
 
 
-def wanted_context(body: _GenerationBody, target: Target) -> int:
+def requested_context(body: _GenerationBody, target: Target) -> int:
     """The context length that the body asks for (`num_ctx`), in tokens; 0 if any will do.
 
     At most the length that the model was trained for. Raises InvalidField if the deployment fixes a shorter one.
@@ -216,6 +216,6 @@ def thinking_of(think: object) -> Thinking:
     if isinstance(think, bool | None):
         return Thinking(think)
     if isinstance(think, str) and think in _THINK_LEVELS:
-        return Thinking(wanted=True, effort=think)
+        return Thinking(enabled=True, effort=think)
     shown = excerpt(think if isinstance(think, str) else json_text(think, field="think"))
     raise BadRequest(f'invalid think value: "{shown}" (must be "high", "medium", "low", "max", true, or false)')

@@ -63,7 +63,7 @@ def _asked(body: ConstraintFields) -> Iterator[tuple[str, Any, Callable[[Any, st
     yield "guided_grammar", body.guided_grammar, _grammar
     if (structured := body.structured_outputs) is not None:
         yield "structured_outputs.json", structured.json, _schema
-        yield "structured_outputs.json_object", structured.json_object, lambda wanted, field: JsonObject() if wanted else None
+        yield "structured_outputs.json_object", structured.json_object, lambda enabled, field: JsonObject() if enabled else None
         yield "structured_outputs.regex", structured.regex, _regex
         yield "structured_outputs.choice", structured.choice, _choice
         yield "structured_outputs.grammar", structured.grammar, _grammar

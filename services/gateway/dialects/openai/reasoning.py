@@ -13,14 +13,14 @@ from services.gateway.dialects.thinking import Thinking
 
 _KWARGS = "chat_template_kwargs"
 _EFFORTS = {
-    "none": Thinking(wanted=False),
-    "minimal": Thinking(wanted=True, effort="low"),
-    "low": Thinking(wanted=True, effort="low"),
-    "medium": Thinking(wanted=True, effort="medium"),
-    "high": Thinking(wanted=True, effort="high"),
-    "max": Thinking(wanted=True, effort="max"),
-    "xhigh": Thinking(wanted=True, effort="max"),
-    "ultra": Thinking(wanted=True, effort="max"),
+    "none": Thinking(enabled=False),
+    "minimal": Thinking(enabled=True, effort="low"),
+    "low": Thinking(enabled=True, effort="low"),
+    "medium": Thinking(enabled=True, effort="medium"),
+    "high": Thinking(enabled=True, effort="high"),
+    "max": Thinking(enabled=True, effort="max"),
+    "xhigh": Thinking(enabled=True, effort="max"),
+    "ultra": Thinking(enabled=True, effort="max"),
 }
 
 
@@ -46,10 +46,10 @@ def _asked(effort: str, field: str) -> Thinking:
 
 
 def _of_template(template_kwargs: dict[str, Any]) -> Thinking:
-    wanted = template_kwargs.get("enable_thinking")
-    if not isinstance(wanted, bool | None):
+    enabled = template_kwargs.get("enable_thinking")
+    if not isinstance(enabled, bool | None):
         raise InvalidField(f"{_KWARGS}.enable_thinking: expected bool", field=f"{_KWARGS}.enable_thinking")
     effort = template_kwargs.get("reasoning_effort")
     if not isinstance(effort, str | None):
         raise InvalidField(f"{_KWARGS}.reasoning_effort: expected str", field=f"{_KWARGS}.reasoning_effort")
-    return Thinking(wanted, effort or "")
+    return Thinking(enabled, effort or "")

@@ -34,7 +34,7 @@ class _Reply(ABC):
         self._created = stopwatch.started_at_s
         self._include_usage = include_usage
         self._writers = [self._writer(index) for index in range(n)]
-        self._thoughts = [_Thoughts() for _ in range(n)]
+        self._reasoning_tokens = [_ReasoningTokens() for _ in range(n)]
         self._opened = n == 1
 
     @property
@@ -44,15 +44,15 @@ class _Reply(ABC):
     def render(self, event: Event) -> bytes:
         match event:
             case Frame():
-                self._thoughts[event.choice].count(event)
-                teller = self._writers[event.choice]
+                self._reasoning_tokens[event.choice].count(event)
+                writer = self._writers[event.choice]
                 if self.stream:
-                    return self._openings() + self._events(teller.deltas(event))
-                teller.hold(event)
+                    return self._openings() + self._events(writer.deltas(event))
+                writer.hold(event)
             case Finished() if self.stream:
                 return self._last_events(event)
             case Finished():
-                choices = [teller.whole(reason) for teller, reason in self._ended(event)]
+                choices = [writer.whole(reason) for writer, reason in self._ended(event)]
                 return encode(self._object(self._whole_object, *choices, usage=self._usage(event)))
             case _:
                 pass
@@ -62,7 +62,7 @@ class _Reply(ABC):
         return b"data: " + error_body(error) + b"\n\n"
 
     def _last_events(self, event: Finished) -> bytes:
-        finish = b"".join([self._events(teller.finish(reason)) for teller, reason in self._ended(event)])
+        finish = b"".join([self._events(writer.finish(reason)) for writer, reason in self._ended(event)])
         usage = self._event(usage=self._usage(event)) if self._include_usage else b""
         return finish + usage + b"data: [DONE]\n\n"
 
@@ -72,20 +72,20 @@ class _Reply(ABC):
         if self._opened:
             return b""
         self._opened = True
-        return b"".join([self._events(teller.opening()) for teller in self._writers])
+        return b"".join([self._events(writer.opening()) for writer in self._writers])
 
     def _ended(self, event: Finished) -> Iterable[tuple[ChoiceWriter, str]]:
         return zip(self._writers, [reason.value for reason in event.reasons], strict=True)
 
     def _usage(self, event: Finished) -> UsageObject:
-        return usage_object(event.usage, reasoning_tokens=sum(thoughts.tokens for thoughts in self._thoughts))
+        return usage_object(event.usage, reasoning_tokens=sum(counter.tokens for counter in self._reasoning_tokens))
 
     def _events(self, choices: Iterable[Choice]) -> bytes:
         return b"".join([self._event(choice) for choice in choices])
 
     def _event(self, *choices: Choice, usage: UsageObject | None = None) -> bytes:
-        told = (usage or self._usage_before_the_last) if self._include_usage else msgspec.UNSET
-        return b"data: " + encode(self._object(self._chunk_object, *choices, usage=told)) + b"\n\n"
+        reported = (usage or self._usage_before_the_last) if self._include_usage else msgspec.UNSET
+        return b"data: " + encode(self._object(self._chunk_object, *choices, usage=reported)) + b"\n\n"
 
     def _object(self, kind: str, *choices: Choice, usage: UsageObject | msgspec.UnsetType | None) -> Object:
         return Object(self._id, kind, self._created, self._model, FINGERPRINT, choices, usage)
@@ -122,7 +122,7 @@ class CompletionReply(_Reply):
         return TextChoiceWriter(index, self._echo)
 
 
-class _Thoughts:
+class _ReasoningTokens:
     """Counts the reasoning tokens of one choice. Tokens that release no output yet are counted with the output that follows."""
 
     def __init__(self) -> None:

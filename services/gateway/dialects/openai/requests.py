@@ -79,7 +79,7 @@ class _GenerationBody(ConstraintFields):
         return self.stream is True
 
     @property
-    def wanted_priority(self) -> Priority | None:
+    def requested_priority(self) -> Priority | None:
         """From vLLM's `priority` (lower is more urgent, 0 is normal), or else from OpenAI's `service_tier`; None if neither
         maps to one."""
         if self.priority is not None:

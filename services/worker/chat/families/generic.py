@@ -12,7 +12,6 @@ from services.protocol.prompts import Tool
 from services.worker.chat.families.hermes import HERMES, HermesParser
 from services.worker.chat.family import Family
 from services.worker.chat.json_call import JsonCall
-from services.worker.chat.json_object import Progress
 from services.worker.chat.parser import Parser, Release
 
 _FENCES = ("```json", "```")
@@ -37,20 +36,11 @@ class GenericParser(HermesParser):
             return self.go(self.begin)
         self._before = self.text[: len(self.text) - len(body)]
         self.text = body
-        self._call = JsonCall(self.release, offered=self._offered)
+        self.call = JsonCall(self.release, offered=self._offered, before=self._before)
         return self.go(self._in_bare)
 
     def _in_bare(self) -> bool:
-        call = self._call
-        self.text = self.text[call.push(self.text) :]
-        if call.progress is Progress.DONE:
-            return self.go(self._after_bare)
-        if call.progress is Progress.OPEN and not self.is_whole:
-            return False
-        if call.is_released:
-            return self.go(self._spoilt)
-        self.release.content(self._before + call.raw)
-        return self.go(self.begin)
+        return self.read_call(complete=self._after_bare, broken=self.after_broken_call, no_call=self.begin)
 
     def _after_bare(self) -> bool:
         fence = "```" if "```" in self._before else ""

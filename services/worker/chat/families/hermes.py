@@ -7,15 +7,14 @@ from collections.abc import Sequence, Set
 
 from services.protocol.prompts import Tool
 from services.worker.chat.family import Family, parameters_schema
-from services.worker.chat.json_call import JsonCall
-from services.worker.chat.json_object import Progress
+from services.worker.chat.json_call import JsonCall, JsonCallParser
 from services.worker.chat.lark import Rules
-from services.worker.chat.parser import Parser, Release, StateParser
+from services.worker.chat.parser import Parser, Release
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
-class HermesParser(StateParser):
+class HermesParser(JsonCallParser):
     """`offered`: see JsonCall."""
 
     def __init__(self, release: Release, *, offered: Set[str] | None = None) -> None:
@@ -32,20 +31,11 @@ class HermesParser(StateParser):
             return False
         if not self.text.startswith("{"):
             return self.go(self.malformed)
-        self._call = JsonCall(self.release, offered=self._offered)
+        self.call = JsonCall(self.release, offered=self._offered)
         return self.go(self._in_object)
 
     def _in_object(self) -> bool:
-        call = self._call
-        self.text = self.text[call.push(self.text) :]
-        if call.progress is Progress.DONE:
-            return self.go(self.closing)
-        if call.progress is Progress.OPEN and not self.is_whole:
-            return False
-        if call.is_released:
-            return self.go(self._spoilt)
-        self.release.content(call.raw)
-        return self.go(self.malformed)
+        return self.read_call(complete=self.closing, broken=self.after_broken_call, no_call=self.malformed)
 
     def closing(self) -> bool:
         """After a call. The closing tag may be missing at the end of the text."""
@@ -59,10 +49,10 @@ class HermesParser(StateParser):
         self.release.content(before)
         return tag is not None and self.go(self.begin)
 
-    def _spoilt(self) -> bool:
+    def after_broken_call(self) -> bool:
         """After a broken object. If its arguments had not ended, the rest belongs to them."""
         before, tag = self.until(CLOSE)
-        if before and not self._call.has_arguments:
+        if before and not self.call.has_arguments:
             self.release.arguments(before)
         return tag is not None and self.go(self.begin)
 

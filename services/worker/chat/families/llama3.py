@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from services.protocol.prompts import Tool
 from services.worker.chat.families.hermes import json_call
 from services.worker.chat.family import Family
-from services.worker.chat.json_call import JsonCall
-from services.worker.chat.json_object import Progress
+from services.worker.chat.json_call import JsonCall, JsonCallParser
 from services.worker.chat.lark import Rules
-from services.worker.chat.parser import Parser, Release, StateParser
+from services.worker.chat.parser import Parser, Release
 
 PYTHON_TAG = "<|python_tag|>"
 
 
-class Llama3Parser(StateParser):
+class Llama3Parser(JsonCallParser):
     def __init__(self, release: Release, tools: Sequence[Tool]) -> None:
         super().__init__(release)
         self._offered = {tool.name for tool in tools}
@@ -36,7 +35,7 @@ class Llama3Parser(StateParser):
             return self.go(self._content)
         self.release.content(self.text[: -len(text)])
         self.text = text
-        self._call = JsonCall(self.release, offered=self._offered)
+        self.call = JsonCall(self.release, offered=self._offered)
         return self.go(self._in_object)
 
     def _content(self) -> bool:
@@ -45,20 +44,11 @@ class Llama3Parser(StateParser):
         return tag is not None and self.go(self.begin)
 
     def _in_object(self) -> bool:
-        call = self._call
-        self.text = self.text[call.push(self.text) :]
-        if call.progress is Progress.DONE:
-            return self.go(self._between)
-        if call.progress is Progress.OPEN and not self.is_whole:
-            return False
-        if call.is_released:
-            return self.go(self._spoilt)
-        self.release.content(call.raw)
-        return self.go(self._content)
+        return self.read_call(complete=self._between, broken=self.after_broken_call, no_call=self._content)
 
-    def _spoilt(self) -> bool:
+    def after_broken_call(self) -> bool:
         """The end of a malformed call is unknown, so the rest of the text belongs to it."""
-        if not self._call.has_arguments:
+        if not self.call.has_arguments:
             self.release.arguments(self.text)
         self.text = ""
         return False

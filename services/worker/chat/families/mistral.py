@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from services.protocol.prompts import Tool
 from services.worker.chat.families.hermes import json_call
 from services.worker.chat.family import Family, parameters_schema
-from services.worker.chat.json_call import JsonCall
-from services.worker.chat.json_object import Progress
+from services.worker.chat.json_call import JsonCall, JsonCallParser
 from services.worker.chat.lark import Rules
-from services.worker.chat.parser import Parser, Prose, Release, StateParser
+from services.worker.chat.parser import Parser, Prose, Release
 
 CALLS, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 
 
-class MistralParser(StateParser):
+class MistralParser(JsonCallParser):
     """Parses both forms."""
 
     def begin(self) -> bool:
@@ -37,26 +36,17 @@ class MistralParser(StateParser):
         if not self.text:
             return False
         if self.text.startswith("{"):
-            self._call = JsonCall(self.release)
+            self.call = JsonCall(self.release)
             return self.go(self._in_object)
         self.text = self.text.removeprefix("]")
         return self.go(self.begin)
 
     def _in_object(self) -> bool:
-        call = self._call
-        self.text = self.text[call.push(self.text) :]
-        if call.progress is Progress.DONE:
-            return self.go(self._in_array)
-        if call.progress is Progress.OPEN and not self.is_whole:
-            return False
-        if call.is_released:
-            return self.go(self._spoilt)
-        self.release.content(call.raw)
-        return self.go(self.begin)
+        return self.read_call(complete=self._in_array, broken=self.after_broken_call, no_call=self.begin)
 
-    def _spoilt(self) -> bool:
+    def after_broken_call(self) -> bool:
         before, tag = self.until(CALLS)
-        if not self._call.has_arguments:
+        if not self.call.has_arguments:
             self.release.arguments(before)
         return tag is not None and self.go(self._calls_begin)
 

@@ -19,17 +19,17 @@ def without_tail_calls(rules: Rules) -> Rules:
 
 def _from_the_right(name: str, node: Node) -> Node:
     """`x ::= a x | b` becomes `a* b`."""
-    again, done = _sorted_out(name, list(_alternatives(name, node, -1)), -1)
+    again, done = _split_recursive(name, list(_alternatives(name, node, -1)), -1)
     return node if again is None else Sequence((Repeat(again, 0, None), done))
 
 
 def _from_the_left(name: str, node: Node) -> Node:
     """`x ::= x a | b` becomes `b a*`."""
-    again, done = _sorted_out(name, list(_alternatives(name, node, 0)), 0)
+    again, done = _split_recursive(name, list(_alternatives(name, node, 0)), 0)
     return node if again is None else Sequence((done, Repeat(again, 0, None)))
 
 
-def _sorted_out(name: str, alternatives: list[Items], edge: int) -> tuple[Node | None, Node]:
+def _split_recursive(name: str, alternatives: list[Items], edge: int) -> tuple[Node | None, Node]:
     """The alternatives that call the rule at their edge, without that call, and the other alternatives. The first is None if
     the rule is not a loop."""
     own = Reference(name)

@@ -50,7 +50,7 @@ def lexed(rules: Rules) -> Rules:
     whole = {name: _terminals(node, plain) for name, node in rules.items()}
     structure = _reachable(rules, whole)
     try:
-        while greedy := _Rivalry(structure, places).too_greedy():
+        while greedy := _Overlaps(structure, places).too_greedy():
             structure = _reachable(rules, {**whole, **{name: _broken(node, greedy) for name, node in structure.items()}})
     except TooComplex:
         return by_character(rules)
@@ -164,7 +164,7 @@ def _characters(node: Node) -> Node:
             return node
 
 
-class _Rivalry:
+class _Overlaps:
     """Finds the terminals that take bytes which belong after another terminal."""
 
     def __init__(self, structure: Rules, rules: dict[str, Places]) -> None:

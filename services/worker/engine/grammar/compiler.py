@@ -38,12 +38,12 @@ _STACK_BYTES = 256 * 1024 * 1024
 
 #: The time limit for compiling one grammar, including its first mask. Nothing can interrupt it, so the limit is checked
 #: afterwards.
-_SLOWEST_COMPILE_S = 3.0
+_COMPILE_TIMEOUT_S = 3.0
 
 _CACHED_GRAMMARS = 32
 
 #: In characters. llguidance may quote a whole expression.
-_LONGEST_REASON = 300
+_MAX_REASON_CHARACTERS = 300
 
 #: llguidance's defaults, except for fewer lexer states (each takes 1 to 2 kB, so the default of 250,000 is half a gigabyte for
 #: one answer), and more Earley items per mask and per row, because grammars without long terminals need many (20,000 take a
@@ -168,7 +168,7 @@ class GrammarCompiler:
 
     def _compiled(self, text: str) -> LLMatcher:
         table = self._tokens()
-        deadline = time.monotonic() + _SLOWEST_COMPILE_S
+        deadline = time.monotonic() + _COMPILE_TIMEOUT_S
         prototype = LLMatcher(table.tokenizer, text, log_level=0, limits=_LIMITS)
         if not prototype.is_error() and time.monotonic() < deadline:
             prototype.compute_bitmask()  # shows whether anything matches, and warms the lexer for every matcher
@@ -230,4 +230,4 @@ def _reason(error: str) -> str:
     reason = re.sub(r"^(?:at )?\d+\(\d+\): ", "", error).removeprefix("failed to compile JSON schema: ")
     if "error: " in reason:
         reason = reason.rpartition("error: ")[2]
-    return reason.partition("\n")[0].strip()[:_LONGEST_REASON]
+    return reason.partition("\n")[0].strip()[:_MAX_REASON_CHARACTERS]

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _GAP_BYTES = 4
 
 #: A batch waits for its masks. If one mask takes longer than this, its answer fails, so that it delays the others only once.
-_SLOWEST_MASK_S = 1.0
+_MAX_MASK_S = 1.0
 
 
 class Matcher:
@@ -84,11 +84,11 @@ class Matcher:
             self._fail(f"token {token} does not continue an answer that matches its grammar")
 
     def _computed(self) -> NDArray[np.bool_]:
-        begun = time.monotonic()
+        started_s = time.monotonic()
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
             self._fail("the grammar allows nothing at this place of the answer")
-        elif time.monotonic() - begun > _SLOWEST_MASK_S:
+        elif time.monotonic() - started_s > _MAX_MASK_S:
             self._fail_too_complex()
         if self.failure is not None:
             return self._table.only_ends

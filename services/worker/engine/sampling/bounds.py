@@ -31,7 +31,7 @@ _BIAS = 1e6
 _DEFAULTS = SamplingParams()
 
 
-def within_reason(params: SamplingParams) -> SamplingParams:
+def clamped(params: SamplingParams) -> SamplingParams:
     """Returns the parameters clipped to the bounds. NaN becomes the default."""
     changes = {name: _clip(getattr(params, name), *bounds, getattr(_DEFAULTS, name)) for name, bounds in _BOUNDS.items()}
     if changes["temperature"] < _COLDEST:

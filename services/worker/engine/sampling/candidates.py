@@ -66,7 +66,7 @@ class Candidates:
         """The candidates with the `count` largest logits; on a tie for the last place, the smaller ids."""
         if count >= len(self):
             return self
-        some = self.at(self._near_the_top(count)) if count * _BLOCK <= len(self) else self
+        some = self.at(self._top_candidates(count)) if count * _BLOCK <= len(self) else self
         border = np.partition(some.logits, -count)[-count]
         indices = np.flatnonzero(some.logits >= border)
         surplus = len(indices) - count
@@ -75,7 +75,7 @@ class Candidates:
             indices = np.delete(indices, tied[-surplus:])
         return some.at(indices)
 
-    def _near_the_top(self, count: int) -> Ids:
+    def _top_candidates(self, count: int) -> Ids:
         """Ascending indices of a few candidates that include the `count` largest.
 
         `floor` is the `count`-th largest block maximum, so at least `count` logits reach it. They are in the blocks whose

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from services.protocol.sampling import SamplingParams
 from services.worker.engine.sampling.bias import LogitBias
-from services.worker.engine.sampling.bounds import within_reason
+from services.worker.engine.sampling.bounds import clamped
 from services.worker.engine.sampling.dry import Dry
 from services.worker.engine.sampling.penalties import Penalties
 
@@ -18,6 +18,6 @@ class Stages:
     """
 
     def __init__(self, params: SamplingParams, vocabulary: Callable[[int], bytes]) -> None:
-        self.params = params = within_reason(params)
+        self.params = params = clamped(params)
         self.bias = LogitBias(params.logit_bias) if params.logit_bias else None
         self.history = [stage for stage in (Penalties(params), Dry(params, vocabulary)) if stage.is_on]

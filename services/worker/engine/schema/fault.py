@@ -21,7 +21,7 @@ def smallest_failing(schema: dict[str, Any], reason: str, fails: Callable[[Any],
 
     def failing(part: Any) -> str | None:
         is_over = next(attempts, None) is None or time.monotonic() > deadline
-        return None if is_over else fails(_standing_alone(schema, part))
+        return None if is_over else fails(_as_root_schema(schema, part))
 
     place, part, followed = Pointer(), schema, set[str]()
     while True:
@@ -54,7 +54,7 @@ def _culprit(part: Any, failing: Callable[[Any], str | None]) -> str | None:
     return without[0] if len(without) == 1 else None
 
 
-def _standing_alone(root: dict[str, Any], part: Any) -> Any:
+def _as_root_schema(root: dict[str, Any], part: Any) -> Any:
     """The part as a separate schema, in which the root's references still work."""
     if part is root or not isinstance(part, dict):
         return part

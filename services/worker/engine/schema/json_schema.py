@@ -133,7 +133,7 @@ def _normalized(schema: Any, place: Pointer) -> Any:
         raise refusal(place, "a schema must be an object or a boolean")
     if len(place.steps) > MAX_DEPTH:
         raise refusal(Pointer(place.steps[:8]), f"schemas are nested deeper than {MAX_DEPTH} levels")
-    schema = _in_todays_spelling(schema, place)
+    schema = _in_current_draft(schema, place)
     _check_distinct_names(schema, place)
     return {keyword: _value(keyword, value, place / keyword) for keyword, value in schema.items() if _counts(keyword, value)}
 
@@ -179,7 +179,7 @@ def without_nulls(schema: dict[str, Any]) -> dict[str, Any]:
     return {keyword: value for keyword, value in schema.items() if value is not None or keyword == "const"}
 
 
-def _in_todays_spelling(schema: dict[str, Any], place: Pointer) -> dict[str, Any]:
+def _in_current_draft(schema: dict[str, Any], place: Pointer) -> dict[str, Any]:
     """Updates older spellings: exclusive bounds are flags in Draft 4, and tuples are `items` in drafts up to 2019-09."""
     schema = without_nulls(schema)
     for flag, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):

@@ -11,7 +11,7 @@ from typing import Any
 from services.worker.engine.schema.pointer import Pointer
 
 #: If no single property distinguishes the schemas, they are compared pair by pair, up to this many.
-_MOST_COMPARED = 64
+_MAX_COMPARED = 64
 
 _OBJECT = frozenset({"object"})
 _TYPES = frozenset({"null", "boolean", "number", "string", "array", "object"})
@@ -59,17 +59,17 @@ def _differ_in_tag(objects: Sequence[dict[str, Any]], root: dict[str, Any]) -> b
     if len(objects) < 2 or _is_tag_of(objects, root):
         return True
     pairs = combinations(objects, 2)
-    return len(objects) <= _MOST_COMPARED and all(_is_tag_of(pair, root) for pair in pairs)
+    return len(objects) <= _MAX_COMPARED and all(_is_tag_of(pair, root) for pair in pairs)
 
 
 def _is_tag_of(objects: Sequence[dict[str, Any]], root: dict[str, Any]) -> bool:
     """Whether one property distinguishes all of them."""
     required = Counter(name for schema in objects for name in _names(schema.get("required")))
     candidates = [name for name, count in required.items() if count >= len(objects) - 1]
-    return any(_tells_apart(name, objects, root) for name in candidates)
+    return any(_distinguishes(name, objects, root) for name in candidates)
 
 
-def _tells_apart(name: str, objects: Sequence[dict[str, Any]], root: dict[str, Any]) -> bool:
+def _distinguishes(name: str, objects: Sequence[dict[str, Any]], root: dict[str, Any]) -> bool:
     seen: set[str] = set()
     for schema in objects:
         properties = schema.get("properties")
