@@ -44,6 +44,6 @@ def _watch(connection: socket.socket) -> None:
     try:
         connection.recv(1)
     except OSError as error:
-        logger.warning("the door: %s", error)
-    logger.error("the door is gone, and with it the port that people reach; this gateway stops, to be started anew")
+        logger.warning("door connection failed: error=%r", str(error))
+    logger.error("door exited, the published port is closed: the gateway stops so that its supervisor restarts it")
     os.kill(os.getpid(), signal.SIGTERM)

@@ -49,5 +49,5 @@ class Decoder(Generic[Message]):
         try:
             return self(data)
         except ProtocolMismatch as mismatch:
-            log.warning("passed over: %s", mismatch)
+            log.warning("message skipped: error=%r", str(mismatch))
             return None

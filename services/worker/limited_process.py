@@ -117,7 +117,7 @@ class LimitedProcessPool:
         try:
             value = child.exchange(msgspec.msgpack.encode(call), cpu_s=self._limits.cpu_s, wall_s=self._limits.wall_s)
         except LimitExceeded as error:
-            log.warning("%s: a call was ended and its process is replaced: %s", self._module, error)
+            log.warning("child process replaced: module=%s error=%r", self._module, str(error))
             self._drop(child)
             raise
         finally:

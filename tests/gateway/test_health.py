@@ -34,7 +34,7 @@ async def test_not_ready_before_the_registry_has_published(settings: Settings, r
 
 
 async def test_a_control_loop_that_fails_is_said_until_it_works_again(settings: Settings, redis: Redis) -> None:
-    reason = "the control loop fails (KeyError); the registry's log says where"
+    reason = "the control loop fails (KeyError); the registry's log has the traceback"
     async with serving(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as http:
         for fault, answer in (
             (reason, {"status": "unavailable", "missing": ["control loop"], "reason": reason}),

@@ -18,7 +18,7 @@ async def test_a_wrong_type_under_the_job_events(migrated_url: str, redis_url: s
     await eventually(lambda: process.poll() is not None, timeout_s=60)
     _, stderr = process.communicate()
     assert process.returncode == EXIT_CODE
-    assert "background loop broke off, the process ends: loop=job events" in stderr
+    assert "background loop failed, the process exits: loop=job events" in stderr
 
 
 async def test_messages_that_do_not_decode(redis: Redis, settings: Settings, run_registry: RunRegistry) -> None:

@@ -48,7 +48,7 @@ def find_machine(engine: Engine, template: Template, image: str, backend: Backen
         try:
             return _machine(engine, template, image_for(candidate, image), candidate)
         except ModelLoadFailed as error:
-            log.warning("workers do not run on %s: %s", candidate, error.message)
+            log.warning("backend not usable: backend=%s error=%r", candidate, error.message)
     return Machine("cpu", ())
 
 

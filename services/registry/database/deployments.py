@@ -81,7 +81,9 @@ async def follow_platform(session: AsyncSession, platform: EngineSettings) -> No
         try:
             row.settings = msgspec.to_builtins(merged(platform, row.overrides))
         except (msgspec.ValidationError, TypeError) as error:
-            log.warning("version %s keeps its settings: %s", row.version_digest[:12], error)
+            log.warning(
+                "platform settings not applied to a deployment: version=%s error=%r", row.version_digest[:12], str(error)
+            )
 
 
 async def deploy(

@@ -100,7 +100,7 @@ class Matcher:
             self._fail_too_complex()
         else:
             self.failure = CorralError(problem)
-            log.error("%s: %s", problem, error)
+            log.error("grammar failed: problem=%r error=%r", problem, error)
 
     def _fail_too_complex(self) -> None:
         self.failure = BadRequest("the grammar is too complex at this place of the answer")
