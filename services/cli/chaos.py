@@ -31,8 +31,8 @@ class Noticed:
 
 
 def chaos(
-    minutes: Annotated[float, typer.Option(min=0, help="How long it goes on.")] = 1.0,
-    every: Annotated[float, typer.Option(min=1, help="Seconds between two kills.")] = 15.0,
+    minutes: Annotated[float, typer.Option(min=0, help="How many minutes to run.")] = 1.0,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between kills.")] = 15.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
 ) -> None:
     """Kill a worker every few seconds under load from a few clients, and report how that affects them. Exits with 1 if an
@@ -42,7 +42,9 @@ def chaos(
     if not models:
         raise CommandError("no model is loaded; there is nothing to kill")
     if not yes:
-        question = f"Kill a worker of {server.url} every {every:g} s for {minutes:g} minutes? It serves {', '.join(models)}."
+        question = (
+            f"Kill a worker of {server.url} every {every:g} s for {minutes:g} minutes? Loaded models: {', '.join(models)}."
+        )
         typer.confirm(question, abort=True)
     noticed, over = Noticed(), threading.Event()
     with ThreadPoolExecutor(_CLIENTS) as clients:

@@ -15,7 +15,7 @@ from services.cli.models import Json
 from services.cli.quantities import time_text
 from services.cli.server import connect
 
-app = typer.Typer(help="Make, list, change and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, change and revoke API keys.", no_args_is_help=True)
 
 
 class Priority(enum.StrEnum):
@@ -41,14 +41,14 @@ def create(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a key. Only the secret goes to stdout; it can't be shown again."""
+    """Create a key. Only the secret goes to stdout; it can't be shown again."""
     terms = {"weight": weight, "priority": priority.value, "max_waiting": max_waiting}
     key = connect().post("/registry/v1/keys", terms | {"name": name, "team": team, "admin": admin})
     if json:
         print_json(key)
         return
     kind = "an admin key" if key["admin"] else "a key"
-    err.print(f"Made {kind} named '{key['name']}'. This is the only time that its secret is shown:")
+    err.print(f"Created {kind} named '{key['name']}'. Its secret is shown only now:")
     out.print(key["secret"])
 
 

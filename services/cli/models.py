@@ -34,7 +34,7 @@ TEXT_LINES = 2
 
 
 def list_models(
-    prefix: Annotated[str, typer.Argument(help="Only names that begin so.")] = "",
+    prefix: Annotated[str, typer.Argument(help="List only names that start with this.")] = "",
     json: Json = False,
 ) -> None:
     """List models."""
@@ -85,7 +85,7 @@ def versions(model: ModelArgument, json: Json = False) -> None:
 
 def rollback(
     model: ModelArgument,
-    digest: Annotated[str, typer.Argument(help="The beginning of a version's ID; without it, the version before.")] = "",
+    digest: Annotated[str, typer.Argument(help="The start of a version's ID; default: the previous version.")] = "",
 ) -> None:
     """Point a model's name back to an earlier version."""
     done = connect().post("/registry/v1/models/rollback", {"model": model, "digest": digest})

@@ -81,7 +81,7 @@ class Server:
         except httpx.TimeoutException:
             raise Unreachable(f"{self.url} did not answer in time") from None
         except OUTAGES as error:
-            raise Unreachable(f"the connection to {self.url} broke off ({type(error).__name__})") from None
+            raise Unreachable(f"the connection to {self.url} broke ({type(error).__name__})") from None
         except httpx.HTTPError as error:
             raise CommandError(f"the request to {self.url} failed ({type(error).__name__})") from error
         except httpx.InvalidURL as error:
@@ -103,7 +103,7 @@ def parse_line(line: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise CommandError(f"the server sent a line that is no JSON object: {line[:80]!r}")
+        raise CommandError(f"the server sent a line that is not a JSON object: {line[:80]!r}")
     if "error" in value:
         raise CommandError(_error_text(value))
     return value

@@ -53,12 +53,14 @@ def main() -> None:
     try:
         listeners = [_listen(settings.bind)]
     except OSError as error:
-        _refuse(f"cannot listen on {settings.host}: {error.strerror}; stop what uses it, or set CORRAL_HOST", status=1)
+        _refuse(
+            f"cannot listen on {settings.host}: {error.strerror}; stop the program that uses it, or set CORRAL_HOST", status=1
+        )
     try:
         listeners += [listen_at(settings.door)] if settings.door else []
     except OSError as error:
         _refuse(
-            f"the door at {settings.door} does not answer: {error.strerror or error}; start it, or leave CORRAL_DOOR out",
+            f"the door at {settings.door} does not answer: {error.strerror or error}; start it, or unset CORRAL_DOOR",
             status=1,
         )
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn re-raises the signal after it has shut down

@@ -31,7 +31,7 @@ def listen_at(door: Path) -> socket.socket:
         connection.connect(str(door))
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
         if not descriptors:
-            raise ConnectionError("it hands out no socket")
+            raise ConnectionError("it did not send a socket")
     except OSError:
         connection.close()
         raise

@@ -109,9 +109,7 @@ class ProcessRuntime:
     def start(self, spec: StartSpec) -> None:
         require_replica_id(spec.replica)
         if spec.engine.image:
-            raise ModelRefused(
-                f"this node runs its workers as processes; only its Docker runtime could run {spec.engine.image}"
-            )
+            raise ModelRefused(f"this node runs its workers as processes and cannot run the image {spec.engine.image}")
         with self._lock:
             if self._closed:
                 raise ModelLoadFailed("this node's agent is stopping")

@@ -142,7 +142,7 @@ class Store:
     def _blob_path(self, digest: str) -> Path:
         match = _DIGEST.fullmatch(digest)
         if not match:
-            raise NotFound(f"{digest!r} is no sha256 digest")
+            raise NotFound(f"{digest!r} is not a sha256 digest")
         return self._blobs / f"sha256-{match[1]}"
 
     def _manifest_path(self, name: ModelName) -> Path:

@@ -148,5 +148,5 @@ async def _take_model(session: AsyncSession, row: tables.Job, event: JobSucceede
         await jobs.drop_deletions(session, pulled.name)
         await jobs.drop_deletions(session, ModelName.parse(pulled.name).kept(version).full)
     elif catalog.version_digest(pulled) != row.version_digest:
-        raise InvalidModelFile(f"{pull.source} holds another version now")
+        raise InvalidModelFile(f"{pull.source} now has another version")
     await nodes.add_copies(session, event.node, {layer.digest for layer in (pulled.config, *pulled.layers)})

@@ -260,7 +260,7 @@ def test_refusals_are_one_line(corral: Corral, gateway: Gateway, answer: Answer,
         (["lst"], {}, "No such command 'lst'. Did you mean 'list', 'ls'?"),
         (["list", "--jsn"], {}, "No such option: --jsn (Possible options: --json)"),
         (["run", "m", "hi", "--seed", "x"], {}, "Invalid value for '--seed': "),
-        (["list"], {"CORRAL_HOST": "127.0.0.1:x"}, "CORRAL_HOST: 'x' is no port"),
+        (["list"], {"CORRAL_HOST": "127.0.0.1:x"}, "CORRAL_HOST: 'x' is not a port"),
         (["list"], {"CORRAL_MIN_FREE_BYTES": "few"}, "CORRAL_MIN_FREE_BYTES: Input should be a valid integer"),
     ],
 )
@@ -281,7 +281,7 @@ def test_a_server_that_answers_nonsense(corral: Corral, gateway: Gateway, enviro
     gateway.answer("GET /api/tags", Answer(body={"surprise": 1}))
     done = corral("list")
     crash = Path(environment["XDG_STATE_HOME"]) / "corral" / "crash.log"
-    assert done.err == f"Error: KeyError: 'models'; this should not happen, the details are in {crash}\n"
+    assert done.err == f"Error: KeyError: 'models'; this is a bug in Corral, the traceback is in {crash}\n"
     assert "Traceback" in crash.read_text()
 
 

@@ -98,7 +98,7 @@ def keeps_what_serves(cluster: Cluster) -> None:
         broken = cluster.with_variables(CORRAL_TAG=NEXT_TAG, COMPOSE_FILE="compose.yaml:tests/compose/broken.yaml")
         said = broken.run("ops/upgrade.sh", "--as-is", fails=True)
     assert (
-        "the next gateway does not start, and the one before goes on: corral gateway: CORRAL_MAX_QUEUE" in said.splitlines()[-1]
+        "the new gateway does not start, and the one before goes on: corral gateway: CORRAL_MAX_QUEUE" in said.splitlines()[-1]
     )
     none_failed(under)
     assert cluster.container("gateway")["Id"] == before
@@ -109,7 +109,7 @@ def survives_the_loss_of_everything(cluster: Cluster) -> None:
     archive = cluster.folder / "backup.tar"
     cluster.run("ops/backup.sh", "--models", str(archive))
     assert "is there already" in cluster.run("ops/backup.sh", str(archive), fails=True)
-    assert "a cluster runs here" in cluster.run("ops/restore.sh", str(archive), fails=True)
+    assert "a cluster is running here" in cluster.run("ops/restore.sh", str(archive), fails=True)
     digest = {replica["version"] for replica in story.replicas(cluster, "ready")}
     cluster.run("ops/cluster.sh", "down", "--volumes")
     assert not cluster.remains()

@@ -107,7 +107,7 @@ async def test_trailers_reach_no_request(trailer: str, at_once: bool) -> None:
 async def test_what_is_no_http(standing_url: str) -> None:
     answer = await answer_to(standing_url, b"hello there\r\n\r\n")
     assert status_of(answer) == 400
-    assert answer.endswith(b'{"error":"this is no valid HTTP request"}')
+    assert answer.endswith(b'{"error":"not a valid HTTP request"}')
 
 
 async def test_requests_sent_ahead(standing_url: str) -> None:

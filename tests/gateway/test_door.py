@@ -119,5 +119,5 @@ async def test_a_door_that_is_not_there(tmp_path: Path) -> None:
     _, stderr = await process.communicate()
     assert process.returncode == 1
     assert stderr.decode().splitlines() == [
-        f"corral gateway: the door at {tmp_path}/none does not answer: No such file or directory; start it, or leave CORRAL_DOOR out"
+        f"corral gateway: the door at {tmp_path}/none does not answer: No such file or directory; start it, or unset CORRAL_DOOR"
     ]

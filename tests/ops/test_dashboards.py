@@ -152,7 +152,11 @@ def test_red_means_that_someone_should_look() -> None:
             red.add(name)
             assert not re.search("tokens/s|reqps", axis["unit"]), name
             assert panel["type"] == "stat" or axis["custom"]["thresholdsStyle"]["mode"] == "dashed", name
-    assert {"corral-slo: Answered", "corral-queue: Longest wait now", "corral-overview: Time to first token"} <= red
+    assert {
+        "corral-slo: Answered",
+        "corral-queue: Longest current wait, by model",
+        "corral-overview: Time to first token",
+    } <= red
 
 
 def test_red_begins_where_alerts_do() -> None:

@@ -146,4 +146,4 @@ async def test_a_success_that_no_row_can_hold_is_the_failure_of_its_job(events: 
     [(_, event)] = await events.read(b"0-0", timeout_s=5)
     assert isinstance(event, JobFailed)
     assert (event.job, event.node, event.code) == ("j1", "node-1", "protocol_mismatch")
-    assert event.message.startswith("the registry refuses what the node reports: ")
+    assert event.message.startswith("the registry cannot use the node's report: ")

@@ -84,7 +84,7 @@ async def test_the_address_that_is_advertised() -> None:
 
 @pytest.mark.parametrize("host", ["10.0.0.7:9464", "http://10.0.0.7", "a b", "-a", "a/b"])
 def test_what_cannot_be_advertised(host: str) -> None:
-    with pytest.raises(ValidationError, match="is no host name and no IP address"):
+    with pytest.raises(ValidationError, match="is neither a host name nor an IP address"):
         TelemetryVariables(metrics_advertise=host)
 
 
@@ -130,7 +130,7 @@ def test_a_taken_port_is_one_sentence() -> None:
 
 @pytest.mark.parametrize("port", ["none", "-1", "65536", "1.5", ""])
 def test_what_is_no_port(port: str) -> None:
-    with pytest.raises(ValidationError, match="is no port; say it like 9464, 0 for none, or auto"):
+    with pytest.raises(ValidationError, match="is not a port; use a number such as 9464, 0 for none, or auto"):
         TelemetryVariables(metrics_port=port)  # type: ignore[arg-type]
 
 
@@ -141,5 +141,5 @@ def test_what_is_one(said: str, meant: MetricsPort, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_collector_is_a_url() -> None:
-    with pytest.raises(ValidationError, match='"collector:4318" is no http:// or https:// address'):
+    with pytest.raises(ValidationError, match='"collector:4318" is not an http:// or https:// address'):
         TelemetryVariables(otlp_endpoint="collector:4318")

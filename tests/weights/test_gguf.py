@@ -113,7 +113,7 @@ def test_quantization_by_most_of_the_weights(tmp_path: Path) -> None:
         (header(entry("x", 9, struct.pack("<IQ", 9, 1))), "array of the unknown type 9"),
         (header(entry("x", 77, b"")), "unknown type 77"),
         (header(ARCHITECTURE, ARCHITECTURE), "twice"),
-        (header(), "names no general.architecture"),
+        (header(), "has no general.architecture"),
         (header(ARCHITECTURE, entry("general.alignment", 4, struct.pack("<I", 3))), "not a power of two"),
         (header(ARCHITECTURE, tensors=(tensor("w", (1,) * 5),)), "5 dimensions"),
         (header(ARCHITECTURE, tensors=(tensor("w", (32,), kind=4),)), "unknown type 4"),

@@ -41,7 +41,7 @@ class Delivery:
     def _deliver(self, pending: PendingRequest, event: Event, worker: str) -> None:
         verdict = pending.accept(event)
         if pending.num_unread > self._max_unread:
-            self._requests.abandon(pending, RequestTimedOut("the answer was not read as fast as it was generated"))
+            self._requests.abandon(pending, RequestTimedOut("the client read the answer too slowly"))
             self._requests.spawn(self._cancellation.cancel(pending), pending)
         if not pending.is_awaited:
             if isinstance(event, Finished | Failed):

@@ -216,5 +216,5 @@ class Inflight:
                 continue
             unclaimed = pending.epoch == 0 and pending.is_awaited
             if unclaimed and await self._queue.expire(pending.request.id):
-                self._requests.end(pending, DeadlineExceeded("the request could not be started in the time that it was given"))
+                self._requests.end(pending, DeadlineExceeded("the request waited longer than its timeout"))
             pending.expires_at = math.inf

@@ -142,7 +142,7 @@ class Recovery:
         except CorralError as error:
             self._requests.abandon(pending, error)
             return
-        self._requests.end(pending, WorkerLost("too many workers were lost with this request"))
+        self._requests.end(pending, WorkerLost("too many workers were lost while they computed this request"))
 
     async def _requeue(self, pending: PendingRequest, epoch: int, cause: str) -> None:
         request = pending.request.id

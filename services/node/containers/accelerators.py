@@ -88,7 +88,7 @@ def _machine(engine: Engine, template: Template, image: str, backend: Backend) -
     try:
         devices = msgspec.json.decode(answer, type=tuple[Device, ...])
     except msgspec.MsgspecError as error:
-        raise ModelLoadFailed(f"{image} does not say which accelerators it finds") from error
+        raise ModelLoadFailed(f"{image} did not list its accelerators") from error
     if not devices:
         raise ModelLoadFailed(f"{image} finds no accelerator on this node")
     return Machine(backend, devices)

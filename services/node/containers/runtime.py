@@ -206,7 +206,9 @@ class ContainerRuntime:
     def _require_adapters(self, spec: StartSpec) -> None:
         for file, _ in spec.engine.lora:
             if self._template.store not in Path(file).parents:
-                raise ModelRefused(f"the LoRA adapter {file} is not in the node's store, which is all that its workers see")
+                raise ModelRefused(
+                    f"the LoRA adapter {file} is not in the node's store, the only folder that workers in containers can read"
+                )
 
     def _here(self) -> Machine:
         """The machine, found at the first call that succeeds and kept while the agent runs."""

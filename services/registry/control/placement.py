@@ -166,7 +166,7 @@ def never(want: Want, capacities: Sequence[NodeCapacity]) -> str | None:
     """Why no node could take it even if it were ready and empty; None if one could, or if no node is known."""
     reachable = [capacity for capacity in capacities if capacity.holds or want.fetchable]
     if capacities and not reachable:
-        return "its file is on no node"
+        return "no node has its file"
     largest = max(reachable, key=lambda capacity: capacity.usable, default=None)
     if largest is None or largest.usable >= want.memory_bytes:
         return None
@@ -178,9 +178,9 @@ def _unfit(want: Want, capacity: NodeCapacity) -> str | None:
     if not capacity.ready:
         return "is lost"
     if not capacity.holds and not want.fetchable:
-        return "does not hold the model's file and cannot fetch it, since its source is a path on another node"
+        return "does not have the model's file and cannot fetch it, because its source is a path on another node"
     if not capacity.holds and capacity.disk_free < want.file_bytes:
-        return f"has {gib(capacity.disk_free)} of disk free, the model's file takes {gib(want.file_bytes)}"
+        return f"has {gib(capacity.disk_free)} of disk free, the model's file needs {gib(want.file_bytes)}"
     if capacity.usable < want.memory_bytes:
         return f"has {gib(capacity.usable)} of memory for models, {gib(want.memory_bytes)} are needed"
     return None
@@ -202,8 +202,8 @@ def _second(capacity: NodeCapacity, best: _Rank, rank: _Rank) -> str:
     if rank.fetches and not best.fetches:
         return "would have to fetch the model's file"
     if rank.work > best.work:
-        return f"has more work for its {capacity.cores} cores than the chosen one"
-    return "has no more memory free than the chosen one"
+        return f"has a higher load on its {capacity.cores} cores than the chosen node"
+    return "has no more free memory than the chosen node"
 
 
 def _make_room(

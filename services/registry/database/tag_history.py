@@ -87,8 +87,8 @@ def chosen(history: Sequence[TagVersion], current: str, wanted: str, name: str) 
     wanted = wanted.lower().removeprefix("sha256:")
     found = [digest for digest in others if digest.startswith(wanted)]
     if not others:
-        raise NotFound(f"model '{name}' has no version but the one that it names")
+        raise NotFound(f"model '{name}' has no earlier version")
     if not found or (wanted and len(found) > 1):
         shown = ", ".join(digest[:12] for digest in others)
-        raise NotFound(f"model '{name}' keeps no version '{wanted[:64]}' to go back to; there are {shown}")
+        raise NotFound(f"model '{name}' has no earlier version '{wanted[:64]}'; there are {shown}")
     return found[0]

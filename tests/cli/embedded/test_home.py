@@ -37,7 +37,7 @@ def test_a_disk_that_is_full(home: Home) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CommandError, match=r"^cannot make .*; choose a folder that you may write to"):
+    with pytest.raises(CommandError, match=r"^cannot create .*; choose a folder that you may write to"):
         Home(tmp_path / "file" / "home").prepare()
 
 

@@ -82,10 +82,10 @@ async def test_a_crash_is_one_line_and_the_part_comes_back(
     pid = before["registry"]["pid"]
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    await eventually(lambda: "registry is up again" in said)
+    await eventually(lambda: "registry is ready again" in said)
     assert said == [
-        f"registry was ended by SIGKILL; starting it again in 0.5 s (log: {home.logs}/registry.log)",
-        "registry is up again",
+        f"registry was killed by SIGKILL; restarting it in 0.5 s (log: {home.logs}/registry.log)",
+        "registry is ready again",
     ]
     assert parts(home)["registry"] != before["registry"]
     assert parts(home)["gateway"] == before["gateway"]
@@ -120,7 +120,7 @@ async def test_a_part_that_will_not_end_is_made_to(
 ) -> None:
     await supervisor.start(make_part("gateway", STUBBORN, grace_s=0.2))
     await supervisor.stop()
-    assert said == ["gateway does not end in time and is made to"]
+    assert said == ["gateway did not exit in time; killing it"]
     assert processes.marked(home.path) == set()
 
 
@@ -157,10 +157,10 @@ async def test_what_a_part_started_is_ended_too(
     assert pid is not None
     worker = next(iter(processes.marked(home.path) - {pid}))
     os.kill(pid, signal.SIGKILL)
-    await eventually(lambda: "node agent is up again" in said)
+    await eventually(lambda: "node agent is ready again" in said)
     assert worker in processes.marked(home.path), "it goes on while its agent is restarted"
     await supervisor.stop()
-    assert "ending what was left behind" in said[-1]
+    assert "ending leftover processes" in said[-1]
     assert processes.marked(home.path) == set()
 
 
@@ -222,4 +222,4 @@ async def test_logs_are_kept_short_beside_one_that_cannot_be(home: Home, said: l
             await eventually(lambda: (home.logs / "gateway.log").stat().st_size == 0)
     finally:
         await supervisor.stop()
-    assert said == [f"{home.logs}/broken.log cannot be kept short: No such file or directory"]
+    assert said == [f"cannot truncate {home.logs}/broken.log: No such file or directory"]

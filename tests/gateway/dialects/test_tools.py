@@ -98,7 +98,7 @@ def test_allowed_tools(ask: Ask) -> None:
         ({"tools": [{"function": {"name": ""}}]}, "is required", "tools[0].function.name"),
         (
             {"tools": [{"function": {"name": "f", "parameters": {"maximum": 2**70}}}]},
-            "holds an integer of more than 64 bits",
+            "contains an integer of more than 64 bits",
             "tools[0].function.parameters",
         ),
         (

@@ -59,7 +59,7 @@ def test_the_file_is_fetched_where_nobody_with_memory_holds_it() -> None:
         (room(ready=False), "n1 is lost"),
         (
             room(holds=False),
-            "n1 does not hold the model's file and cannot fetch it, since its source is a path on another node",
+            "n1 does not have the model's file and cannot fetch it, because its source is a path on another node",
         ),
         (room(usable=GIB), "n1 has 1.0 GiB of memory for models, 4.0 GiB are needed"),
         (room(available=GIB), "n1 has 1.0 GiB of memory free, 4.0 GiB are needed"),
@@ -127,7 +127,7 @@ def test_those_not_chosen_say_why() -> None:
 
 def test_a_full_disk_takes_no_file() -> None:
     assert place(FETCHABLE, [room(holds=False, disk_free=GIB)], []).reason == (
-        "n1 has 1.0 GiB of disk free, the model's file takes 2.0 GiB"
+        "n1 has 1.0 GiB of disk free, the model's file needs 2.0 GiB"
     )
 
 
@@ -186,7 +186,7 @@ def test_room_is_made_where_the_fewest_go() -> None:
         (WANT, [], None),
         (WANT, [room()], None),
         (WANT, [room(ready=False)], None),
-        (WANT, [room(holds=False)], "its file is on no node"),
+        (WANT, [room(holds=False)], "no node has its file"),
         (WANT, [room(usable=GIB)], "it needs 4.0 GiB of memory and the largest node, n1, has 1.0 GiB for models"),
         (
             WANT,

@@ -168,7 +168,7 @@ def test_the_schemas_of_forced_tools_are_bounded_together() -> None:
     def forced(choice: ToolChoice) -> Wanted:
         return Wanted(None, tools, choice, parallel=True, may_reason=False, control={})
 
-    with pytest.raises(BadRequest, match="their schemas have more than 256 KiB together"):
+    with pytest.raises(BadRequest, match="their schemas are larger than 256 KiB together"):
         effective(format, Phase.ANSWERING, forced(REQUIRED))
     assert effective(format, Phase.ANSWERING, forced(ToolChoice("required", "f7"))).constraint
 

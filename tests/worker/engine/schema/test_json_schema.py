@@ -162,7 +162,7 @@ def test_any_object_is_one_object(byte_grammars: GrammarCompiler) -> None:
         ({"$ref": "#"}, "#", "without end"),
         ({"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"$ref": "#/$defs/b"}}}, "#/properties/a", "without end"),
         ({"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}, "#", "without end"),
-        (False, "#", "nothing validates"),
+        (False, "#", "no value validates"),
         ({"enum": []}, "#/enum", "empty"),
         ({"minLength": "x"}, "#/minLength", "positive integer"),
     ],
