@@ -214,7 +214,7 @@ async def test_headers_in_all(settings: Settings, routes: Routes) -> None:
 
         async def is_refused() -> bool:
             answer = await answer_to(url, GET + b"X: " + b"x" * 50_000)
-            return status_of(answer) == 503 and b"headers are incomplete" in answer
+            return status_of(answer) == 503 and b"incomplete request headers" in answer
 
         await eventually(is_refused)
         assert status_of(await answer_to(url, GET + b"Connection: close\r\n\r\n")) == 200

@@ -233,7 +233,7 @@ async def test_what_the_database_cannot_hold_fails_its_job_and_no_other(
     (job,) = await eventually(lambda: node.jobs(Pull))
     # PostgreSQL's text cannot hold a zero byte; a template can.
     await JobEvents(redis).publish(JobSucceeded(job.job, "n1", pulled_model(job.name, TINY, template="\0")))
-    assert "the registry refuses what the node reports" in (await watcher)[-1]["error"]
+    assert "the registry cannot use the node's report" in (await watcher)[-1]["error"]
     node.finishes_pulls = True
     assert (await registry.pull("pypi:another"))[-1] == {"status": "success"}
 

@@ -46,7 +46,7 @@ async def test_a_real_consumer_gets_the_job_and_leaves_no_result(redis: Redis, r
 
 async def test_a_broker_that_does_not_answer() -> None:
     sender = JobSender("redis://127.0.0.1:1/0")
-    with pytest.raises(Unavailable, match="(Redis|the broker of jobs) does not answer"):
+    with pytest.raises(Unavailable, match="(Redis|the job broker) does not answer"):
         await sender.send("n1", Stop("j", "r"))
     sender.close()
 

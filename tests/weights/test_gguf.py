@@ -117,8 +117,8 @@ def test_quantization_by_most_of_the_weights(tmp_path: Path) -> None:
         (header(ARCHITECTURE, entry("general.alignment", 4, struct.pack("<I", 3))), "not a power of two"),
         (header(ARCHITECTURE, tensors=(tensor("w", (1,) * 5),)), "5 dimensions"),
         (header(ARCHITECTURE, tensors=(tensor("w", (32,), kind=4),)), "unknown type 4"),
-        (header(ARCHITECTURE, tensors=(tensor("w", (33,), kind=12),)), "no multiple of 256"),
-        (header(ARCHITECTURE, tensors=(tensor("w", (32,), offset=7),)), "off the alignment"),
+        (header(ARCHITECTURE, tensors=(tensor("w", (33,), kind=12),)), "not a multiple of 256"),
+        (header(ARCHITECTURE, tensors=(tensor("w", (32,), offset=7),)), "which is not aligned to"),
         (header(ARCHITECTURE, tensors=(tensor("w", (2**40, 2**40)),)), "is truncated: its tensors end"),
     ],
 )

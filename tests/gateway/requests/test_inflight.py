@@ -593,7 +593,7 @@ async def test_an_answer_that_is_not_read_is_given_up(redis_url: str, redis: Red
             assert unread.num_unread <= 30
         assert worker.cancelled == [unread.request.id]
         await unread.events()
-        with pytest.raises(RequestTimedOut, match="not read as fast"):
+        with pytest.raises(RequestTimedOut, match="read the answer too slowly"):
             await unread.events()
         await answers[read.request.id].finished()
         assert "xxx" in await texts

@@ -154,5 +154,5 @@ def test_queries_and_documents_hold_no_control_tokens() -> None:
 def test_a_model_does_only_what_it_was_made_for() -> None:
     with pytest.raises(UnsupportedCapability, match="does not rank"):
         small().build(rerank("q", "d"))
-    with pytest.raises(UnsupportedCapability, match="makes no embeddings"):
+    with pytest.raises(UnsupportedCapability, match="does not make embeddings"):
         small(pooling=Pooling.RANK).build(embed("a"))
