@@ -232,6 +232,17 @@ def test_status(corral: Corral, gateway: Gateway) -> None:
     assert (found["ready"], found["checks"]["missing"], found["nodes"], found["parts"]) == (False, ["redis"], None, None)
 
 
+def test_status_lists_a_loading_model_once(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("GET /readyz", Answer(body={"status": "ok"}))
+    gateway.answer("GET /api/version", Answer(body={"version": "0.12.6", "corral": "1.0"}))
+    gateway.answer("GET /api/ps", Answer(body={"models": [LOADED | {"name": "m:latest", "digest": "f" * 64}]}))
+    gateway.answer("GET /registry/v1/nodes", Answer(body={"nodes": [NODE]}))
+    gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": [replica("starting", load_progress=0.43)]}))
+    shown = corral("status").out
+    assert (shown.count("m:latest"), "Loading 43%" in shown) == (1, True)
+    assert json.loads(corral("status", "--json").out)["models"] == []
+
+
 def test_the_key_goes_along(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("GET /api/tags", Answer(body={"models": []}))
     corral("list", CORRAL_API_KEY="corral-k")
