@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from services.cli import server
+from services.cli.answer import StreamedAnswer
+from services.cli.server import Server
+from services.gateway.registry import TIMEOUT
 from tests.cli.conftest import Corral
 from tests.doubles.http_gateway import KEY, LOADED, MODEL, NODE, QUEUE, SHOWN, Answer, Gateway
 
@@ -241,6 +245,25 @@ def test_status_lists_a_loading_model_once(corral: Corral, gateway: Gateway) -> 
     shown = corral("status").out
     assert (shown.count("m:latest"), "Loading 43%" in shown) == (1, True)
     assert json.loads(corral("status", "--json").out)["models"] == []
+
+
+def test_a_server_that_does_not_answer_in_time(corral: Corral, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "READ_TIMEOUT_S", 0.1)
+    gateway.answer("POST /registry/v1/keys", Answer(201, KEY, silence_s=0.5))
+    done = corral("key", "create", "ci")
+    assert (done.code, done.err) == (1, f"Error: {gateway.url} did not answer in time\n")
+
+
+def test_loading_may_take_longer(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "READ_TIMEOUT_S", 0.1)
+    gateway.answer("POST /api/generate", Answer(body={"done": True}, silence_s=0.5))
+    StreamedAnswer(Server(gateway.url), "m", system=None, keep_alive=None, verbose=False).load()
+    assert gateway.bodies("POST /api/generate") == [{"model": "m", "options": {}, "stream": False}]
+
+
+def test_the_gateway_gives_up_on_the_registry_before_the_command_does() -> None:
+    assert TIMEOUT.read is not None
+    assert TIMEOUT.read < server.READ_TIMEOUT_S
 
 
 def test_the_key_goes_along(corral: Corral, gateway: Gateway) -> None:
