@@ -33,10 +33,9 @@ class Noticed:
 def chaos(
     minutes: Annotated[float, typer.Option(min=0, help="How many minutes to run.")] = 1.0,
     every: Annotated[float, typer.Option(min=1, help="Seconds between kills.")] = 15.0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Kill a worker every few seconds under load from a few clients, and report how that affects them. Exits with 1 if an
-    answer failed."""
+    """Kill workers under load, and report how that affects a few clients. Exits with 1 if an answer failed."""
     server = connect()
     models = sorted({replica["model"] for replica in _ready(server)})
     if not models:

@@ -42,8 +42,7 @@ def deploy(
 ) -> None:
     """Choose how a model runs, and keep it loaded. Anything omitted falls back to the platform's settings.
 
-    Replicas with the old settings keep serving until the new ones are ready. The rollout continues even if this command is
-    stopped.
+    Replicas with the old settings keep serving until the new ones are ready. If you stop the command, the rollout continues.
     """
     engine = {
         "slots": slots,

@@ -32,12 +32,14 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The key's nam
 @app.command()
 def create(
     name: NameArgument,
-    team: Annotated[str, typer.Option(help="The team that it counts for.")] = "",
-    admin: Annotated[bool, typer.Option("--admin", help="Also allow pulls, deletions, nodes and keys.")] = False,
-    weight: Annotated[float, typer.Option(help="Its share of a busy model next to others', from 0.01 to 100.")] = 1.0,
-    priority: Annotated[Priority, typer.Option(help="The most urgent that its requests may be.")] = Priority.INTERACTIVE,
+    team: Annotated[str, typer.Option(help="Team that the key belongs to.")] = "",
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Also allow it to pull and delete models, and to manage nodes and keys.")
+    ] = False,
+    weight: Annotated[float, typer.Option(help="Share of a busy model compared with other keys, from 0.01 to 100.")] = 1.0,
+    priority: Annotated[Priority, typer.Option(help="Highest priority that its requests may have.")] = Priority.INTERACTIVE,
     max_waiting: Annotated[
-        int | None, typer.Option(min=1, help="Its requests that may wait for one model; the gateway's own limit if not given.")
+        int | None, typer.Option(min=1, help="How many of its requests may wait for one model; default: the gateway's limit.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -55,14 +57,17 @@ def create(
 @app.command("set")
 def change(
     name: NameArgument,
-    team: Annotated[str | None, typer.Option(help="The team that it counts for.")] = None,
+    team: Annotated[str | None, typer.Option(help="Team that the key belongs to.")] = None,
     admin: Annotated[
-        bool | None, typer.Option("--admin/--no-admin", help="Also allow pulls, deletions, nodes and keys.")
+        bool | None,
+        typer.Option("--admin/--no-admin", help="Also allow it to pull and delete models, and to manage nodes and keys."),
     ] = None,
-    weight: Annotated[float | None, typer.Option(help="Its share of a busy model next to others', from 0.01 to 100.")] = None,
-    priority: Annotated[Priority | None, typer.Option(help="The most urgent that its requests may be.")] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Share of a busy model compared with other keys, from 0.01 to 100.")
+    ] = None,
+    priority: Annotated[Priority | None, typer.Option(help="Highest priority that its requests may have.")] = None,
     max_waiting: Annotated[
-        int | None, typer.Option(min=0, help="Its requests that may wait for one model; 0: the gateway's own limit.")
+        int | None, typer.Option(min=0, help="How many of its requests may wait for one model; 0: the gateway's limit.")
     ] = None,
 ) -> None:
     """Change a key. Its secret and anything omitted stay the same."""

@@ -24,8 +24,10 @@ def model_names(incomplete: str) -> list[str]:
     return [model["name"] for model in models if model["name"].startswith(incomplete)]
 
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name.", autocompletion=model_names)]
-ModelArguments = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of models.", autocompletion=model_names)]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.", autocompletion=model_names)]
+ModelArguments = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="Names of the models.", autocompletion=model_names)
+]
 
 _VERSIONS = "/registry/v1/models/versions"
 

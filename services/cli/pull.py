@@ -33,7 +33,7 @@ def pull(
 ) -> None:
     """Pull a model.
 
-    The platform does the download; this command only shows its progress. If you stop the command, the download continues.
+    A node downloads the model; this command shows the progress. If you stop the command, the download continues.
     """
     pull_model(connect(), source, name)
 
