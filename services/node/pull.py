@@ -35,7 +35,7 @@ def _inspect(blob: StagedBlob) -> Gguf:
     model = gguf.read(blob.path)
     kind = model.metadata.get("general.type", "model")
     if kind != "model":
-        raise InvalidModelFile(f"contains {str(kind)[:64]}, not a model")
+        raise InvalidModelFile(f"is not a model: its general.type is {str(kind)[:64]}")
     if not model.tensor_count:
         raise InvalidModelFile("contains only a vocabulary, not a model")
     if not model.shape.layers or not model.shape.embedding:

