@@ -123,7 +123,7 @@ def _lifespan(
 async def _render(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, CorralError)
     if error.status >= 500:
-        log.warning("%s %s: %s", request.method, request.url.path, error.message)
+        log.warning("error response: method=%s path=%s error=%r", request.method, request.url.path, error.message)
     return JSONResponse({"error": error.message, "code": error.code}, status_code=error.status)
 
 
