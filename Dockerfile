@@ -1,14 +1,14 @@
-# Everything that runs no model: the gateway, the registry, the node agent, the migrations, and the `corral` command.
+# The image of everything but workers: the gateway, the registry, the node agent, the migrations, and the `corral` command.
 #
 #   docker build --tag corral:dev .
-#   docker build --target sbom --output dist .       dist/corral.cdx.json: what is in it
+#   docker build --target sbom --output dist .       dist/corral.cdx.json: its contents
 #
-# Which of them it is says the command: `python -m services.gateway`, `alembic upgrade head`, `corral list`.
-# What a site may have to add (certificates, a package index of its own) is said in ops/image/site.sh.
+# The command chooses what runs: `python -m services.gateway`, `alembic upgrade head`, `corral list`.
+# ops/image/site.sh explains how a site adds certificates or its own package index.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS environment
-# The roles whose packages are installed.
+# The extras of pyproject.toml that are installed.
 ARG EXTRAS="gateway registry node cli tracing"
 ARG UV_VERSION=0.13.9
 ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1
@@ -19,7 +19,7 @@ RUN --mount=type=secret,id=ca --mount=type=secret,id=index \
     python3 -m venv /opt/uv; \
     /opt/uv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check "uv==$UV_VERSION"
 WORKDIR /source
-# A step of its own, so that what follows is cached for as long as this says the same.
+# A separate step, so that the following steps stay cached as long as its output does not change.
 RUN --mount=type=bind,source=pyproject.toml,target=pyproject.toml \
     --mount=type=bind,source=uv.lock,target=uv.lock \
     set --; for extra in $EXTRAS; do set -- "$@" --extra "$extra"; done; \
@@ -47,7 +47,7 @@ LABEL org.opencontainers.image.title="Corral" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# The same number in every image: workers read the files that agents write. Volumes take over the folders' owner.
+# The same user id in every image, because workers read the files that agents write. Volumes inherit the folders' owner.
 RUN groupadd --gid 10001 corral \
     && useradd --uid 10001 --gid corral --home-dir /var/lib/corral --no-create-home --shell /usr/sbin/nologin corral \
     && install --directory --owner corral --group corral /var/lib/corral /var/lib/corral/models /var/lib/corral/node
@@ -70,5 +70,5 @@ RUN --mount=type=bind,source=ops/image/sbom.py,target=/sbom.py ["python", "/sbom
 FROM scratch AS sbom
 COPY --from=inventory /tmp/corral.cdx.json /
 
-# The last stage is what `docker build` makes.
+# The last stage is the default target of `docker build`.
 FROM corral

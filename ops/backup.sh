@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Writes what has to survive this cluster into one archive: the database, the secrets, and .env. Everything goes on meanwhile.
+# Saves the cluster's database, secrets and .env in one archive. The cluster keeps running.
 #
 #   ops/backup.sh [--models] FOLDER     FOLDER/corral-<time>.tar
-#   ops/backup.sh [--models] FILE       which must not be there yet
+#   ops/backup.sh [--models] FILE       FILE must not exist
 #
-# --models adds this machine's models, which can be pulled again otherwise. CORRAL_SECRETS and CORRAL_ENV_FILE are as in ops/secrets.sh.
-# What is in the archive is as secret as the secrets themselves: only its owner can read it.
+# --models also saves this machine's models; without it they must be pulled again. CORRAL_SECRETS and CORRAL_ENV_FILE are as in
+# ops/secrets.sh. The archive contains the secrets, so only its owner can read it.
 #
-#   manifest            the first member: format, release, schema, time, and the SHA-256 of all that follows
+#   manifest            the first member: format, release, schema, time, and the SHA-256 of every other member
 #   database.dump       pg_dump's custom format
 #   env, secrets/...    .env, and the folder of secrets
 #   models/...          manifests and blobs of the store
@@ -25,18 +25,18 @@ fail() {
 }
 
 usage() {
-    fail "ops/backup.sh takes the folder or the file to write to, and --models before it where models are to be saved too"
+    fail "usage: ops/backup.sh [--models] FOLDER|FILE"
 }
 
 in_env_file() { # in_env_file NAME
     [ ! -f "$ENV_FILE" ] || sed -n "s/^$1=//p" "$ENV_FILE" | tail -n1
 }
 
-in_postgres() { # in_postgres COMMAND..., with its own complaint where it fails
+in_postgres() { # in_postgres COMMAND...; if it fails, its last line of stderr is the error
     docker compose exec -T postgres "$@" 2>"$work/complaint" || fail "the database cannot be read: $(tail -n1 "$work/complaint")"
 }
 
-# A command in a container that sees the store, and neither starts nor stops anything.
+# Runs a command in a new container with the store, without touching running containers.
 in_store() { # in_store COMMAND...
     docker compose --progress quiet run --rm --no-deps -T --entrypoint "$1" node "${@:2}" 2>"$work/complaint" ||
         fail "the models cannot be read: $(tail -n1 "$work/complaint")"
@@ -57,10 +57,10 @@ if [ "$1" = --models ]; then models=yes && shift; fi
 file=$1
 [ ! -d "$file" ] || file=${file%/}/corral-$(date -u +%Y%m%dT%H%M%SZ).tar
 [ -d "$(dirname "$file")" ] || fail "there is no folder $(dirname "$file")"
-[ ! -e "$file" ] || fail "$file is there already; name another file, or a folder"
+[ ! -e "$file" ] || fail "$file already exists; choose another file, or a folder"
 
 partial=$file.partial
-work=$(mktemp -d "$file.XXXXXX") || fail "nothing can be written to $(dirname "$file")"
+work=$(mktemp -d "$file.XXXXXX") || fail "cannot write to $(dirname "$file")"
 trap 'rm -rf "$work" "$partial"' EXIT
 mkdir "$work/members"
 
@@ -68,7 +68,7 @@ secrets=${CORRAL_SECRETS:-$(in_env_file CORRAL_SECRETS)}
 ops/secrets.sh check || exit 1
 cp -R "$secrets" "$work/members/secrets"
 [ ! -f "$ENV_FILE" ] || cp "$ENV_FILE" "$work/members/env"
-[ -n "$(docker compose ps --quiet --status running postgres 2>/dev/null)" ] || fail "the cluster's database does not run; start it: docker compose up -d --wait postgres"
+[ -n "$(docker compose ps --quiet --status running postgres 2>/dev/null)" ] || fail "the cluster's database is not running; start it: docker compose up -d --wait postgres"
 in_postgres pg_dump --format=custom --username=corral corral >"$work/members/database.dump"
 schema=$(in_postgres psql --username=corral --no-align --tuples-only --command='select version_num from alembic_version' corral)
 : >"$work/models"
@@ -85,8 +85,8 @@ schema=$(in_postgres psql --username=corral --no-align --tuples-only --command='
 members=(manifest database.dump secrets)
 [ ! -f "$work/members/env" ] || members+=(env)
 tar --create --owner=0 --group=0 --directory "$work/members" "${members[@]}" >"$partial" ||
-    fail "the archive cannot be written to $(dirname "$file")"
-# Two archives behind each other are one to who ignores the zeros between them.
+    fail "cannot write the archive to $(dirname "$file")"
+# Two concatenated archives are one archive for tar --ignore-zeros.
 [ -z "$models" ] || cut -d' ' -f3- "$work/models" | in_store tar --create --directory "$STORE" --no-recursion --files-from - >>"$partial"
 mv "$partial" "$file"
 echo "$file: schema $schema, $(wc -l <"$work/models") files of models, $(du -h "$file" | cut -f1)"

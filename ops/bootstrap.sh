@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Brings .venv to what uv.lock says: finds or fetches uv, then installs what Corral and its tests need. Takes no time when
+# Installs Corral and what its tests need into .venv, as uv.lock lists it; downloads uv if the machine has none. Takes no time if
 # nothing has changed.
 #
-#   ops/bootstrap.sh [GROUP]   with one of pyproject.toml's dependency groups besides
+#   ops/bootstrap.sh [GROUP]   also installs one of pyproject.toml's dependency groups
 #
-# llama.cpp is compiled for CUDA where both its compiler and a driver are, for Metal on Apple silicon, or for what
-# CORRAL_ACCELERATOR says: none, cuda, metal, vulkan or rocm. docs/gpu.md has more.
+# llama.cpp is compiled for CUDA if the machine has both its compiler and a driver, for Metal on Apple silicon, or for
+# CORRAL_ACCELERATOR: none, cuda, metal, vulkan or rocm. See docs/gpu.md.
 #
-# .venv/.corral-synced[-GROUP]   what the environment was made from
-# .venv/.corral-accelerator      what llama.cpp was compiled for
-# .uv/                           uv, where this machine has none, and the log of the last installation
+# .venv/.corral-synced[-GROUP]   a digest of everything that the environment depends on
+# .venv/.corral-accelerator      the accelerator that llama.cpp was compiled for
+# .uv/                           uv, if this machine has none, and the log of the last installation
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,12 +28,12 @@ fail() {
     exit 1
 }
 
-# What the environment depends on. A checkout that was moved counts as another one: scripts in .venv hold its path.
+# Everything that the environment depends on. The path is part of it, because scripts in .venv contain it.
 fingerprint() {
     { pwd && echo "$accelerator" && cat uv.lock pyproject.toml ops/bootstrap.sh; } | digest
 }
 
-digest() { # macOS has the other one
+digest() { # macOS has shasum instead of sha256sum
     if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi
 }
 
@@ -52,12 +52,12 @@ find_nvcc() {
     return 1
 }
 
-# A compiler alone runs no model, and compiling for CUDA takes many times as long.
+# A CUDA compiler alone is no reason: without a driver no model runs on CUDA, and compiling for it takes many times as long.
 has_nvidia_driver() {
     command -v nvidia-smi >/dev/null
 }
 
-# What llama.cpp is to be compiled for besides the processor.
+# The accelerator that llama.cpp is compiled for, besides the CPU.
 find_accelerator() {
     if [ -n "${CORRAL_ACCELERATOR:-}" ]; then
         echo "$CORRAL_ACCELERATOR"
@@ -78,7 +78,7 @@ build_option() { # build_option ACCELERATOR
         metal) echo GGML_METAL ;;
         vulkan) echo GGML_VULKAN ;;
         rocm) echo GGML_HIP ;;
-        *) fail "CORRAL_ACCELERATOR is $1; it may be none, cuda, metal, vulkan or rocm" ;;
+        *) fail "CORRAL_ACCELERATOR is $1; it must be none, cuda, metal, vulkan or rocm" ;;
     esac
 }
 
@@ -86,7 +86,7 @@ why_none() {
     if has_nvidia_driver; then
         echo "there is an NVIDIA driver, but no CUDA compiler (nvcc)"
     elif find_nvcc >/dev/null; then
-        echo "there is a CUDA compiler, but no NVIDIA driver (nvidia-smi); CORRAL_ACCELERATOR=cuda compiles for CUDA all the same"
+        echo "there is a CUDA compiler, but no NVIDIA driver (nvidia-smi); CORRAL_ACCELERATOR=cuda compiles for CUDA anyway"
     else
         echo "no NVIDIA driver and no Apple silicon were found"
     fi
@@ -95,10 +95,10 @@ why_none() {
 say_accelerator() {
     local found=" as CORRAL_ACCELERATOR says"
     case ${CORRAL_ACCELERATOR:-found-$accelerator} in
-        found-none) echo "It is compiled for the processor alone: $(why_none)." ;;
+        found-none) echo "It is compiled for the CPU only: $(why_none)." ;;
         found-cuda) echo "It is compiled for CUDA too, which takes longer, with $(find_nvcc)." ;;
         found-metal) echo "It is compiled for Metal too." ;;
-        none) echo "It is compiled for the processor alone,$found." ;;
+        none) echo "It is compiled for the CPU only,$found." ;;
         *) echo "It is compiled for $accelerator too,$found." ;;
     esac
 }
@@ -108,7 +108,7 @@ require_compiler() {
     for name in "${CXX:-c++}" g++ clang++; do
         command -v "$name" >/dev/null && return
     done
-    fail "llama.cpp has to be compiled and there is no C++ compiler; install one, on Debian with: apt install build-essential"
+    fail "llama.cpp must be compiled, and there is no C++ compiler; install one, on Debian with: apt install build-essential"
 }
 
 at_least() { # at_least VERSION OLDEST
@@ -126,22 +126,22 @@ find_uv() {
     return 1
 }
 
-# Three ways, because Debian installs Python without venv and without pip.
+# Tries three ways, because Debian installs Python without venv and without pip.
 fetch_uv() {
     local python
     python=$(command -v python3) || fail "there is no python3; install it, on Debian with: apt install python3 python3-venv"
-    echo "Fetching uv $UV_VERSION" >&2
+    echo "Downloading uv $UV_VERSION" >&2
     { "$python" -m venv .uv && .uv/bin/pip install --quiet "uv==$UV_VERSION"; } >"$LOG" 2>&1 ||
         "$python" -m pip install --quiet --target .uv/lib "uv==$UV_VERSION" >>"$LOG" 2>&1 ||
         "$python" ops/fetch_uv.py "$UV_VERSION" .uv/bin >>"$LOG" 2>&1 ||
-        fail "uv could not be fetched: $(tail -n1 "$LOG"); with network access, or after apt install python3-venv, try again (log: $LOG)"
+        fail "uv could not be downloaded: $(tail -n1 "$LOG"); try again with network access, or after apt install python3-venv (log: $LOG)"
 }
 
 minutes() { # minutes SECONDS
     if [ "$1" -lt 50 ]; then echo "less than a minute"; else echo "about $((($1 + 30) / 60)) min"; fi
 }
 
-# One line that changes in place on a terminal, elsewhere a line for every tenth of the work.
+# On a terminal, one line that changes in place; otherwise, a line for every tenth of the work.
 show() { # show TEXT [STEP]
     if [ -t 2 ]; then
         printf '\r\033[K%s' "$1" >&2
@@ -166,15 +166,15 @@ show_progress() {
 
 explain() {
     if grep -qi 'no space left on device' "$LOG"; then
-        fail "the disk is full ($(df -h --output=avail . | tail -n1 | tr -d ' ') free); the environment takes about 3 GB (log: $LOG)"
+        fail "the disk is full ($(df -h --output=avail . | tail -n1 | tr -d ' ') free); the environment needs about 3 GB (log: $LOG)"
     elif grep -q 'No interpreter found' "$LOG"; then
         fail "Corral needs Python 3.11 or newer; this machine has $(python3 --version 2>&1) (log: $LOG)"
     elif grep -qiE 'error sending request|failed to fetch|dns error' "$LOG"; then
-        fail "the package index could not be reached; check the network and run this again, it goes on where it was (log: $LOG)"
+        fail "the package index could not be reached; check the network and run this again to continue (log: $LOG)"
     fi
     [ "$accelerator" = none ] ||
-        echo "CORRAL_ACCELERATOR=none compiles llama.cpp for the processor alone." >&2
-    fail "the environment could not be made: $(grep -vE '^(DEBUG|TRACE)' "$LOG" | grep -v '^ *$' | tail -n1 | sed 's/^ *//') (log: $LOG)"
+        echo "CORRAL_ACCELERATOR=none compiles llama.cpp for the CPU only." >&2
+    fail "the environment could not be installed: $(grep -vE '^(DEBUG|TRACE)' "$LOG" | grep -v '^ *$' | tail -n1 | sed 's/^ *//') (log: $LOG)"
 }
 
 sync() { # sync UV
@@ -185,16 +185,15 @@ sync() { # sync UV
         echo "Setting up Corral. Once, llama.cpp is compiled for this machine: $(minutes $compile_s) on $count cores." >&2
         say_accelerator >&2
     fi
-    # CMake looks for nvcc on the PATH alone.
+    # CMake looks for nvcc only on the PATH.
     [ "$accelerator" != cuda ] || ! nvcc=$(find_nvcc) || export CUDACXX=${CUDACXX:-$nvcc}
-    # From what is already here, where that is enough: behind an index that sends no caching headers uv takes what it fetched before for
-    # something new, and compiles it again.
+    # Offline first: if the index sends no caching headers, uv would download and compile packages again that it already has.
     run_uv "$1" --offline || run_uv "$1" || explain
 }
 
 run_uv() { # run_uv UV [OPTION]
     compiling_since='' shown=''
-    set -m # a process group of its own, so that stopping us stops its compilers too
+    set -m # a separate process group, so that stopping this script also stops the compilers
     UV_PROJECT_ENVIRONMENT=.venv "$1" sync ${2:-} --locked --all-extras ${GROUP:+--group "$GROUP"} ${option:+--config-settings-package "llama-cpp-python:cmake.define.$option=ON"} --compile-bytecode --verbose >"$LOG" 2>&1 </dev/null &
     local pid=$!
     set +m
@@ -218,7 +217,7 @@ option=$(build_option "$accelerator")
 rm -f $STAMP*
 compiled || require_compiler
 mkdir -p .uv
-uv=$(find_uv) || { fetch_uv && uv=$(find_uv) || fail "uv was fetched but does not run (log: $LOG)"; }
+uv=$(find_uv) || { fetch_uv && uv=$(find_uv) || fail "uv was downloaded but does not run (log: $LOG)"; }
 sync "$uv"
 echo "$accelerator" >$ACCELERATOR_STAMP
 fingerprint | tee $STAMP >"$GROUP_STAMP"

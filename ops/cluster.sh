@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Starts and stops the cluster of compose.yaml, and leaves nothing half started: `docker compose` with a look at the machine before,
-# and one sentence where something is in the way. Which files make up the cluster says COMPOSE_FILE, in .env for one.
+# Starts and stops the cluster of compose.yaml. It checks the machine first, and if the start fails, it stops what it has started
+# and prints the reason in one sentence. COMPOSE_FILE, for example in .env, lists the cluster's files.
 #
-#   ops/cluster.sh up                 ready, or as before
-#   ops/cluster.sh down [--volumes]   with the workers; --volumes: with databases and models
+#   ops/cluster.sh up                 starts the cluster and waits until it is ready
+#   ops/cluster.sh down [--volumes]   stops it with its workers; --volumes: removes databases and models
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -30,7 +30,7 @@ require_room() {
     root=$(docker info --format '{{.DockerRootDir}}')
     [ -d "$root" ] || return 0 # the engine is on another machine
     free=$(df --output=avail -k "$root" | tail -n1)
-    [ "$free" -ge $NEEDED_KIB ] || fail "$root has $((free / 1024)) MiB of free disk and the cluster needs $((NEEDED_KIB / 1024))"
+    [ "$free" -ge $NEEDED_KIB ] || fail "$root has $((free / 1024)) MiB of free disk, and the cluster needs $((NEEDED_KIB / 1024)) MiB"
 }
 
 require_ports() {
@@ -38,30 +38,30 @@ require_ports() {
     while read -r address port; do
         [ "$address" != 0.0.0.0 ] || address=127.0.0.1
         ! (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null ||
-            fail "port $port is in use; stop what uses it, or set another one in .env (CORRAL_PORT, CORRAL_GRAFANA_PORT)"
+            fail "port $port is in use; stop the program that uses it, or set another port in .env (CORRAL_PORT, CORRAL_GRAFANA_PORT)"
     done < <(published)
 }
 
-# Address and port of everything that the cluster publishes.
+# Address and port of every published port of the cluster.
 published() {
     docker compose config --format json | tr -d ' \n' | grep -oE '"ports":\[[^]]*\]' | grep -oE '\{[^}]*\}' |
         sed -nE 's/.*"host_ip":"([^"]*)".*"published":"([0-9]+)".*/\1 \2/p' | sort -u
 }
 
-# An engine on another machine is asked by trying.
+# An engine on another machine can only be checked by trying.
 require_card() {
     docker compose config | grep "driver: nvidia" >/dev/null && [ -d "$(docker info --format '{{.DockerRootDir}}')" ] || return 0
     [ -e /proc/driver/nvidia/version ] || [ -e /dev/dxg ] ||
-        fail "compose.gpu.yaml asks for a GPU and this machine has no NVIDIA driver; install it, or leave that file out of COMPOSE_FILE"
+        fail "compose.gpu.yaml needs a GPU, and this machine has no NVIDIA driver; install it, or remove that file from COMPOSE_FILE"
     docker info --format '{{json .Runtimes}} {{json .DiscoveredDevices}}' | grep nvidia >/dev/null ||
-        fail "compose.gpu.yaml asks for a GPU and Docker does not know of any; install the NVIDIA Container Toolkit"
+        fail "compose.gpu.yaml needs a GPU, and Docker finds none; install the NVIDIA Container Toolkit"
 }
 
 running() {
     [ -n "$(docker compose ps --quiet 2>/dev/null)" ]
 }
 
-# The sentence of whoever failed: a container that ended or is not healthy has the reason in its last line.
+# The error of the container that failed: the last line of its log has the reason.
 reason() { # reason OUTPUT
     local service
     for service in $(docker compose ps --all --format '{{.Service}} {{.State}} {{.ExitCode}} {{.Health}}' | awk '($2 == "exited" && $3 != 0) || $2 == "restarting" || $4 == "unhealthy" {print $1}'); do
@@ -71,7 +71,7 @@ reason() { # reason OUTPUT
     grep -iE 'error|failed|denied|no space' <<<"$1" | tail -n1 | sed -E 's/^Error( response from daemon)?: //'
 }
 
-# Workers that an agent left behind, which would hold the network.
+# Workers of an agent that was killed; they would keep the network in use.
 remove_workers() {
     local network
     for network in $(docker network ls --quiet --filter "label=com.docker.compose.project=$project"); do
@@ -93,13 +93,13 @@ up() {
         said=$(reason "$said")
         if [ -z "$before" ]; then
             down >/dev/null 2>&1
-            fail "${said:-docker compose could not start it}; nothing was left running"
+            fail "${said:-docker compose could not start it}; everything was stopped again"
         fi
         fail "${said:-docker compose could not start it}"
     fi
 }
 
-# The agent first: it ends its workers.
+# The agent first, because it stops its workers.
 down() {
     docker compose stop node || true
     remove_workers
@@ -114,5 +114,5 @@ project=${project:-${COMPOSE_PROJECT_NAME:-corral}}
 case $command in
     up) up ;;
     down) down "$@" ;;
-    *) fail "ops/cluster.sh takes up, or down" ;;
+    *) fail "usage: ops/cluster.sh up|down [--volumes]" ;;
 esac

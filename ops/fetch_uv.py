@@ -26,7 +26,7 @@ def main(version: str, folder: str) -> None:
     url, _, sha256 = urllib.parse.urljoin(INDEX, link).partition("#sha256=")
     wheel = fetch(url)
     if hashlib.sha256(wheel).hexdigest() != sha256:
-        sys.exit(f"{url} came damaged")
+        sys.exit(f"{url} does not match its checksum")
     install(wheel, folder)
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes a cluster of an archive of ops/backup.sh, and starts it: the database, the secrets, .env, and the models if it has them.
+# Restores a cluster from an archive of ops/backup.sh (database, secrets, .env, and models if it has them), and starts it.
 #
 #   ops/restore.sh [--replace] FILE
 #
-# The archive is checked as a whole before anything is touched. Where there is a cluster already, other secrets or another .env, nothing happens without
-# --replace, which removes them: the cluster's volumes, models included. Where a restore fails, no volume of it stays, and the secrets and
-# .env are those from before.
+# Checks the whole archive before it changes anything. If this machine already has a cluster, other secrets or another .env, it
+# refuses; --replace removes them, including the cluster's volumes with all models. If a restore fails, it removes its volumes and
+# puts the previous secrets and .env back.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 umask 077
@@ -32,20 +32,20 @@ value_of() { # value_of NAME FILE
     [ ! -f "$2" ] || sed -n "s/^$1=//p" "$2" | tail -n1
 }
 
-# Reads it once, from one end to the other.
+# Reads the archive once, in order.
 require_whole() {
     local names
     [ -f "$file" ] && [ -r "$file" ] || fail "there is no archive $file"
-    names=$(tar --list --ignore-zeros --file "$file" 2>/dev/null) || fail "$file is damaged or no archive of ops/backup.sh"
-    [ "$(head -n1 <<<"$names")" = manifest ] || fail "$file is no archive of ops/backup.sh"
-    ! grep -vqE "$MEMBERS" <<<"$names" && ! grep -qE '(^|/)\.\.(/|$)' <<<"$names" || fail "$file holds what no backup has: $(grep -vE "$MEMBERS" <<<"$names" | head -n1)"
+    names=$(tar --list --ignore-zeros --file "$file" 2>/dev/null) || fail "$file is damaged, or not an archive of ops/backup.sh"
+    [ "$(head -n1 <<<"$names")" = manifest ] || fail "$file is not an archive of ops/backup.sh"
+    ! grep -vqE "$MEMBERS" <<<"$names" && ! grep -qE '(^|/)\.\.(/|$)' <<<"$names" || fail "$file contains a member that no backup has: $(grep -vE "$MEMBERS" <<<"$names" | head -n1)"
     read_archive --directory "$work" --occurrence=1 manifest || fail "$file is damaged: its manifest cannot be read"
-    [ "$(said corral-backup)" = 1 ] || fail "$file has another format than this release reads"
+    [ "$(said corral-backup)" = 1 ] || fail "$file has a format that this release cannot read"
     # shellcheck disable=SC2016 # tar's shell is to expand it
     read_archive --anchored --exclude=manifest --to-command='echo "$(sha256sum | cut -d" " -f1)  $TAR_FILENAME"' | sort -k2 >"$work/found" ||
-        fail "$file is damaged: it cannot be read to its end"
+        fail "$file is damaged: it cannot be read to the end"
     sed -n 's/^sha256 //p' "$work/manifest" | sort -k2 | diff -q - "$work/found" >/dev/null ||
-        fail "$file is damaged: $(sed -n 's/^sha256 //p' "$work/manifest" | sort -k2 | diff - "$work/found" | sed -nE 's/^[<>] [0-9a-f]+  //p' | head -n1) is not what was saved"
+        fail "$file is damaged: $(sed -n 's/^sha256 //p' "$work/manifest" | sort -k2 | diff - "$work/found" | sed -nE 's/^[<>] [0-9a-f]+  //p' | head -n1) has another checksum"
 }
 
 require_known_schema() {
@@ -59,11 +59,11 @@ has_data() {
     [ -n "$(docker volume ls --quiet --filter "label=com.docker.compose.project=$project" --filter label=com.docker.compose.volume=postgres)" ]
 }
 
-ours() { # ours FILE: what of an environment file is not this machine's own
+ours() { # ours FILE: the variables of an environment file that do not depend on the machine
     grep -v '^CORRAL_DOCKER_GID=' "$1"
 }
 
-differing() { # the first file that is here and says something else than the archive's
+differing() { # the first existing file that differs from the archive's
     local name
     if [ -f "$ENV_FILE" ] && [ -f "$work/members/env" ] && [ "$(ours "$ENV_FILE")" != "$(ours "$work/members/env")" ]; then
         echo "$ENV_FILE"
@@ -91,10 +91,11 @@ undo() {
 
 abort() {
     undo
-    fail "$1; nothing of the restore was left"
+    fail "$1; the restore was undone"
 }
 
-# The files' modes are those of ops/secrets.sh: containers run as users of their own, the folder keeps the machine's other users out.
+# The files' modes are those of ops/secrets.sh: containers run as other users and must read them; the folder's mode keeps the
+# machine's other users out.
 put_secrets() {
     mkdir -p "$secrets"
     chmod 700 "$secrets"
@@ -102,13 +103,13 @@ put_secrets() {
     chmod 644 "$secrets"/*
 }
 
-# The engine's socket has a group of this machine's.
+# The group of the engine's socket differs between machines.
 put_env_file() {
     [ -f "$work/members/env" ] || return 0
     sed 's/^CORRAL_DOCKER_GID=.*/CORRAL_DOCKER_GID=/' "$work/members/env" >"$ENV_FILE"
 }
 
-quietly() { # quietly COMMAND..., whose last line is the complaint
+quietly() { # quietly COMMAND...; if it fails, its last line is the error
     "$@" >"$work/complaint" 2>&1
 }
 
@@ -118,7 +119,7 @@ complaint() {
 
 replace=''
 if [ "${1:-}" = --replace ]; then replace=yes && shift; fi
-[ $# = 1 ] && [ -n "$1" ] || fail "ops/restore.sh takes an archive of ops/backup.sh, and --replace before it where it is to replace a cluster"
+[ $# = 1 ] && [ -n "$1" ] || fail "usage: ops/restore.sh [--replace] FILE, where FILE is an archive of ops/backup.sh"
 file=$1
 
 work=$(mktemp -d)
@@ -135,13 +136,13 @@ docker compose version >/dev/null 2>&1 || fail "there is no docker with a compos
 project=$(docker compose config --format json 2>/dev/null | sed -nE 's/^  "name": "(.*)",?$/\1/p' | head -n1) || true
 project=${project:-${COMPOSE_PROJECT_NAME:-corral}}
 if [ -z "$replace" ]; then
-    [ -z "$(docker compose ps --quiet 2>/dev/null)" ] || fail "a cluster runs here; ops/restore.sh --replace removes it first, with all that it holds"
-    ! has_data || fail "there is a cluster's data here; ops/restore.sh --replace removes it first"
+    [ -z "$(docker compose ps --quiet 2>/dev/null)" ] || fail "a cluster is running here; ops/restore.sh --replace removes it first, with all its data"
+    ! has_data || fail "the data of a cluster is here; ops/restore.sh --replace removes it first"
     differs=$(differing)
-    [ -z "$differs" ] || fail "$differs says something else than the backup; move it away, or use ops/restore.sh --replace"
+    [ -z "$differs" ] || fail "$differs differs from the backup; move it away, or use ops/restore.sh --replace"
 fi
 
-[ -z "$replace" ] || quietly ops/cluster.sh down --volumes || fail "the cluster cannot be taken down: $(complaint)"
+[ -z "$replace" ] || quietly ops/cluster.sh down --volumes || fail "cannot take the cluster down: $(complaint)"
 keep_aside "$secrets"
 keep_aside "$ENV_FILE"
 trap 'undo; rm -rf "$work"; exit 130' INT TERM HUP
@@ -152,7 +153,7 @@ quietly docker compose up --detach --wait postgres || abort "PostgreSQL does not
 quietly docker compose exec -T postgres pg_restore --exit-on-error --no-owner --username=corral --dbname=corral <"$work/members/database.dump" ||
     abort "the database cannot be restored: $(complaint)"
 if grep -q ' models/' "$work/manifest"; then
-    # tar in the container reads the archive from its standard input, for which there is no --ignore-zeros but one's own.
+    # tar in the container reads the archive from its standard input and needs its own --ignore-zeros.
     quietly docker compose --progress quiet run --rm --no-deps -T --entrypoint tar node --extract --ignore-zeros --directory "$STORE" models <"$file" ||
         abort "the models cannot be restored: $(complaint)"
 fi

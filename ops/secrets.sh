@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Makes what the cluster's first start needs. What is there already stays as it is.
+# Creates the files that the cluster's first start needs. Existing files stay as they are.
 #
 #   ops/secrets.sh          secrets/, and .env from .env.example
-#   ops/secrets.sh check    says in one sentence what is missing, and ends with 1
+#   ops/secrets.sh check    exits with 1 and one sentence if something is missing
 #
-# CORRAL_SECRETS and CORRAL_ENV_FILE name another folder and another file.
+# CORRAL_SECRETS and CORRAL_ENV_FILE choose another folder and another file.
 #
-#   postgres_password corral_database_url     redis_auth corral_redis_url     between the parts; the URLs hold the passwords
-#   corral_registry_token                     the gateway's, for the registry
-#   corral_admin_key                          the first API key: what people put into CORRAL_API_KEY
-#   grafana_password                          of Grafana's user admin
+#   postgres_password corral_database_url     redis_auth corral_redis_url     between the services; the URLs contain the passwords
+#   corral_registry_token                     with which the gateway calls the registry
+#   corral_admin_key                          the first API key, the value of CORRAL_API_KEY for users
+#   grafana_password                          password of Grafana's user admin
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -30,10 +30,10 @@ check() {
     [ -n "$folder" ] || fail 'there are no secrets yet; run `make secrets` first'
     for name in "${FILES[@]}"; do
         file=$folder/$name
-        [ -e "$file" ] || fail "$file is missing; bring it back, or run \`make secrets\`"
-        [ -s "$file" ] || fail "$file is empty; bring its content back, or remove it and run \`make secrets\`"
+        [ -e "$file" ] || fail "$file is missing; restore it, or run \`make secrets\`"
+        [ -s "$file" ] || fail "$file is empty; restore its content, or remove it and run \`make secrets\`"
         [ -r "$file" ] || fail "$file cannot be read by this user"
-        ! grep -qi changethis "$file" || fail "$file still holds the placeholder; put a secret there, or remove it and run \`make secrets\`"
+        ! grep -qi changethis "$file" || fail "$file still contains the placeholder; replace it with a secret, or remove it and run \`make secrets\`"
     done
 }
 
@@ -41,7 +41,7 @@ random() {
     head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n'
 }
 
-# Containers run as users of their own, who have to read the files; the folder keeps the machine's other users out.
+# Containers run as other users, who must read the files; the folder's mode keeps the machine's other users out.
 put() { # put NAME, with the content on stdin
     local content
     content=$(cat)
@@ -67,10 +67,10 @@ make_secrets() {
     random | put corral_registry_token
     echo "corral-$(random)" | put corral_admin_key
     random | put grafana_password
-    [ "$(count)" = "$before" ] || echo "Made $(($(count) - before)) secrets in $folder. The first API key is in $folder/corral_admin_key."
+    [ "$(count)" = "$before" ] || echo "Created $(($(count) - before)) secrets in $folder. The first API key is in $folder/corral_admin_key."
 }
 
-set_variable() { # set_variable NAME VALUE, in the environment file, where it has none
+set_variable() { # set_variable NAME VALUE: sets it in the environment file if it is not set there
     [ -z "$(in_env_file "$1")" ] || return 0
     if grep -q "^$1=" "$ENV_FILE"; then
         sed -i.bak "s|^$1=.*|$1=$2|" "$ENV_FILE" && rm -f "$ENV_FILE.bak"
@@ -95,5 +95,5 @@ case ${1:-} in
         set_variable CORRAL_SECRETS "$folder"
         set_variable CORRAL_DOCKER_GID "$(socket_group)"
         ;;
-    *) fail "ops/secrets.sh takes nothing, or check" ;;
+    *) fail "usage: ops/secrets.sh [check]" ;;
 esac

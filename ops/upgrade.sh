@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Brings the running cluster to this checkout, CORRAL_TAG and .env, without a request failed or an answer cut off. docs/operations.md says
-# what `docker compose up --detach` alone would do otherwise.
+# Upgrades the running cluster to this checkout, CORRAL_TAG and .env, without failed requests or interrupted answers.
+# docs/operations.md explains the difference from `docker compose up --detach`.
 #
-#   ops/upgrade.sh              builds the images first, or pulls them where CORRAL_IMAGE_PREFIX says where from
-#   ops/upgrade.sh --as-is      with the images that are here
+#   ops/upgrade.sh              builds the images first, or pulls them if CORRAL_IMAGE_PREFIX is set
+#   ops/upgrade.sh --as-is      uses the images that are on this machine
 #
-# CORRAL_PATIENCE_S   how long an old gateway, and a worker's successor, may take: 900
+# CORRAL_PATIENCE_S   how long to wait for an old gateway to end, and for a new worker to serve: 900
 #
-# Order: images; all but the gateways, of which the node agent leaves its workers to its successor; a second gateway beside the first, which
-# then takes no more requests and ends with its last answer; the workers of an old image, one after the other.
+# Order: images; all services but the gateways (the node agent leaves its workers to its successor); a second gateway beside the first,
+# which then takes no more requests and exits after its last answer; the workers of an old image, one after the other.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly PATIENCE_S=${CORRAL_PATIENCE_S:-900}
-# The next gateway serves within so long.
+# How long the new gateway may take until it serves.
 readonly START_S=60
-# A worker's successor is started within so long, or not before somebody asks for its model.
+# How long the registry may take to start a worker's successor; after that it starts only if the model is requested.
 readonly NOBODY_ASKS_S=15
 
 fail() {
@@ -58,7 +58,7 @@ ended() { # ended CONTAINER
     [ "$(docker inspect --format '{{.State.Running}}' "$1" 2>/dev/null || echo false)" = false ]
 }
 
-wait_until() { # wait_until SECONDS CONDITION..., false where it does not come
+wait_until() { # wait_until SECONDS CONDITION...; false if the condition is still false then
     local deadline=$((SECONDS + $1))
     until "${@:2}"; do
         [ $SECONDS -lt $deadline ] || return 1
@@ -66,7 +66,7 @@ wait_until() { # wait_until SECONDS CONDITION..., false where it does not come
     done
 }
 
-# Those that were there go on alone.
+# Removes the new gateways; the old ones continue.
 keep_gateways() { # keep_gateways OLD
     local gateway said=''
     for gateway in $(gateways); do
@@ -74,10 +74,10 @@ keep_gateways() { # keep_gateways OLD
         said=$(docker logs --tail 1 "$gateway" 2>&1)
         docker rm --force "$gateway" >/dev/null
     done
-    fail "the next gateway does not start, and the one before goes on: ${said:-Compose could not make it}"
+    fail "the new gateway does not start, the old one keeps serving: ${said:-docker compose could not create it}"
 }
 
-# The next one is there before the last one goes. The engine is not to start that again when it ends.
+# Starts the new gateway before the old one stops. The engine must not restart the old one when it exits.
 replace_gateways() {
     local old count gateway
     old=$(gateways)
@@ -89,7 +89,7 @@ replace_gateways() {
     done
     say "the old gateway finishes its answers"
     for gateway in $old; do
-        wait_until "$PATIENCE_S" ended "$gateway" || say "it still has some after $PATIENCE_S s; they are broken off"
+        wait_until "$PATIENCE_S" ended "$gateway" || say "it still has answers after $PATIENCE_S s; they are interrupted"
         docker stop "$gateway" >/dev/null
         docker rm "$gateway" >/dev/null
     done
@@ -99,7 +99,7 @@ of_worker() { # of_worker FORMAT CONTAINER
     docker inspect --format "$1" "$2" 2>/dev/null
 }
 
-workers() { # workers [FILTER]...: those that run on this machine
+workers() { # workers [FILTER]...: the running workers of this machine
     local filter=()
     for network in $(docker network ls --quiet --filter "label=com.docker.compose.project=$project"); do filter+=(--filter "network=$network"); done
     for wanted in "$@"; do filter+=(--filter "$wanted"); done
@@ -110,14 +110,14 @@ as_many() { # as_many COUNT FILTER...
     [ "$(workers "${@:2}" | wc -l)" -ge "$1" ]
 }
 
-# Workers of the node's own images, and not of one that a deployment has asked for.
+# True for workers of the node's own images; a deployment's own image does not change.
 is_old() { # is_old WORKER IMAGE
     local name
     name=$(of_worker '{{.Config.Image}}' "$1") && [ "${name%:*}" = "${2%:*}" ] &&
         [ "$(of_worker '{{.Image}}' "$1")" != "$(docker image inspect --format '{{.Id}}' "${2%-*}-${name##*-}" 2>/dev/null)" ]
 }
 
-# A worker that is told to stop finishes its answers or hands them over. The registry has another one started if the model is wanted.
+# A stopping worker finishes its answers or hands them over. The registry starts another one if the model is wanted.
 replace_workers() {
     local image worker version count
     image=$(of_worker '{{.Config.Image}}' "$(compose ps --all --quiet worker-image)") || return 0
@@ -127,11 +127,11 @@ replace_workers() {
         count=$(workers "$version" | wc -l)
         say "replacing worker $(of_worker '{{.Name}}' "$worker" | tr -d /)"
         docker kill --signal=TERM "$worker" >/dev/null 2>&1 || continue
-        wait_until "$PATIENCE_S" ended "$worker" || say "it does not end"
+        wait_until "$PATIENCE_S" ended "$worker" || say "it does not stop"
         if ! wait_until $NOBODY_ASKS_S as_many "$count" "$version"; then
-            say "its model is loaded when somebody asks for it"
+            say "no successor is started; its model is loaded at the next request"
         elif ! wait_until "$PATIENCE_S" as_many "$count" "$version" health=healthy; then
-            say "its successor does not serve yet; corral status says why"
+            say "its successor does not serve yet; corral status shows why"
         fi
     done
 }
@@ -140,17 +140,17 @@ images=yes
 case ${1:-} in
     '') ;;
     --as-is) images='' ;;
-    *) fail "ops/upgrade.sh takes nothing, or --as-is" ;;
+    *) fail "usage: ops/upgrade.sh [--as-is]" ;;
 esac
 command -v docker >/dev/null && docker compose version >/dev/null 2>&1 || fail "there is no docker with a compose plugin"
 said=$(docker compose config --quiet 2>&1) || fail "$(tail -n1 <<<"$said")"
 services=$(docker compose config --services)
-! grep -qx gateway <<<"$services" || ops/secrets.sh check || exit 1 # a further machine has one of them
-[ -n "$(compose ps --quiet)" ] || fail "no cluster runs here; start it: make cluster"
+! grep -qx gateway <<<"$services" || ops/secrets.sh check || exit 1 # a further machine needs only one of the secrets
+[ -n "$(compose ps --quiet)" ] || fail "no cluster is running here; start it: make cluster"
 project=$(docker compose config --format json | sed -nE 's/^  "name": "(.*)",?$/\1/p' | head -n1)
 
 [ -z "$images" ] || get_images
-say "replacing what has changed"
+say "replacing the services that have changed"
 # shellcheck disable=SC2046 # names without spaces
 quietly "the cluster does not come up" compose up --detach --wait --no-deps $(grep -vx gateway <<<"$services")
 [ -z "$(gateways)" ] || replace_gateways

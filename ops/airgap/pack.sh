@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Packs what a cluster needs on a machine without a network into dist/corral-airgap-VERSION.tar: every image of the cluster, its files, its
-# documentation, a model, and install.sh. COMPOSE_FILE and CORRAL_TAG say which images, in .env for one; ours have to be built already.
-# CORRAL_DIST is another folder than dist/.
+# Packs a cluster for a machine without a network into dist/corral-airgap-VERSION.tar: its images, files and documentation, a model,
+# and install.sh. COMPOSE_FILE and CORRAL_TAG, for example in .env, choose the images; Corral's own images must be built before.
+# CORRAL_DIST replaces dist/.
 #
-#   ops/airgap/pack.sh [FILE.gguf [NAME]]    NAME is what the model is called there, by default as its file
+#   ops/airgap/pack.sh [FILE.gguf [NAME]]    NAME is the model's name on that machine, by default the file's name
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -18,7 +18,7 @@ setting() { # setting NAME DEFAULT: of the environment, or of .env
     echo "${value:-$2}"
 }
 
-# What decides which images a cluster is made of has to be the same there.
+# The settings that choose the cluster's images must be the same there.
 settings() { # settings FILE
     sed -i -e "s|^#COMPOSE_FILE=.*|COMPOSE_FILE=$(setting COMPOSE_FILE compose.yaml):compose.import.yaml|" \
         -e "s|^#CORRAL_IMAGE_PREFIX=.*|CORRAL_IMAGE_PREFIX=$(setting CORRAL_IMAGE_PREFIX '')|" \
@@ -27,7 +27,7 @@ settings() { # settings FILE
 
 save_images() { # save_images FILE
     local images
-    docker compose --progress quiet pull --ignore-buildable --policy missing || fail "not all images of others could be pulled"
+    docker compose --progress quiet pull --ignore-buildable --policy missing || fail "not all third-party images could be pulled"
     mapfile -t images < <(docker compose --profile tools config --images | sort -u)
     docker image inspect "${images[@]}" >/dev/null 2>"$folder/missing" || fail "$(head -n1 "$folder/missing"); run \`make images\` first"
     docker save "${images[@]}" | gzip -1 >"$1"
@@ -42,7 +42,7 @@ dist=${CORRAL_DIST:-dist}
 mkdir -p "$dist"
 folder=$(mktemp -d "$dist/.airgap.XXXXXX")
 trap 'rm -rf "$folder"' EXIT
-export CORRAL_SECRETS=${CORRAL_SECRETS:-secrets} # nothing starts here
+export CORRAL_SECRETS=${CORRAL_SECRETS:-secrets} # compose.yaml requires it; no container starts here
 
 mkdir -p "$folder/$kit/models"
 cp -r compose*.yaml Makefile README.md LICENSE docs ops .env.example "$folder/$kit"

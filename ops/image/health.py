@@ -1,8 +1,8 @@
-"""The health check of the image: asks whatever the container's first process is, with little enough that asking costs nothing.
+"""The health check of the image, which depends on the container's first process. Imports little, because it runs often.
 
-gateway, registry   GET its own address
-node                the file that it touches with every report that Redis took
-anything else       is healthy while it runs
+gateway, registry   answer a GET request
+node                touches a file after each report that Redis has accepted
+others              are healthy while they run
 """
 
 import os

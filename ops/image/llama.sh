@@ -1,7 +1,7 @@
 # Dockerfile.worker's build of llama.cpp: `llama.sh BACKEND FOLDER` leaves the package llama_cpp in FOLDER.
 #
-# Compiles what /llama.txt names, or takes a wheel from /wheels where one is handed in. The kernels for the processor are compiled once
-# for each generation of it, as libraries that the worker chooses from when it starts; only what the package installs is built.
+# Compiles the version in /llama.txt, or installs a wheel from /wheels if there is one. The CPU kernels are compiled for each generation
+# of CPUs, as libraries; the worker chooses one when it starts. Only what the package installs is built.
 set -eu
 backend=$1
 folder=$2
@@ -18,14 +18,14 @@ case $backend in
         set -- "$@" GGML_HIP=ON ${ROCM_TARGETS:+"GPU_TARGETS=$ROCM_TARGETS"}
         ;;
     *)
-        echo "BACKEND is $backend; it may be cpu, cuda, vulkan or rocm" >&2
+        echo "BACKEND is $backend; it must be cpu, cuda, vulkan or rocm" >&2
         exit 1
         ;;
 esac
 
 for wheel in /wheels/llama_cpp_python-*.whl; do
     [ -e "$wheel" ] || break
-    echo "llama.cpp is not compiled: $wheel was handed in"
+    echo "installing $wheel instead of compiling llama.cpp"
     /opt/uv/bin/uv pip install --quiet --target "$folder" --no-deps "$wheel"
 done
 
@@ -41,7 +41,7 @@ if [ ! -d "$folder/llama_cpp" ]; then
         --build-constraints /tmp/constraints.txt --config-setting 'build.targets=llama;llama-common' "$@" --requirements /llama.txt
 fi
 
-# A wheel holds each library three times, where a system has links, and headers that nobody includes.
+# A wheel contains each library three times instead of links, and headers that are not needed.
 cd "$folder"
 rm -rf include lib bin share
 find . -maxdepth 1 -name '*.lock' -delete

@@ -1,7 +1,7 @@
-# Sourced by the RUN steps of both Dockerfiles: what a site adds to a build. Both are BuildKit secrets and leave no trace in an image.
+# Sourced by the RUN steps of both Dockerfiles: a site's additions to a build. Both are BuildKit secrets, which are not part of an image.
 #
-#   ca      certificate authorities as PEM, all that are to be trusted, where a proxy opens TLS
-#   index   address of the package index, with its password where it has one
+#   ca      all trusted certificate authorities as PEM, for sites with a proxy that intercepts TLS
+#   index   address of the package index, with its password if it has one
 if [ -s /run/secrets/ca ]; then
     export SSL_CERT_FILE=/run/secrets/ca PIP_CERT=/run/secrets/ca REQUESTS_CA_BUNDLE=/run/secrets/ca
 fi

@@ -42,7 +42,7 @@ def _run() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 the user gets one line; the traceback goes into a file
-        err.print(f"Error: {type(error).__name__}: {error}; this should not happen, the details are in {_keep_traceback()}")
+        err.print(f"Error: {type(error).__name__}: {error}; this is a bug in Corral, the traceback is in {_keep_traceback()}")
         return 1
     return code if isinstance(code, int) else 0
 

@@ -13,5 +13,5 @@ def parse_address(text: str) -> Address:
     except ValueError as error:
         raise CommandError(f"CORRAL_HOST: {error}") from None
     if not address.port:
-        raise CommandError("CORRAL_HOST: 0 is no port to send requests to")
+        raise CommandError("CORRAL_HOST: port 0 cannot receive requests; set the gateway's port")
     return address

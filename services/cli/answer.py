@@ -31,7 +31,8 @@ class StreamedAnswer:
 
     def load(self) -> None:
         """Loads the model, and returns once it is loaded."""
-        self.server.post("/api/generate", self._body() | {"stream": False})
+        for _ in self.server.lines("/api/generate", self._body() | {"stream": False}):
+            pass
 
     def complete(self, prompt: str) -> str:
         """Prints and returns the answer to one prompt."""

@@ -31,18 +31,19 @@ class ClientResults:
 
 
 def chaos(
-    minutes: Annotated[float, typer.Option(min=0, help="How long it goes on.")] = 1.0,
-    every: Annotated[float, typer.Option(min=1, help="Seconds between two kills.")] = 15.0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
+    minutes: Annotated[float, typer.Option(min=0, help="How many minutes to run.")] = 1.0,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between kills.")] = 15.0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Kill a worker every few seconds under load from a few clients, and report how that affects them. Exits with 1 if an
-    answer failed."""
+    """Kill workers under load, and report how that affects a few clients. Exits with 1 if an answer failed."""
     server = connect()
     models = sorted({replica["model"] for replica in _ready(server)})
     if not models:
         raise CommandError("no model is loaded; there is nothing to kill")
     if not yes:
-        question = f"Kill a worker of {server.url} every {every:g} s for {minutes:g} minutes? It serves {', '.join(models)}."
+        question = (
+            f"Kill a worker of {server.url} every {every:g} s for {minutes:g} minutes? Loaded models: {', '.join(models)}."
+        )
         typer.confirm(question, abort=True)
     results, over = ClientResults(), threading.Event()
     with ThreadPoolExecutor(_CLIENTS) as clients:

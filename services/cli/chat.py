@@ -14,7 +14,7 @@ HELP = """\
   /clear    forget the conversation
   /bye      leave (also /exit, Ctrl-D)
   /?        this help
-  \"""       begins a message of several lines, and ends it
+  \"""       starts and ends a message of several lines
   Ctrl-C    stops an answer
 """
 
@@ -52,7 +52,7 @@ class Chat:
                 return False
             case "/clear":
                 self._messages.clear()
-                out.print("Forgot the conversation.")
+                out.print("Conversation cleared.")
             case "/?" | "/help":
                 out.print(HELP)
             case _ if text.startswith("/") and "\n" not in text and "/" not in text[1:]:

@@ -26,34 +26,38 @@ class Settings(BaseSettings):
         default="127.0.0.1:11434",
         validation_alias=AliasChoices("CORRAL_HOST", "OLLAMA_HOST"),
         description="Address of the gateway: where commands send their requests and where `corral up` listens. "
-        "`[scheme://]host[:port][/path]`; OLLAMA_HOST is read where CORRAL_HOST is not set.",
+        "`[scheme://]host[:port][/path]`; OLLAMA_HOST is read if CORRAL_HOST is not set.",
     )
     api_key: SecretStr | None = Field(default=None, description="The API key that commands send.")
     auth: Literal["required", "off"] | None = Field(
         default=None,
-        description="As the gateway's: `corral up` makes the first admin key where one will be needed.",
+        description="Whether the gateway that `corral up` starts needs API keys; see the gateway's setting. If it does, `corral up` "
+        "creates the first admin key.",
     )
     home: Path = Field(
         default=Path("~/.corral"),
-        description="Folder of `corral up`: databases, models, secrets, logs. One running instance each.",
+        description="Folder of `corral up` for databases, models, secrets and logs. Two instances cannot use the same folder.",
     )
     min_free_bytes: int = Field(
-        default=1 << 30, ge=0, description="`corral up` does not start with less free disk than this, for PostgreSQL's sake."
+        default=1 << 30,
+        ge=0,
+        description="Free disk space that `corral up` needs to start; PostgreSQL stops if the disk is full.",
     )
     queue_memory_bytes: int | None = Field(
         default=None,
         ge=16 << 20,
-        description="Memory that `corral up` gives Valkey, which holds the queue (`maxmemory`). An eighth of the machine's memory if it is "
-        "not set, at most 1 GiB. From 90 % of it on, new requests are refused with 503.",
+        description="Memory limit (`maxmemory`) of the Valkey that `corral up` starts for the queue. Unset: an eighth of the machine's "
+        "memory, at most 1 GiB. New requests are refused with 503 when 90 % of it is used.",
     )
     metrics_port: str = Field(
         default="auto",
-        description="`corral up` serves the metrics of each part on a free port, which docs/metrics.md says how to find; with 0 none.",
+        description="`auto`: each service that `corral up` starts serves its metrics on a free port (docs/metrics.md says how to find "
+        "it). `0`: metrics are not served.",
     )
     up_timeout_s: float = Field(
         default=120,
         gt=0,
-        description="How long `corral up` gives each part to become ready. A slow disk needs most for the first start.",
+        description="How long `corral up` waits for each service to become ready. The first start takes longest, above all on a slow disk.",
     )
 
 

@@ -21,19 +21,19 @@ _ROUTE = "/registry/v1/deployments"
 
 def deploy(
     model: ModelArgument,
-    replicas: Annotated[int, typer.Option(min=0, help="Copies that stay loaded; 0: load it when a request comes.")] = 1,
-    slots: Annotated[int | None, typer.Option(help="Requests that a replica answers at once.")] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens of context in each slot.")] = None,
-    kv_tokens: Annotated[int | None, typer.Option(help="Tokens that all slots together hold.")] = None,
-    kv_type: Annotated[str | None, typer.Option(help="What keys and values are stored as: f16, q8_0, q4_0 ...")] = None,
-    flash_attention: Annotated[str | None, typer.Option(help="auto, on or off.")] = None,
-    gpu_layers: Annotated[int | None, typer.Option(help="Layers on accelerators; -1: all.")] = None,
-    tensor_split: Annotated[str | None, typer.Option(help="Share of each accelerator, as 3,1.")] = None,
+    replicas: Annotated[int, typer.Option(min=0, help="Replicas that stay loaded; 0: the model is loaded on demand.")] = 1,
+    slots: Annotated[int | None, typer.Option(help="Requests that a replica answers at the same time.")] = None,
+    context: Annotated[int | None, typer.Option(help="Context length of each slot, in tokens.")] = None,
+    kv_tokens: Annotated[int | None, typer.Option(help="Size of the KV cache of all slots together, in tokens.")] = None,
+    kv_type: Annotated[str | None, typer.Option(help="Data type of the KV cache: f16, q8_0, q4_0 ...")] = None,
+    flash_attention: Annotated[str | None, typer.Option(help="Flash attention: auto, on or off.")] = None,
+    gpu_layers: Annotated[int | None, typer.Option(help="Number of layers that run on accelerators; -1: all.")] = None,
+    tensor_split: Annotated[str | None, typer.Option(help="Share of the model on each accelerator, for example 3,1.")] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="A LoRA adapter on the node, as FILE or FILE=SCALE; repeatable.")
     ] = None,
     image: Annotated[
-        str | None, typer.Option(help="A worker image with another build of llama.cpp, on nodes that run containers.")
+        str | None, typer.Option(help="Worker image with another build of llama.cpp, for nodes with the Docker runtime.")
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any engine setting; repeatable.")
@@ -42,8 +42,7 @@ def deploy(
 ) -> None:
     """Choose how a model runs, and keep it loaded. Anything omitted falls back to the platform's settings.
 
-    Replicas with the old settings keep serving until the new ones are ready. The rollout continues even if this command is
-    stopped.
+    Replicas with the old settings keep serving until the new ones are ready. If you stop the command, the rollout continues.
     """
     engine = {
         "slots": slots,
@@ -100,7 +99,7 @@ def list_deployments(json: Json = False) -> None:
 
 
 def _summary(row: dict[str, Any]) -> str:
-    kept = "on demand" if row["origin"] == "on_demand" else f"{row['replicas']} to stay loaded"
+    kept = "on demand" if row["origin"] == "on_demand" else f"replicas={row['replicas']}"
     return f"{kept}, {_settings(row)}"
 
 
@@ -116,7 +115,7 @@ def _setting(text: str) -> tuple[str, Any]:
     """Parses NAME=VALUE. The value is read as JSON if possible, otherwise as text."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise CommandError(f"--set {text}: say it as NAME=VALUE")
+        raise CommandError(f"--set {text}: expected NAME=VALUE")
     try:
         return name, jsonlib.loads(value)
     except ValueError:
@@ -127,7 +126,7 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError:
-        raise CommandError(f"--tensor-split {text}: say it as numbers with commas between, like 3,1") from None
+        raise CommandError(f"--tensor-split {text}: expected numbers separated by commas, for example 3,1") from None
 
 
 def _adapter(text: str) -> tuple[str, float]:
@@ -137,4 +136,4 @@ def _adapter(text: str) -> tuple[str, float]:
     try:
         return file, float(scale)
     except ValueError:
-        raise CommandError(f"--lora {text}: the scale behind = is a number") from None
+        raise CommandError(f"--lora {text}: the scale after = must be a number") from None

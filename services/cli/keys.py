@@ -15,7 +15,7 @@ from services.cli.models import Json
 from services.cli.quantities import time_text
 from services.cli.server import connect
 
-app = typer.Typer(help="Make, list, change and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, change and revoke API keys.", no_args_is_help=True)
 
 
 class Priority(enum.StrEnum):
@@ -32,37 +32,42 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The key's nam
 @app.command()
 def create(
     name: NameArgument,
-    team: Annotated[str, typer.Option(help="The team that it counts for.")] = "",
-    admin: Annotated[bool, typer.Option("--admin", help="Also allow pulls, deletions, nodes and keys.")] = False,
-    weight: Annotated[float, typer.Option(help="Its share of a busy model next to others', from 0.01 to 100.")] = 1.0,
-    priority: Annotated[Priority, typer.Option(help="The most urgent that its requests may be.")] = Priority.INTERACTIVE,
+    team: Annotated[str, typer.Option(help="Team that the key belongs to.")] = "",
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Also allow it to pull and delete models, and to manage nodes and keys.")
+    ] = False,
+    weight: Annotated[float, typer.Option(help="Share of a busy model compared with other keys, from 0.01 to 100.")] = 1.0,
+    priority: Annotated[Priority, typer.Option(help="Highest priority that its requests may have.")] = Priority.INTERACTIVE,
     max_waiting: Annotated[
-        int | None, typer.Option(min=1, help="Its requests that may wait for one model; the gateway's own limit if not given.")
+        int | None, typer.Option(min=1, help="How many of its requests may wait for one model; default: the gateway's limit.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a key. Only the secret goes to stdout; it can't be shown again."""
+    """Create a key. Only the secret goes to stdout; it can't be shown again."""
     terms = {"weight": weight, "priority": priority.value, "max_waiting": max_waiting}
     key = connect().post("/registry/v1/keys", terms | {"name": name, "team": team, "admin": admin})
     if json:
         print_json(key)
         return
     kind = "an admin key" if key["admin"] else "a key"
-    err.print(f"Made {kind} named '{key['name']}'. This is the only time that its secret is shown:")
+    err.print(f"Created {kind} named '{key['name']}'. Its secret is shown only now:")
     out.print(key["secret"])
 
 
 @app.command("set")
 def change(
     name: NameArgument,
-    team: Annotated[str | None, typer.Option(help="The team that it counts for.")] = None,
+    team: Annotated[str | None, typer.Option(help="Team that the key belongs to.")] = None,
     admin: Annotated[
-        bool | None, typer.Option("--admin/--no-admin", help="Also allow pulls, deletions, nodes and keys.")
+        bool | None,
+        typer.Option("--admin/--no-admin", help="Also allow it to pull and delete models, and to manage nodes and keys."),
     ] = None,
-    weight: Annotated[float | None, typer.Option(help="Its share of a busy model next to others', from 0.01 to 100.")] = None,
-    priority: Annotated[Priority | None, typer.Option(help="The most urgent that its requests may be.")] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Share of a busy model compared with other keys, from 0.01 to 100.")
+    ] = None,
+    priority: Annotated[Priority | None, typer.Option(help="Highest priority that its requests may have.")] = None,
     max_waiting: Annotated[
-        int | None, typer.Option(min=0, help="Its requests that may wait for one model; 0: the gateway's own limit.")
+        int | None, typer.Option(min=0, help="How many of its requests may wait for one model; 0: the gateway's limit.")
     ] = None,
 ) -> None:
     """Change a key. Its secret and anything omitted stay the same."""

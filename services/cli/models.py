@@ -24,8 +24,10 @@ def model_names(incomplete: str) -> list[str]:
     return [model["name"] for model in models if model["name"].startswith(incomplete)]
 
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name.", autocompletion=model_names)]
-ModelArguments = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of models.", autocompletion=model_names)]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.", autocompletion=model_names)]
+ModelArguments = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="Names of the models.", autocompletion=model_names)
+]
 
 _VERSIONS = "/registry/v1/models/versions"
 
@@ -34,7 +36,7 @@ TEXT_LINES = 2
 
 
 def list_models(
-    prefix: Annotated[str, typer.Argument(help="Only names that begin so.")] = "",
+    prefix: Annotated[str, typer.Argument(help="List only names that start with this.")] = "",
     json: Json = False,
 ) -> None:
     """List models."""
@@ -85,7 +87,7 @@ def versions(model: ModelArgument, json: Json = False) -> None:
 
 def rollback(
     model: ModelArgument,
-    digest: Annotated[str, typer.Argument(help="The beginning of a version's ID; without it, the version before.")] = "",
+    digest: Annotated[str, typer.Argument(help="The start of a version's ID; default: the previous version.")] = "",
 ) -> None:
     """Point a model's name back to an earlier version."""
     done = connect().post("/registry/v1/models/rollback", {"model": model, "digest": digest})

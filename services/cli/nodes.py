@@ -22,9 +22,9 @@ app = typer.Typer(help="Remove a machine.", no_args_is_help=True)
 @app.command("rm")
 def remove(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The node's name, as `corral nodes` lists it.")],
-    force: Annotated[bool, typer.Option("--force", help="Also if its agent still reports.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove it even if its agent still reports.")] = False,
 ) -> None:
-    """Remove a machine that is gone for good, and the record of its files."""
+    """Remove a machine that no longer exists, and the record of its files."""
     connect().delete(f"/registry/v1/nodes/{quote(name, safe='')}{'?force=true' if force else ''}")
     out.print(f"removed node '{name}'")
 

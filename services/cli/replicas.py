@@ -23,10 +23,7 @@ def ps(json: Json = False) -> None:
     if json:
         print_json(loaded | {"loading": loading, "queues": list(queues.values())})
         return
-    serving = {replica["version"] for replica in replicas if replica["state"] in ("ready", "draining")}
-    # The gateway lists a loading model as loaded too.
-    loads_only = {replica["version"] for replica in loading} - serving
-    print_loaded([model for model in loaded["models"] if model["digest"] not in loads_only], loading, queues=queues)
+    print_loaded(serving_models(loaded["models"], replicas), loading, queues=queues)
 
 
 def queues_of(server: Server) -> dict[str, dict[str, Any]]:
@@ -42,6 +39,13 @@ def queues_of(server: Server) -> dict[str, dict[str, Any]]:
 def loading_replicas(replicas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Replicas that don't serve yet, and failed ones that will be retried."""
     return [row for row in replicas if row["state"] in ("pending", "fetching", "starting") or _retries(row)]
+
+
+def serving_models(models: Sequence[dict[str, Any]], replicas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drops the models of GET /api/ps that are still loading, which the gateway lists there too."""
+    serving = {replica["version"] for replica in replicas if replica["state"] in ("ready", "draining")}
+    loads_only = {replica["version"] for replica in loading_replicas(replicas)} - serving
+    return [model for model in models if model["digest"] not in loads_only]
 
 
 def replicas_of(server: Server) -> list[dict[str, Any]]:

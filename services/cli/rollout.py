@@ -64,7 +64,7 @@ def rollout_progress(deployed: dict[str, Any], row: dict[str, Any] | None, repli
     """How far the rollout has got. `deployed` is the deployment as requested, `row` as it is now, and `replicas` are its new
     replicas, newest first."""
     if row is None:
-        return Progress(Phase.FAILED, "the deployment is gone")
+        return Progress(Phase.FAILED, "the deployment was removed")
     if any(row[field] != deployed[field] for field in ("overrides", "origin", "replicas")):
         return Progress(Phase.FAILED, row["reason"] or "it was deployed again with other settings")
     if row["updated"] >= row["replicas"]:

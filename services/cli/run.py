@@ -28,16 +28,27 @@ THINK_LEVELS = ("true", "false", "low", "medium", "high", "max")
 
 def run(
     model: ModelArgument,
-    prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT...]", help="Without it: a chat.")] = None,
-    system: Annotated[str | None, typer.Option(help="What the model is told before anything else.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token each time.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes the draw repeatable.")] = None,
-    num_predict: Annotated[int | None, typer.Option(help="At most so many tokens.")] = None,
-    format: Annotated[str | None, typer.Option(metavar="json|FILE", help="Answer in JSON; FILE holds a JSON Schema.")] = None,
-    think: Annotated[
-        str | None, typer.Option(metavar="[LEVEL]", help="Think first: true (if left out), false, low, medium, high or max.")
+    prompt: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT...]", help="The prompt; without it, a chat starts.")
     ] = None,
-    keepalive: Annotated[str | None, typer.Option(help="How long the model stays loaded: 10m, 1h, -1 for ever.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; 0 always takes the most likely token.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling, for repeatable answers.")] = None,
+    num_predict: Annotated[int | None, typer.Option(help="Maximum number of tokens to generate.")] = None,
+    format: Annotated[
+        str | None, typer.Option(metavar="json|FILE", help="Answer in JSON; FILE contains a JSON Schema.")
+    ] = None,
+    think: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[LEVEL]", help="Reasoning level: true (the default of --think), false, low, medium, high or max."
+        ),
+    ] = None,
+    keepalive: Annotated[
+        str | None, typer.Option(help="How long the model stays loaded when idle: 10m, 1h, -1 for ever.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print timings after each answer.")] = False,
 ) -> None:
     """Ask a model once, or chat with it.
@@ -91,7 +102,7 @@ def _format(asked: str | None) -> dict[str, Any]:
     try:
         return {"format": json.loads(Path(asked).read_text())}
     except (OSError, ValueError) as error:
-        raise CommandError(f"no JSON Schema in {asked}: {error}") from error
+        raise CommandError(f"{asked} is not a JSON Schema: {error}") from error
 
 
 def with_think_values(arguments: Sequence[str]) -> list[str]:

@@ -13,7 +13,8 @@ from services.cli.address import parse_address
 from services.cli.config import load_settings
 from services.cli.errors import OUTAGES, CommandError, RequestRefused, Unreachable
 
-#: Longest silence in an answer. POST requests and streams have no such limit: loading a large model takes minutes.
+#: Longest silence in an answer. It is longer than the gateway waits for the registry, so that the gateway can report that the registry
+#: does not answer. Streams have no such limit: loading a large model takes minutes.
 READ_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 5
 
@@ -35,7 +36,7 @@ class Server:
         return self._request("GET", path, params=params)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._request("POST", path, json=body, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S))
+        return self._request("POST", path, json=body)
 
     def put(self, path: str, body: dict[str, Any]) -> Any:
         return self._request("PUT", path, json=body)
@@ -55,7 +56,7 @@ class Server:
     def lines(
         self, path: str, body: dict[str, Any], *, headers: dict[str, str] | None = None
     ) -> Generator[dict[str, Any], None, None]:
-        """Yields the objects of an NDJSON answer as they arrive. Closing the iterator aborts the request."""
+        """Yields the objects of an NDJSON answer as they arrive, however long it is silent. Closing the iterator aborts the request."""
         with self._failures():
             timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
             with self._client.stream("POST", path, json=body, headers=headers, timeout=timeout) as response:
@@ -81,7 +82,7 @@ class Server:
         except httpx.TimeoutException:
             raise Unreachable(f"{self.url} did not answer in time") from None
         except OUTAGES as error:
-            raise Unreachable(f"the connection to {self.url} broke off ({type(error).__name__})") from None
+            raise Unreachable(f"the connection to {self.url} broke ({type(error).__name__})") from None
         except httpx.HTTPError as error:
             raise CommandError(f"the request to {self.url} failed ({type(error).__name__})") from error
         except httpx.InvalidURL as error:
@@ -103,7 +104,7 @@ def parse_line(line: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise CommandError(f"the server sent a line that is no JSON object: {line[:80]!r}")
+        raise CommandError(f"the server sent a line that is not a JSON object: {line[:80]!r}")
     if "error" in value:
         raise CommandError(_error_text(value))
     return value

@@ -13,7 +13,7 @@ from services.cli.embedded.home import Home
 from services.cli.errors import RequestRefused
 from services.cli.models import Json
 from services.cli.nodes import print_nodes
-from services.cli.replicas import loading_replicas, print_loaded, queues_of, replicas_of
+from services.cli.replicas import loading_replicas, print_loaded, queues_of, replicas_of, serving_models
 from services.cli.server import Server, connect
 
 
@@ -22,13 +22,14 @@ def status(json: Json = False) -> None:
     server = connect()
     code, checks = server.probe("/readyz")
     ready = code == 200
+    replicas = replicas_of(server)
     found = {
         "url": server.url,
         "version": server.get("/api/version")["corral"],
         "ready": ready,
         "checks": checks,
-        "models": server.get("/api/ps")["models"],
-        "loading": loading_replicas(replicas_of(server)),
+        "models": serving_models(server.get("/api/ps")["models"], replicas),
+        "loading": loading_replicas(replicas),
         "queues": queues_of(server),
         "nodes": _nodes(server),
         "parts": _local_processes(),

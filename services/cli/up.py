@@ -42,8 +42,10 @@ READY_POLL_INTERVAL_S = 0.05
 
 
 def up(
-    home: Annotated[Path | None, typer.Option(help="Folder of the platform; CORRAL_HOME, or ~/.corral.")] = None,
-    demo: Annotated[bool, typer.Option("--demo/--no-demo", help=f"Pull {DEMO_MODEL} where it is missing.")] = True,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder for databases, models, secrets and logs; default: CORRAL_HOME, or ~/.corral.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo/--no-demo", help=f"Pull {DEMO_MODEL} if it is missing.")] = True,
 ) -> None:
     """Start the whole platform on this machine; Ctrl-C stops it."""
     settings = load_settings()
@@ -126,7 +128,7 @@ class _Platform:
         await self._print_welcome()
 
     async def shut_down(self) -> None:
-        say("\nStopping; Ctrl-C again hurries")
+        say("\nStopping; press Ctrl-C again to stop at once")
         await self._supervisor.stop()
         say("Corral has stopped")
 
@@ -134,7 +136,7 @@ class _Platform:
         remains = processes.marked(self._home.path)
         if remains:
             names = ", ".join(sorted(f"{processes.name(pid)} (pid {pid})" for pid in remains))
-            say(f"Ending what an earlier run left behind: {names}")
+            say(f"Ending processes of an earlier run: {names}")
             await processes.end(remains, grace_s=REMAINS_GRACE_S)
 
     async def _start_valkey(self) -> None:
@@ -180,11 +182,11 @@ class _Platform:
         """Pulls the demo model. A failure is only a warning, since the platform works without it."""
         try:
             if DEMO_MODEL not in await self._management.models():
-                say(f"Fetching the demonstration model {DEMO_MODEL}")
+                say(f"Pulling the demo model {DEMO_MODEL}")
                 with PullDisplay(out) as display:
                     await self._management.pull(DEMO_MODEL, display)
         except CommandError as error:
-            say(f'Warning: {DEMO_MODEL} could not be fetched: {error}; try again with "corral pull {DEMO_MODEL}"')
+            say(f'Warning: {DEMO_MODEL} could not be pulled: {error}; try again with "corral pull {DEMO_MODEL}"')
 
     async def _print_welcome(self) -> None:
         key_required = self._settings.auth == "required" or (self._settings.auth is None and not self._address.loopback)
@@ -192,10 +194,10 @@ class _Platform:
         if key_required:
             key = await self._management.make_first_key()
             if key:
-                say(f"This address asks for keys. The first one, for an administrator, is shown only now:\n\n{key}")
+                say(f"Requests to this address need an API key. This is the first admin key; it is shown only now:\n\n{key}")
         models = await self._management.models()
         say(welcome(self._address, model=recommended(models), key=key or ("YOUR_KEY" if key_required else None)))
-        say(f"Logs are in {self._home.display}/logs. Ctrl-C stops Corral. Requests, as they end:\n")
+        say(f"Logs are in {self._home.display}/logs. Ctrl-C stops Corral. Finished requests:\n")
 
     def _say_step(self, what: str) -> None:
         say(f"  {time.monotonic() - self._started:5.1f} s  {what}")

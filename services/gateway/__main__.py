@@ -53,12 +53,14 @@ def main() -> None:
     try:
         listeners = [_listen(settings.bind)]
     except OSError as error:
-        _refuse(f"cannot listen on {settings.host}: {error.strerror}; stop what uses it, or set CORRAL_HOST", status=1)
+        _refuse(
+            f"cannot listen on {settings.host}: {error.strerror}; stop the program that uses it, or set CORRAL_HOST", status=1
+        )
     try:
         listeners += [listen_at(settings.door)] if settings.door else []
     except OSError as error:
         _refuse(
-            f"the door at {settings.door} does not answer: {error.strerror or error}; start it, or leave CORRAL_DOOR out",
+            f"the door at {settings.door} does not answer: {error.strerror or error}; start it, or unset CORRAL_DOOR",
             status=1,
         )
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn re-raises the signal after it has shut down
@@ -75,7 +77,8 @@ def _peers(settings: Settings, metrics: Metrics) -> Peers:
     descriptors = raise_descriptor_limit()
     if descriptors < settings.max_connections + SPARE_DESCRIPTORS:
         logger.warning(
-            "CORRAL_MAX_CONNECTIONS is %d, but this process may have %d files open", settings.max_connections, descriptors
+            "open file limit is too low for CORRAL_MAX_CONNECTIONS: files=%d max_connections=%d; raise it with ulimit -n",
+            *(descriptors, settings.max_connections),
         )
     return Peers(settings.bounds, on_refusal=lambda error: metrics.refusals.labels(error.code).inc())
 
@@ -105,7 +108,7 @@ def _serve(app: FastAPI, settings: Settings, listeners: list[socket.socket], pee
         # Accepted connections inherit this, so that peers which lost power are noticed.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         address, port = listener.getsockname()[:2]
-        logger.info("listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
+        logger.info("listening: url=http://%s:%d", f"[{address}]" if ":" in address else address, port)
     server.run(sockets=listeners)
 
 

@@ -95,7 +95,7 @@ class RequestBody:
                         timeout.reschedule(limits.due(started=started, now=clock(), size=size))
         except TimeoutError:
             raise RequestTimedOut(
-                f"the body of the request did not come: nothing for {limits.stall_s:g} s, or less than {limits.bytes_per_s:g} bytes/s"
+                f"the request body did not arrive in time: no data for {limits.stall_s:g} s, or less than {limits.bytes_per_s:g} bytes/s"
             ) from None
         return b"".join(chunks)
 
@@ -106,9 +106,7 @@ class RequestBody:
 
     def _grow_to(self, size: int) -> None:
         if size > self._budget.limits.one:
-            raise BodyTooLarge(
-                f"the body of the request is larger than {self._budget.limits.one} bytes (CORRAL_MAX_BODY_BYTES)"
-            )
+            raise BodyTooLarge(f"the request body is larger than {self._budget.limits.one} bytes (CORRAL_MAX_BODY_BYTES)")
         if size > self._size:
             self._budget.take(self._caller, size - self._size)
             self._size = size

@@ -89,8 +89,8 @@ class Settings(TelemetryVariables):
     body_timeout_s: float = Field(
         default=30.0,
         gt=0,
-        description="How long the gateway waits for the next bytes of a body; then it answers 408. A body that arrives "
-        "more than this long behind 8 kB/s is answered 408 too.",
+        description="How long the gateway waits for the next bytes of a body; then it answers 408. A body that "
+        "falls more than this behind a rate of 8 kB/s is answered with 408 too.",
     )
     max_connections: int = Field(
         default=4096,

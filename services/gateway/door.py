@@ -31,7 +31,7 @@ def listen_at(door: Path) -> socket.socket:
         connection.connect(str(door))
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
         if not descriptors:
-            raise ConnectionError("it hands out no socket")
+            raise ConnectionError("it did not send a socket")
     except OSError:
         connection.close()
         raise
@@ -44,6 +44,6 @@ def _watch(connection: socket.socket) -> None:
     try:
         connection.recv(1)
     except OSError as error:
-        logger.warning("the door: %s", error)
-    logger.error("the door is gone, and with it the port that people reach; this gateway stops, to be started anew")
+        logger.warning("door connection failed: error=%r", str(error))
+    logger.error("door exited, the published port is closed: the gateway stops so that its supervisor restarts it")
     os.kill(os.getpid(), signal.SIGTERM)

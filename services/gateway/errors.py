@@ -30,7 +30,13 @@ class _RegistryError(msgspec.Struct):
 async def corral_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CorralError)
     if error.status >= 500:
-        logger.info("%s %s: %d %s", request.method, request.url.path, error.status, error.message)
+        logger.info(
+            "error response: method=%s path=%s status=%d error=%r",
+            request.method,
+            request.url.path,
+            error.status,
+            error.message,
+        )
     if is_refusal(error):
         state_of(request)["metrics"].refusals.labels(error.code).inc()
     headers = {}

@@ -15,9 +15,11 @@ _UNAVAILABLE = "the registry does not answer"
 #: Errors that mean the registry is down. A bad URL or a bad request of our own is a bug, not an outage.
 _OUTAGES = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
 
-#: Pulls and forwarded requests have no read timeout, because a pull can be silent for as long as its source is.
-_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
-_OPEN_TIMEOUT = httpx.Timeout(None, connect=5.0)
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+
+#: A pull has no read timeout, because it can be silent for as long as its source is.
+PULL_TIMEOUT = httpx.Timeout(None, connect=5.0)
+_PULL_TARGET = "/registry/v1/pull"
 
 
 class _ErrorBody(msgspec.Struct):
@@ -35,7 +37,7 @@ class RegistryClient:
         self._http = httpx.AsyncClient(
             base_url=url,
             headers={"Authorization": f"Bearer {token.get_secret_value()}", "Content-Type": "application/json"},
-            timeout=_TIMEOUT,
+            timeout=TIMEOUT,
             trust_env=False,
         )
 
@@ -48,9 +50,9 @@ class RegistryClient:
         return await read_good(await self._send(self._http.build_request(method, path, content=content, params=params)))
 
     async def open(self, method: str, target: str, *, content: bytes) -> httpx.Response:
-        """Returns a response of any status, with its body not yet read and no read timeout. `target` is a quoted path and
-        query."""
-        return await self._send(self._http.build_request(method, target, content=content, timeout=_OPEN_TIMEOUT))
+        """Returns a response of any status, with its body not yet read. `target` is a quoted path and query."""
+        timeout = PULL_TIMEOUT if target.partition("?")[0] == _PULL_TARGET else TIMEOUT
+        return await self._send(self._http.build_request(method, target, content=content, timeout=timeout))
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
         try:

@@ -52,7 +52,7 @@ class RoutesView:
         try:
             snapshot = await self._routes.load()
         except (Unavailable, ProtocolMismatch) as error:
-            logger.warning("routes not refreshed: %s", error.message)
+            logger.warning("routes not refreshed: error=%r", error.message)
             return
         if snapshot and (self._snapshot is None or snapshot.revision > self._snapshot.revision):
             self._snapshot = snapshot

@@ -63,7 +63,7 @@ class AnswerResponse:
             self._observation.answered()
         except ClientGone:
             self._observation.cancelled()
-            logger.debug("request %s: the client left", self._pending.id)
+            logger.debug("client disconnected: request=%s", self._pending.id)
         except asyncio.CancelledError as cancelled:  # by uvicorn, of an answer that takes longer than CORRAL_SHUTDOWN_S
             stopped = Unavailable("the gateway was stopped before the answer was complete")
             if not await self._send_error(send, stopped):
@@ -80,7 +80,7 @@ class AnswerResponse:
         self._observation.failed(error)
         if not self._headers_sent or not isinstance(error, CorralError):
             return False
-        logger.info("request %s failed after it began: %s", self._pending.id, error.message)
+        logger.info("answer failed after its first bytes: request=%s error=%r", self._pending.id, error.message)
         await send({"type": "http.response.body", "body": self._reply.render_error(error)})
         return True
 

@@ -115,15 +115,15 @@ def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *,
     jobs = JobConsumer(agent, redis_url=settings.redis_url, node=settings.node, threads=settings.job_threads)
     heartbeat.start()
     jobs.start()
-    log.info("node %s serves %s", settings.node, store.root)
+    log.info("agent started: node=%s store=%s", settings.node, store.root)
     while not stop.wait(1.0):
         if not jobs.running:
-            log.error("the job worker ended by itself")
+            log.error("job consumer ended by itself: the agent exits")
             return 1
     agent.stop()
     replaced = runtime.replaced()
     if replaced:
-        log.info("another agent takes over; it finds the workers as they are")
+        log.info("another agent takes over: the workers keep running")
     else:
         runtime.close()
     jobs.stop()

@@ -128,14 +128,14 @@ class Agent:
         except CorralError as error:
             if self._stopping.is_set():  # the stop may be why it failed
                 raise Stopping from error
-            log.info("%s %s failed: %s", kind, job.job, error.message)
+            log.info("job failed: kind=%s job=%s error=%r", kind, job.job, error.message)
             self._count_failure(job)
             return JobFailed(job.job, self._node, error.code, error.message)
         except Exception as error:  # one bad job must not stop the others
-            log.exception("%s %s failed", kind, job.job)
+            log.exception("job failed with an internal error: kind=%s job=%s", kind, job.job)
             self._count_failure(job)
             return JobFailed(job.job, self._node, CorralError.code, f"the node's agent failed: {type(error).__name__}")
-        log.info("%s %s done", kind, job.job)
+        log.info("job done: kind=%s job=%s", kind, job.job)
         if pulled is not None:
             size = sum(layer.size for layer in (pulled.config, *pulled.layers))
             self._metrics.pulled(seconds=time.monotonic() - started_s, size=size)
@@ -185,10 +185,12 @@ class Agent:
             raise ModelRefused(f"the LoRA adapter {digest[:19]} is not in the store of node {self._node}") from error
 
     def _refuse(self, payload: dict[str, Any], error: msgspec.ValidationError) -> None:
-        log.error("a job that does not decode: %s", error)
+        log.error("job does not decode: error=%r", str(error))
         job = payload.get("job")
         if isinstance(job, str):
-            self._publish_outcome(JobFailed(job, self._node, BadRequest.code, f"a job that does not decode: {error}"))
+            self._publish_outcome(
+                JobFailed(job, self._node, BadRequest.code, f"the node's agent cannot decode the job: {error}")
+            )
 
     def _publish_outcome(self, event: JobSucceeded | JobFailed) -> None:
         """Publishes the event; retries until Redis takes it. Raises Stopping if the agent stops first."""
@@ -196,7 +198,7 @@ class Agent:
             try:
                 return self._publish(event)
             except Unavailable as error:
-                log.warning("the outcome of job %s waits: %s", event.job, error.message)
+                log.warning("job outcome not published yet: job=%s error=%r", event.job, error.message)
             if self._stopping.wait(_PUBLISH_RETRY_INTERVAL_S):
                 raise Stopping
 
@@ -204,4 +206,4 @@ class Agent:
         try:
             self._publish(event)
         except Unavailable as error:
-            log.debug("a line of progress is lost: %s", error.message)
+            log.debug("job progress lost: job=%s error=%r", event.job, error.message)

@@ -95,7 +95,9 @@ class Settings(TelemetryVariables):
     def _node_is_a_name(cls, node: str) -> str:
         node = node or socket.gethostname()
         if not _NAME.fullmatch(node):
-            raise ValueError("a node's name has at most 63 letters, digits, '.', '-' and '_'")
+            raise ValueError(
+                "a node's name must have at most 63 letters, digits, '.', '-' and '_', and start with a letter, a digit or '_'"
+            )
         return node
 
     @field_validator("adapters", mode="before")

@@ -64,5 +64,5 @@ class Departures:
         await self._list_workers(replicas | self._known.keys())
         for report in [self._known.pop(replica) for replica in replicas & self._known.keys()]:
             if report.state is not WorkerState.FAILED:
-                log.warning("the worker of replica %s ended without taking its leave", report.replica)
+                log.warning("worker ended without releasing its lease: replica=%s", report.replica)
                 await self._queue.leave(report.worker, report.version, crashed=report.replica in crashed)

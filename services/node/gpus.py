@@ -34,7 +34,7 @@ class Gpus:
             nvml.nvmlInit()
             self._handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         except nvml.NVMLError as error:
-            log.debug("no NVIDIA driver: %s", error)
+            log.debug("no NVIDIA driver: error=%r", str(error))
 
     def read(self) -> list[Gpu]:
         return [self._read(index, handle) for index, handle in enumerate(self._handles)]

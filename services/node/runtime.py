@@ -80,7 +80,7 @@ class Runtime(Protocol):
 def require_replica_id(replica: str) -> None:
     """Raises BadRequest if the id cannot be part of a file name or a container name."""
     if not _REPLICA.fullmatch(replica):
-        raise BadRequest(f"{replica!r} is no replica id")
+        raise BadRequest(f"{replica!r} is not a replica id")
 
 
 def last_line(output: bytes) -> str:

@@ -142,7 +142,7 @@ class Store:
     def _blob_path(self, digest: str) -> Path:
         match = _DIGEST.fullmatch(digest)
         if not match:
-            raise NotFound(f"{digest!r} is no sha256 digest")
+            raise NotFound(f"{digest!r} is not a sha256 digest")
         return self._blobs / f"sha256-{match[1]}"
 
     def _manifest_path(self, name: ModelName) -> Path:
@@ -179,14 +179,14 @@ class Store:
         except FileNotFoundError:
             return set()
         except msgspec.MsgspecError:
-            log.warning("%s is no manifest; the blobs that it used stay", path)
+            log.warning("invalid manifest, its blobs are kept: path=%s", path)
             return set()
 
     def _drop_unused(self, candidates: set[str]) -> None:
         try:
             used = {digest for path in self._manifest_files() for digest in manifests.references(path.read_bytes())}
         except msgspec.MsgspecError as error:
-            log.warning("a manifest in %s does not decode (%s); no blob is removed", self._manifests, error)
+            log.warning("invalid manifest, no blob is removed: folder=%s error=%r", self._manifests, str(error))
             return
         for digest in filter(_DIGEST.fullmatch, candidates - used):
             self._blob_path(digest).unlink(missing_ok=True)

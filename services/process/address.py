@@ -59,7 +59,7 @@ def _split(authority: str) -> tuple[str, str]:
     if authority.startswith("["):
         host, bracket, rest = authority[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError(f"{authority!r} is no address; write it like [::1]:{DEFAULT_PORT}")
+            raise ValueError(f"{authority!r} is not an address; write it like [::1]:{DEFAULT_PORT}")
         return host, rest.removeprefix(":")
     if authority.count(":") > 1:  # a bare IPv6 address
         return authority, ""
@@ -71,5 +71,5 @@ def _port(text: str, default: int) -> int:
     if not text:
         return default
     if not text.isdecimal() or int(text) > 65535:
-        raise ValueError(f"{text!r} is no port; write it like 127.0.0.1:{DEFAULT_PORT}")
+        raise ValueError(f"{text!r} is not a port; write it like 127.0.0.1:{DEFAULT_PORT}")
     return int(text)

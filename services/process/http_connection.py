@@ -116,7 +116,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
-            self._refusal = BadRequest("too many requests were sent ahead on one connection")
+            self._refusal = BadRequest("too many pipelined requests on one connection")
             raise self._refusal
         super().on_headers_complete()
         self._peers.hold_header(self, 0)
@@ -149,7 +149,7 @@ class BoundedConnection(HttpToolsProtocol):
                 self._expect_header()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(self._refusal or BadRequest("this is no valid HTTP request"))
+        self._refuse(self._refusal or BadRequest("not a valid HTTP request"))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         super()._start_asgi_task(cycle, self._framed(cycle, app))
@@ -202,11 +202,11 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse(refusal)
 
     def _too_large(self) -> HeadersTooLarge:
-        return HeadersTooLarge(f"the header of the request is larger than {self._bounds.header_bytes} bytes")
+        return HeadersTooLarge(f"the request header is larger than {self._bounds.header_bytes} bytes")
 
     def _give_up_on_header(self) -> None:
         if self._in_header:
-            self._refuse(RequestTimedOut(f"the header of the request did not arrive within {self._bounds.header_s:g} s"))
+            self._refuse(RequestTimedOut(f"the request header did not arrive within {self._bounds.header_s:g} s"))
         else:
             self.transport.abort()
 

@@ -65,9 +65,9 @@ class Peers:
         if not self._sweeping:
             self._sweep_later()
         if len(self._open) > self.bounds.connections:
-            return Unavailable(f"the server has {self.bounds.connections} open connections and takes no more")
+            return Unavailable(f"the server has {self.bounds.connections} open connections, which is its limit")
         if self._by_peer[peer] > self.bounds.connections_per_peer:
-            return Unavailable(f"your address has {self.bounds.connections_per_peer} open connections and may have no more")
+            return Unavailable(f"your address has {self.bounds.connections_per_peer} open connections, which is the limit")
         return None
 
     def leave(self, connection: Connection) -> None:
@@ -91,7 +91,7 @@ class Peers:
         if size:
             self._headers[connection] = size
         if size and self._headers_bytes > self.bounds.headers_bytes:
-            return Unavailable("the server holds too many requests whose headers are incomplete")
+            return Unavailable("the server has too many connections with incomplete request headers")
         return None
 
     def _sweep(self) -> None:

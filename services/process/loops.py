@@ -52,6 +52,6 @@ def _ends_process(name: str) -> Iterator[None]:
     try:
         yield
     except Exception:
-        log.critical("background loop broke off, the process ends: loop=%s", name, exc_info=True)
+        log.critical("background loop failed, the process exits: loop=%s", name, exc_info=True)
         logging.shutdown()
         os._exit(EXIT_CODE)  # a clean shutdown might wait for the loop that has ended

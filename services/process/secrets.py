@@ -28,7 +28,7 @@ def secrets_folder() -> Path | None:
 def refuse_placeholder(value: str) -> str:
     """Raises ValueError if the value still contains the placeholder of an example."""
     if PLACEHOLDER in value.lower():
-        raise ValueError("still holds the placeholder; put a secret of your own there")
+        raise ValueError("still contains the placeholder; replace it with your own secret")
     return value
 
 

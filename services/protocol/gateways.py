@@ -108,7 +108,7 @@ class Gateways:
         gone = await self._script.call("remove_gateway", gateway=gateway)
         async with redis_answers():
             await self._redis.delete(f"{self._namespace}:cleanup:{gateway}")
-        log.warning("gateway lost: gateway=%s requests=%d%s", gateway, num_taken_back, "" if gone else "; it is back")
+        log.warning("gateway lost: gateway=%s requests=%d back=%s", gateway, num_taken_back, not gone)
 
     async def watch(self) -> None:
         """Cleans up after dead gateways. Never returns."""

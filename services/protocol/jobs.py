@@ -112,7 +112,7 @@ class PulledModel(msgspec.Struct, frozen=True):
         for field, values in (("metadata", self.metadata), ("parameters", self.parameters)):
             for key, value in values.items():
                 if any(isinstance(item, str) and "\0" in item for item in (value if isinstance(value, list) else [value])):
-                    raise ValueError(f"{field}: {key} holds a zero byte")
+                    raise ValueError(f"{field}: {key} contains a zero byte")
 
 
 class JobProgress(msgspec.Struct, frozen=True, tag="progress"):
@@ -170,7 +170,7 @@ def _event(data: bytes) -> JobEvent | None:
     except ProtocolMismatch as mismatch:
         if ending := _decode_ending.known(data):
             ended = ending.event
-            return JobFailed(ended.job, ended.node, mismatch.code, f"the registry refuses what the node reports: {mismatch}")
+            return JobFailed(ended.job, ended.node, mismatch.code, f"the registry cannot use the node's report: {mismatch}")
         return None
 
 

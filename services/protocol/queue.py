@@ -198,7 +198,9 @@ class Queue:
             case "no memory":
                 raise QueueMemoryFull(MEMORY_FULL)
             case "full" | "hopeless":
-                raise QueueFull("too many requests wait for this model", retry_after_s=retry_after_s(position, per_second))
+                raise QueueFull(
+                    "too many requests are waiting for this model", retry_after_s=retry_after_s(position, per_second)
+                )
             case _:
                 message = "too many of your requests are waiting for this model: let some finish before you send more"
                 raise CallerLimited(message, retry_after_s=retry_after_s(position, per_second))

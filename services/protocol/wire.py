@@ -36,12 +36,12 @@ class Decoder(Generic[Message]):
     def __call__(self, data: bytes) -> Message:
         if data[:1] != _PREFIX:
             raise ProtocolMismatch(
-                f"{self._kind.__name__} of protocol version {data[0] if data else 'none'}; this release speaks {PROTOCOL_VERSION}"
+                f"{self._kind.__name__} has protocol version {data[0] if data else 'none'}; this release uses {PROTOCOL_VERSION}"
             )
         try:
             return self._decoder.decode(memoryview(data)[1:])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise ProtocolMismatch(f"{self._kind.__name__} that does not decode: {error}") from error
+            raise ProtocolMismatch(f"{self._kind.__name__} does not decode: {error}") from error
 
     def known(self, data: bytes) -> Message | None:
         """Like a call of the decoder, but logs a mismatch and returns None. For keys that many senders write to, so that a sender of another
@@ -49,5 +49,5 @@ class Decoder(Generic[Message]):
         try:
             return self(data)
         except ProtocolMismatch as mismatch:
-            log.warning("passed over: %s", mismatch)
+            log.warning("message skipped: error=%r", str(mismatch))
             return None

@@ -123,7 +123,7 @@ def _lifespan(
 async def _render(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, CorralError)
     if error.status >= 500:
-        log.warning("%s %s: %s", request.method, request.url.path, error.message)
+        log.warning("error response: method=%s path=%s error=%r", request.method, request.url.path, error.message)
     return JSONResponse({"error": error.message, "code": error.code}, status_code=error.status)
 
 
@@ -131,7 +131,7 @@ async def _render_validation(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
-    message = f"{where}: {first['msg']}" if where else "the body is no JSON object of this request"
+    message = f"{where}: {first['msg']}" if where else "the body is not a JSON object with the fields of this request"
     return JSONResponse({"error": message, "code": BadRequest.code}, status_code=BadRequest.status)
 
 

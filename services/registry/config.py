@@ -30,7 +30,7 @@ def parse_duration_s(text: str | float) -> float:
     digits = plain[1:] if plain[:1] in ("+", "-") else plain
     parts = _PART.findall(digits)
     if not parts or "".join(number + unit for number, unit in parts) != digits:
-        raise ValueError(f'invalid duration "{plain}"; say it like 5m, 1h30m, or as seconds')
+        raise ValueError(f'invalid duration "{plain}"; use a duration such as 5m or 1h30m, or a number of seconds')
     return sign * math.fsum(float(number) * _UNIT_S[unit] for number, unit in parts)
 
 
@@ -105,5 +105,5 @@ class Settings(DatabaseSettings, EngineVariables, TelemetryVariables):
     @classmethod
     def _is_a_key(cls, key: SecretStr | None) -> SecretStr | None:
         if key and not key.get_secret_value().startswith(KEY_PREFIX):
-            raise ValueError(f"an API key begins with {KEY_PREFIX}")
+            raise ValueError(f"an API key must start with {KEY_PREFIX}")
         return key

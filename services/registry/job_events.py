@@ -67,7 +67,7 @@ class JobEventReader:
             raise
         except Exception:
             # One bad event must not block the others.
-            log.exception("what job %s came to could not be taken, and is passed over", event.job)
+            log.exception("job event skipped: job=%s", event.job)
 
     async def _take(self, event: JobEvent) -> None:
         if isinstance(event, JobProgress):
@@ -97,7 +97,7 @@ class JobEventReader:
             await self._remove_unrecorded(event)
             event = failure
         if changed and isinstance(event, JobFailed):
-            log.warning("job %s on %s failed: %s", event.job, event.node, event.message)
+            log.warning("job failed: job=%s node=%s error=%r", event.job, event.node, event.message)
         return changed
 
     async def _remove_unrecorded(self, event: JobSucceeded | JobFailed) -> None:
@@ -128,8 +128,10 @@ class JobEventReader:
 def _failure(event: JobSucceeded | JobFailed, error: Exception) -> JobFailed:
     if isinstance(error, CorralError):
         return JobFailed(event.job, event.node, error.code, error.message)
-    log.error("the success of job %s could not be recorded", event.job, exc_info=error)
-    return JobFailed(event.job, event.node, CorralError.code, f"the registry could not record it ({type(error).__name__})")
+    log.error("job outcome not recorded: job=%s", event.job, exc_info=error)
+    return JobFailed(
+        event.job, event.node, CorralError.code, f"the registry could not record the job's outcome ({type(error).__name__})"
+    )
 
 
 async def _take_model(session: AsyncSession, row: tables.Job, event: JobSucceeded) -> None:
@@ -146,5 +148,5 @@ async def _take_model(session: AsyncSession, row: tables.Job, event: JobSucceede
         await jobs.drop_deletions(session, pulled.name)
         await jobs.drop_deletions(session, ModelName.parse(pulled.name).kept(version).full)
     elif catalog.version_digest(pulled) != row.version_digest:
-        raise InvalidModelFile(f"{pull.source} holds another version now")
+        raise InvalidModelFile(f"{pull.source} now has another version")
     await nodes.add_copies(session, event.node, {layer.digest for layer in (pulled.config, *pulled.layers)})

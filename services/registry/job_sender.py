@@ -70,4 +70,4 @@ def _as_ours(error: Exception) -> CorralError:
     cause = error.__cause__ if isinstance(error, OperationalError) else error
     if isinstance(cause, RedisError | OSError):
         return as_ours(cause)
-    return Unavailable(f"the broker of jobs does not answer ({type(error).__name__})")
+    return Unavailable(f"the job broker does not answer ({type(error).__name__})")

@@ -109,7 +109,7 @@ class Publisher:
         try:
             return await self._routes.load()
         except ProtocolMismatch as mismatch:
-            log.warning("routes are published again: %s", mismatch.message)
+            log.warning("published routes unreadable, writing them again: error=%r", mismatch.message)
             return None
 
     async def _from_rows(self) -> RoutesSnapshot:

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 from services.protocol.jobs import JobEvent, JobProgress
 
+#: For how many jobs the latest progress is kept, the most recent ones. Far more than the nodes work on at the same time.
+MAX_LATEST = 1000
+
 
 class Watchers:
     def __init__(self) -> None:
@@ -32,9 +35,10 @@ class Watchers:
         return job in self._queues
 
     def publish(self, event: JobEvent) -> None:
+        self._latest.pop(event.job, None)
         if isinstance(event, JobProgress):
             self._latest[event.job] = event
-        else:
-            self._latest.pop(event.job, None)
+            if len(self._latest) > MAX_LATEST:
+                del self._latest[next(iter(self._latest))]
         for queue in self._queues.get(event.job, ()):
             queue.put_nowait(event)

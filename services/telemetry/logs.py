@@ -1,6 +1,6 @@
 """Configures the log of a service: lines of text, or one JSON object per event.
 
-In JSON, a message that starts with `request %s` also puts the request id into the field `request`. The events of single
+In JSON, a message whose first value is `request=%s` also puts the request id into the field `request`. The events of single
 requests, from the gateway to the worker, are logged with `log_event` and appear only in JSON. The text log has one line per finished
 request if `log_requests` is set.
 """
@@ -8,6 +8,7 @@ request if `log_requests` is set.
 from __future__ import annotations
 
 import logging
+import re
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import msgspec
 LogFormat = Literal["text", "json"]
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_ABOUT_REQUEST = "request %s"
+_ABOUT_REQUEST = re.compile(r"[^%]*\brequest=%s")
 
 #: Logger for the events of single requests.
 _requests = logging.getLogger("corral.requests")
@@ -56,7 +57,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
         }
-        if isinstance(record.msg, str) and record.msg.startswith(_ABOUT_REQUEST) and isinstance(record.args, tuple):
+        if isinstance(record.msg, str) and _ABOUT_REQUEST.match(record.msg) and isinstance(record.args, tuple):
             line["request"] = record.args[0]
         fields: dict[str, object] = getattr(record, "fields", {})
         line |= {name: value for name, value in fields.items() if value is not None}

@@ -60,7 +60,7 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """The scraper disconnected, or its time was up."""
-        logger.debug("a scrape from %s failed", client_address, exc_info=True)
+        logger.debug("scrape failed: client=%s", client_address, exc_info=True)
 
 
 def _end(request: socket.socket) -> None:

@@ -49,21 +49,21 @@ class TelemetryVariables(BaseSettings):
         if text == "auto":
             return text
         if not text.isdecimal() or int(text) > 65535:
-            raise ValueError(f'"{text}" is no port; say it like 9464, 0 for none, or auto')
+            raise ValueError(f'"{text}" is not a port; use a number such as 9464, 0 for none, or auto')
         return int(text)
 
     @field_validator("metrics_advertise")
     @classmethod
     def _a_host(cls, host: str) -> str:
         if host and not _HOST_NAME.fullmatch(host) and not _is_address(host):
-            raise ValueError(f'"{host}" is no host name and no IP address; say it without a port, or none')
+            raise ValueError(f'"{host}" is neither a host name nor an IP address; give one without a port, or none')
         return host
 
     @field_validator("otlp_endpoint")
     @classmethod
     def _a_url(cls, endpoint: str) -> str:
         if endpoint and not endpoint.startswith(("http://", "https://")):
-            raise ValueError(f'"{endpoint}" is no http:// or https:// address')
+            raise ValueError(f'"{endpoint}" is not an http:// or https:// address')
         return endpoint.rstrip("/")
 
 

@@ -173,7 +173,7 @@ def _read(header: _Header, size: int) -> Gguf:
     metadata = _read_metadata(header, entry_count)
     shape = ModelShape.of(metadata)
     if not shape.architecture:
-        raise InvalidModelFile("names no general.architecture")
+        raise InvalidModelFile("has no general.architecture")
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= ALIGNMENT_LIMIT or alignment & (alignment - 1):
         raise InvalidModelFile(f"has a general.alignment that is not a power of two up to {ALIGNMENT_LIMIT:,}")
@@ -198,9 +198,9 @@ def _read_preamble(header: _Header) -> tuple[int, int]:
         raise InvalidModelFile("is not a GGUF file")
     version = header.number(_U32)
     if version & 0xFFFF == 0:
-        raise InvalidModelFile("is a big-endian GGUF, which this machine cannot run")
+        raise InvalidModelFile("is a big-endian GGUF file, which this machine cannot run")
     if version not in (2, 3):
-        raise InvalidModelFile(f"is a GGUF of version {version}; 2 and 3 are known")
+        raise InvalidModelFile(f"is a GGUF file of version {version}; versions 2 and 3 are supported")
     tensor_count, entry_count = header.number(_U64), header.number(_U64)
     if tensor_count > TENSOR_LIMIT or entry_count > ENTRY_LIMIT:
         raise InvalidModelFile(
@@ -254,9 +254,11 @@ class _Weights:
             raise InvalidModelFile(f"tensor {_shown(name)} has the unknown type {code}")
         row = shape[0] if shape else 1
         if row % kind.elements:
-            raise InvalidModelFile(f"tensor {_shown(name)} has rows of {row} elements, no multiple of {kind.elements}")
+            raise InvalidModelFile(
+                f"tensor {_shown(name)} has rows of {row} elements, which is not a multiple of {kind.elements}"
+            )
         if offset % self._alignment:
-            raise InvalidModelFile(f"tensor {_shown(name)} lies at {offset}, off the alignment of {self._alignment}")
+            raise InvalidModelFile(f"tensor {_shown(name)} is at offset {offset}, which is not aligned to {self._alignment}")
         elements = math.prod(shape)
         size = elements // kind.elements * kind.size
         self.elements += elements
@@ -370,14 +372,14 @@ class _Header:
         if count > self.left:
             if self._limit < self.size:
                 raise InvalidModelFile(f"has a header of more than {HEADER_LIMIT_BYTES} bytes")
-            raise InvalidModelFile(f"is truncated: the header goes on after the file's {self.size} bytes")
+            raise InvalidModelFile(f"is truncated: the header continues after the file's {self.size} bytes")
 
     def _refill(self, count: int) -> None:
         self._start, self._at = self.position, 0
         self._file.seek(self._start)
         self._window = self._file.read(min(max(count, _WINDOW_BYTES), self.left))
         if len(self._window) < count:
-            raise InvalidModelFile("became shorter while it was read")
+            raise InvalidModelFile("was truncated while it was read")
 
     def _skip(self, count: int) -> None:
         self._require(count)

@@ -76,7 +76,7 @@ class _Table:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         if not isinstance(metadata, Mapping):
-            raise InvalidModelFile("has metadata that is no table")
+            raise InvalidModelFile("has metadata that is not a table")
         architecture = metadata.get("general.architecture", "")
         if not isinstance(architecture, str) or (architecture and not _ARCHITECTURE.fullmatch(architecture)):
             raise InvalidModelFile(

@@ -102,7 +102,7 @@ class Claims:
                 case Cancel(request):
                     self.cancel(request)
                 case Crash():
-                    log.error("crash: asked for by an operator")
+                    log.error("worker kills itself: an operator asked for a crash")
                     os.kill(os.getpid(), signal.SIGKILL)
                 case None:
                     pass
@@ -145,8 +145,8 @@ class Claims:
         for claim in result.claims:
             self._prefixes.claimed(claim.request)
         for one in result.unreadable:
-            log.error("request %s fails: %s", one.request, one.reason)
-            failed = Failed(one.request, one.epoch, 0, ProtocolMismatch.code, "the request could not be read by the worker")
+            log.error("request unreadable: request=%s error=%r", one.request, one.reason)
+            failed = Failed(one.request, one.epoch, 0, ProtocolMismatch.code, "the worker could not read the request")
             self._outbox.put([RoutedEvent(one.gateway, failed)])
         return result
 

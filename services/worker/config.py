@@ -18,7 +18,7 @@ class Settings(EngineVariables, TelemetryVariables):
 
     redis_url: SecretUrl = Field(description="URL of Redis, which holds the queue and the reply streams.")
     node: str = Field(description="Name of the node that this worker runs on.")
-    replica: str = Field(description="Id of the replica that this worker is.")
+    replica: str = Field(description="Id of the replica that this worker runs.")
     version: str = Field(description="Manifest digest of the model version to serve, 64 hex digits.")
     model_path: Path = Field(default=Path(), description="The model's GGUF file. The fake runner does not read it.")
     runner: Literal["llama", "fake"] = Field(

@@ -13,5 +13,5 @@ def request_failure(request: str, reason: Exception) -> CorralError:
     """The error that the request fails with. An exception that is not a CorralError is a bug and is logged."""
     if isinstance(reason, CorralError):
         return reason
-    log.error("request %s: unexpected error", request, exc_info=reason)
+    log.error("internal error: request=%s", request, exc_info=reason)
     return CorralError("an internal error occurred; the worker's log has the details")

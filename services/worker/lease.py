@@ -70,7 +70,7 @@ class Lease:
 
     async def fail(self, error: CorralError) -> None:
         """The model could not be loaded. Raises Unavailable."""
-        log.error("%s", error)
+        log.error("model not loaded: error=%r", error.message)
         self._enter(WorkerState.FAILED)
         await self._report(FAILED_LEASE_MS, error=error)
 
@@ -79,7 +79,7 @@ class Lease:
         try:
             await self._queue.leave(self._worker, self._settings.version, crashed=crashed)
         except Unavailable as error:
-            log.warning("lease not ended, it runs out by itself: %s", error.message)
+            log.warning("lease not released, it will expire: error=%r", error.message)
 
     def _enter(self, state: WorkerState) -> None:
         self._state = state

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from services.protocol.errors import BadRequest
+from services.protocol.errors import BadRequest, CorralError
 from services.protocol.sampling import Constraint
 from services.worker.engine.grammar import Grammar, GrammarCompiler
 from services.worker.engine.grammar.vocabulary import Vocabulary
 from services.worker.grammar_child import Proof
-from services.worker.limited_process import Crashed, LimitedProcessPool, LimitExceeded, Limits
+from services.worker.limited_process import Crashed, Killed, LimitedProcessPool, LimitExceeded, Limits
 
 #: Limits for one constraint. Most compile in milliseconds. The compiler's stack alone takes 256 MiB of address space.
 LIMITS = Limits(cpu_s=2.0, wall_s=20.0, memory_bytes=1 << 30)
@@ -34,5 +34,7 @@ class LimitedCompiler:
             self._pool.call(Proof(constraint), type(None))
         except Crashed as error:  # llguidance aborts when it runs out of memory or stack
             raise BadRequest("the grammar is too complex: the process that compiles it ended") from error
+        except Killed as error:
+            raise CorralError("the process that compiles the grammar was killed") from error
         except LimitExceeded as error:
             raise BadRequest(f"the grammar is too complex: {error}") from error

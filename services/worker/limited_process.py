@@ -53,7 +53,11 @@ class OutOfMemory(LimitExceeded):
 
 
 class Crashed(LimitExceeded):
-    """The child ended, or raised an exception that is not a CorralError."""
+    """The child ended by itself, or raised an exception that is not a CorralError."""
+
+
+class Killed(LimitExceeded):
+    """The child got SIGKILL from outside, for example from the kernel if the machine has no memory left."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class LimitedProcessPool:
         try:
             value = child.exchange(msgspec.msgpack.encode(call), cpu_s=self._limits.cpu_s, wall_s=self._limits.wall_s)
         except LimitExceeded as error:
-            log.warning("%s: a call was ended and its process is replaced: %s", self._module, error)
+            log.warning("child process replaced: module=%s error=%r", self._module, str(error))
             self._drop(child)
             raise
         finally:
@@ -274,5 +278,5 @@ def _end_of(process: subprocess.Popen[bytes]) -> LimitExceeded:
     process.kill()  # its pipes are closed: if it is exiting, it keeps its own exit code
     code = process.wait()
     if code == -signal.SIGKILL:
-        return OutOfMemory("it takes too much memory")  # usually the kernel's OOM killer
+        return Killed("its process was killed")
     return Crashed(f"its process ended with {signal.Signals(-code).name if code < 0 else f'code {code}'}")

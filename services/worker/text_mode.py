@@ -48,9 +48,9 @@ class TextMode:
     def begin(self, claim: Claim) -> Begin:
         request = claim.request
         if not isinstance(request, GenerateRequest):
-            raise UnsupportedCapability("the model generates text; it makes no embeddings and ranks no documents")
+            raise UnsupportedCapability("the model generates text and does not make embeddings or rank documents")
         if any(not 0 <= token < self._runner.num_vocab for token, _ in request.sampling.logit_bias):
-            raise BadRequest("logit_bias: holds token ids that the model does not have", field="logit_bias")
+            raise BadRequest("logit_bias: contains token ids that the model does not have", field="logit_bias")
         prepared = self._prompts.prepare(request)
         grammar = self._grammars.compile(prepared.constraint) if prepared.constraint else None
         stages = Stages(request.sampling, self._runner.token_text)

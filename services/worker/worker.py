@@ -186,6 +186,6 @@ async def _exit_code(engine_run: asyncio.Future[None]) -> int:
     try:
         await engine_run
     except Exception:
-        log.exception("the engine died")
+        log.exception("engine failed, the worker exits")
         return EXIT_ENGINE_DIED
     return EXIT_DRAINED

@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from services.cli import server
+from services.cli.answer import StreamedAnswer
+from services.cli.server import Server
+from services.gateway.registry import TIMEOUT
 from tests.cli.conftest import Corral
 from tests.doubles.http_gateway import KEY, LOADED, MODEL, NODE, QUEUE, SHOWN, Answer, Gateway
 
@@ -234,6 +238,36 @@ def test_status_of_a_cluster(corral: Corral, gateway: Gateway) -> None:
     assert (found["ready"], found["checks"]["missing"], found["nodes"], found["parts"]) == (False, ["redis"], None, None)
 
 
+def test_status_lists_a_loading_model_once(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("GET /readyz", Answer(body={"status": "ok"}))
+    gateway.answer("GET /api/version", Answer(body={"version": "0.12.6", "corral": "1.0"}))
+    gateway.answer("GET /api/ps", Answer(body={"models": [LOADED | {"name": "m:latest", "digest": "f" * 64}]}))
+    gateway.answer("GET /registry/v1/nodes", Answer(body={"nodes": [NODE]}))
+    gateway.answer("GET /registry/v1/replicas", Answer(body={"replicas": [replica("starting", load_progress=0.43)]}))
+    shown = corral("status").out
+    assert (shown.count("m:latest"), "Loading 43%" in shown) == (1, True)
+    assert json.loads(corral("status", "--json").out)["models"] == []
+
+
+def test_a_server_that_does_not_answer_in_time(corral: Corral, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "READ_TIMEOUT_S", 0.1)
+    gateway.answer("POST /registry/v1/keys", Answer(201, KEY, silence_s=0.5))
+    done = corral("key", "create", "ci")
+    assert (done.code, done.err) == (1, f"Error: {gateway.url} did not answer in time\n")
+
+
+def test_loading_may_take_longer(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "READ_TIMEOUT_S", 0.1)
+    gateway.answer("POST /api/generate", Answer(body={"done": True}, silence_s=0.5))
+    StreamedAnswer(Server(gateway.url), "m", system=None, keep_alive=None, verbose=False).load()
+    assert gateway.bodies("POST /api/generate") == [{"model": "m", "options": {}, "stream": False}]
+
+
+def test_the_gateway_gives_up_on_the_registry_before_the_command_does() -> None:
+    assert TIMEOUT.read is not None
+    assert TIMEOUT.read < server.READ_TIMEOUT_S
+
+
 def test_the_key_is_sent(corral: Corral, gateway: Gateway) -> None:
     gateway.answer("GET /api/tags", Answer(body={"models": []}))
     corral("list", CORRAL_API_KEY="corral-k")
@@ -262,7 +296,7 @@ def test_errors_of_the_server_are_one_line(corral: Corral, gateway: Gateway, ans
         (["lst"], {}, "No such command 'lst'. Did you mean 'list', 'ls'?"),
         (["list", "--jsn"], {}, "No such option: --jsn (Possible options: --json)"),
         (["run", "m", "hi", "--seed", "x"], {}, "Invalid value for '--seed': "),
-        (["list"], {"CORRAL_HOST": "127.0.0.1:x"}, "CORRAL_HOST: 'x' is no port"),
+        (["list"], {"CORRAL_HOST": "127.0.0.1:x"}, "CORRAL_HOST: 'x' is not a port"),
         (["list"], {"CORRAL_MIN_FREE_BYTES": "few"}, "CORRAL_MIN_FREE_BYTES: Input should be a valid integer"),
     ],
 )
@@ -283,7 +317,7 @@ def test_an_unexpected_response_is_logged_as_a_crash(corral: Corral, gateway: Ga
     gateway.answer("GET /api/tags", Answer(body={"surprise": 1}))
     done = corral("list")
     crash = Path(environment["XDG_STATE_HOME"]) / "corral" / "crash.log"
-    assert done.err == f"Error: KeyError: 'models'; this should not happen, the details are in {crash}\n"
+    assert done.err == f"Error: KeyError: 'models'; this is a bug in Corral, the traceback is in {crash}\n"
     assert "Traceback" in crash.read_text()
 
 

@@ -39,7 +39,7 @@ EARLIER = STARTING | {"id": "r1", "state": "failed", "reason": "another time"}
 def test_deploy_sends_only_the_given_options(corral: Corral, gateway: Gateway) -> None:
     gateway.answer(PUT, Answer(body=DEPLOYED))
     done = corral("deploy", "m", "--no-wait")
-    assert done.out == ("deployed 'm:latest': 2 to stay loaded, kv_type_k=q8_0 lora=[[\"a.gguf\",1.0]] mlock=true slots=4\n")
+    assert done.out == ("deployed 'm:latest': replicas=2, kv_type_k=q8_0 lora=[[\"a.gguf\",1.0]] mlock=true slots=4\n")
     assert gateway.bodies(PUT) == [{"engine": {}, "replicas": 1}]
 
 
@@ -68,9 +68,9 @@ def test_options_become_engine_settings(corral: Corral, gateway: Gateway, option
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--set", "slots"], "--set slots: say it as NAME=VALUE"),
-        (["--tensor-split", "3;1"], "--tensor-split 3;1: say it as numbers with commas between, like 3,1"),
-        (["--lora", "a=b"], "--lora a=b: the scale behind = is a number"),
+        (["--set", "slots"], "--set slots: expected NAME=VALUE"),
+        (["--tensor-split", "3;1"], "--tensor-split 3;1: expected numbers separated by commas, for example 3,1"),
+        (["--lora", "a=b"], "--lora a=b: the scale after = must be a number"),
     ],
 )
 def test_invalid_options_are_refused(corral: Corral, options: list[str], message: str) -> None:
@@ -113,7 +113,7 @@ def test_a_failed_rollout_gives_the_reason(corral: Corral, gateway: Gateway) -> 
     [
         ([DEPLOYED | {"overrides": {}, "reason": "no luck (put back)"}], "no luck (put back)"),
         ([DEPLOYED | {"overrides": {}}], "it was deployed again with other settings"),
-        ([], "the deployment is gone"),
+        ([], "the deployment was removed"),
     ],
 )
 def test_a_rollout_whose_settings_were_replaced_fails(

@@ -94,7 +94,7 @@ def test_format_is_json_or_a_schema_file(corral: Corral, gateway: Gateway, tmp_p
     for name in ("text", "nowhere"):
         refused = corral("run", "m", "hi", "--format", str(tmp_path / name))
         assert refused.code == 1
-        assert refused.err.startswith(f"Error: no JSON Schema in {tmp_path / name}: ")
+        assert refused.err.startswith(f"Error: {tmp_path / name} is not a JSON Schema: ")
 
 
 def test_verbose_prints_timings(corral: Corral) -> None:
@@ -237,7 +237,7 @@ class TestChat:
                     ("/nonsense", "Unknown command '/nonsense'"),
                     ("hello", "Error: server busy"),
                     ("again", "Yes."),
-                    ("/clear", "Forgot the conversation."),
+                    ("/clear", "Conversation cleared."),
                     ("anew", "Yes."),
                 ],
                 start=1,

@@ -98,8 +98,7 @@ def keeps_what_serves(cluster: Cluster) -> None:
         broken = cluster.with_variables(CORRAL_TAG=NEXT_TAG, COMPOSE_FILE="compose.yaml:tests/compose/broken.yaml")
         output = broken.run("ops/upgrade.sh", "--as-is", fails=True)
     assert (
-        "the next gateway does not start, and the one before goes on: corral gateway: CORRAL_MAX_QUEUE"
-        in output.splitlines()[-1]
+        "the new gateway does not start, the old one keeps serving: corral gateway: CORRAL_MAX_QUEUE" in output.splitlines()[-1]
     )
     none_failed(under)
     assert cluster.container("gateway")["Id"] == before
@@ -109,8 +108,8 @@ def survives_the_loss_of_everything(cluster: Cluster) -> None:
     """`ops/backup.sh --models`, loss of everything, `ops/restore.sh`: the key, the model and the deployment are back."""
     archive = cluster.folder / "backup.tar"
     cluster.run("ops/backup.sh", "--models", str(archive))
-    assert "is there already" in cluster.run("ops/backup.sh", str(archive), fails=True)
-    assert "a cluster runs here" in cluster.run("ops/restore.sh", str(archive), fails=True)
+    assert "already exists" in cluster.run("ops/backup.sh", str(archive), fails=True)
+    assert "a cluster is running here" in cluster.run("ops/restore.sh", str(archive), fails=True)
     digest = {replica["version"] for replica in story.replicas(cluster, "ready")}
     cluster.run("ops/cluster.sh", "down", "--volumes")
     assert not cluster.remains()

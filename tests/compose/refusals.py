@@ -34,7 +34,7 @@ def a_secret_is_missing(cluster: Cluster) -> None:
     file.write_text("")
     assert f"{file} is empty" in refused(cluster)
     file.write_text(content.replace(":", ":changethis"))
-    assert f"{file} still holds the placeholder" in refused(cluster)
+    assert f"{file} still contains the placeholder" in refused(cluster)
     file.write_text(content)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ class Answer:
     lines: list[dict[str, Any]] | None = None
     hang: bool = False
     encoding: str = ""
+    silence_s: float = 0.0  # before the answer
 
 
 @dataclass
@@ -71,6 +73,7 @@ def _handler(gateway: Gateway) -> type[BaseHTTPRequestHandler]:
             self._send(answer)
 
         def _send(self, answer: Answer) -> None:
+            time.sleep(answer.silence_s)
             self.send_response(answer.status)
             self.send_header("Content-Type", "application/x-ndjson" if answer.lines is not None else "application/json")
             if answer.encoding:

@@ -18,7 +18,7 @@ def test_bind_address(text: str, host: str, port: int) -> None:
 
 @pytest.mark.parametrize("text", BAD)
 def test_an_invalid_address_is_refused(text: str) -> None:
-    with pytest.raises(ValidationError, match="is no port|is no address|neither http nor https"):
+    with pytest.raises(ValidationError, match="is not a port|is not an address|neither http nor https"):
         Settings(host=text, registry_token="x" * 16)  # type: ignore[arg-type]
 
 

@@ -107,7 +107,7 @@ async def test_trailers_do_not_reach_any_request(trailer: str, at_once: bool) ->
 async def test_invalid_http_gets_400(shared_url: str) -> None:
     answer = await answer_to(shared_url, b"hello there\r\n\r\n")
     assert status_of(answer) == 400
-    assert answer.endswith(b'{"error":"this is no valid HTTP request"}')
+    assert answer.endswith(b'{"error":"not a valid HTTP request"}')
 
 
 async def test_pipelined_requests_are_limited(shared_url: str) -> None:
@@ -214,7 +214,7 @@ async def test_headers_of_all_connections_share_a_limit(settings: Settings, rout
 
         async def is_refused() -> bool:
             answer = await answer_to(url, GET + b"X: " + b"x" * 50_000)
-            return status_of(answer) == 503 and b"headers are incomplete" in answer
+            return status_of(answer) == 503 and b"incomplete request headers" in answer
 
         await eventually(is_refused)
         assert status_of(await answer_to(url, GET + b"Connection: close\r\n\r\n")) == 200

@@ -121,5 +121,5 @@ async def test_a_missing_door_is_an_error(tmp_path: Path) -> None:
     _, stderr = await process.communicate()
     assert process.returncode == 1
     assert stderr.decode().splitlines() == [
-        f"corral gateway: the door at {tmp_path}/none does not answer: No such file or directory; start it, or leave CORRAL_DOOR out"
+        f"corral gateway: the door at {tmp_path}/none does not answer: No such file or directory; start it, or unset CORRAL_DOOR"
     ]

@@ -184,9 +184,9 @@ async def test_a_long_input_is_truncated_or_refused(http: httpx.AsyncClient) -> 
         ("/v1/embeddings", {"model": "minilm", "input": ["a", 1]}, 400, "invalid input type"),
         ("/v1/embeddings", {"model": "minilm", "input": [1, True]}, 400, "input: expected token ids"),
         ("/v1/embeddings", {"model": "minilm", "input": [[]]}, 400, "input: an array of tokens is empty"),
-        ("/v1/embeddings", {"model": "minilm", "input": [-1]}, 400, "input: holds a number that is no token id"),
-        ("/v1/embeddings", {"model": "minilm", "input": [2**70]}, 400, "input: holds a number that is no token id"),
-        ("/v1/embeddings", {"model": "minilm", "input": [258]}, 400, "input: holds token ids that the model does not have"),
+        ("/v1/embeddings", {"model": "minilm", "input": [-1]}, 400, "input: contains a number that is not a token id"),
+        ("/v1/embeddings", {"model": "minilm", "input": [2**70]}, 400, "input: contains a number that is not a token id"),
+        ("/v1/embeddings", {"model": "minilm", "input": [258]}, 400, "input: contains token ids that the model does not have"),
         (
             "/v1/embeddings",
             {"model": "minilm", "input": "a", "encoding_format": "hex"},

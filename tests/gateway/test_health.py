@@ -34,7 +34,7 @@ async def test_not_ready_until_the_registry_publishes(settings: Settings, redis:
 
 
 async def test_readyz_reports_a_failing_control_loop(settings: Settings, redis: Redis) -> None:
-    reason = "the control loop fails (KeyError); the registry's log says where"
+    reason = "the control loop fails (KeyError); the registry's log has the traceback"
     async with serving(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as http:
         for fault, answer in (
             (reason, {"status": "unavailable", "missing": ["control loop"], "reason": reason}),

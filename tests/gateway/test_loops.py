@@ -37,7 +37,7 @@ async def test_a_key_of_the_wrong_type_ends_the_process(
             await pipe.execute()
         _, stderr = await asyncio.wait_for(process.communicate(), timeout=30)
     assert process.returncode == EXIT_CODE
-    assert "background loop broke off" in stderr.decode()
+    assert "background loop failed" in stderr.decode()
     assert "WRONGTYPE" in stderr.decode()
     named = {"lease": ("lease", "lost gateways")}.get(loop, (loop,))
     assert any(f"loop={one}" in stderr.decode() for one in named)

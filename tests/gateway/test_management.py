@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import httpx
+import pytest
 from pydantic import SecretStr
 
+from services.gateway import registry as registry_client
 from services.gateway.app import create_app
 from services.gateway.config import Settings
 from services.protocol.routes import Routes, TagRoute
@@ -102,6 +105,21 @@ async def test_without_the_registry_only_management_fails(settings: Settings, ro
             503,
             {"error": "the registry does not answer", "code": "unavailable"},
         )
+
+
+async def test_a_registry_that_never_answers(settings: Settings, routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request ends with 503, but a pull: it may be silent."""
+    monkeypatch.setattr(registry_client, "TIMEOUT", httpx.Timeout(0.3))
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections stay in its backlog
+        stuck = settings.model_copy(update={"registry_url": f"http://127.0.0.1:{silent.getsockname()[1]}"})
+        async with serving(create_app(stuck), shutdown_s=0) as url, httpx.AsyncClient(base_url=url) as http:
+            await ready(url)
+            for method, path in (("GET", "nodes"), ("POST", "keys"), ("PUT", "deployments/m"), ("DELETE", "keys/ada")):
+                response = await http.request(method, f"/registry/v1/{path}", json={})
+                assert (response.status_code, response.json()["error"]) == (503, "the registry does not answer")
+            for path in ("/registry/v1/pull", "/api/pull"):
+                with pytest.raises(httpx.ReadTimeout):
+                    await http.post(path, json={"model": "pypi:x"}, timeout=1)
 
 
 async def test_a_wrong_registry_token_is_reported_as_a_server_error(settings: Settings, routes: Routes) -> None:

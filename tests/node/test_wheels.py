@@ -41,7 +41,7 @@ def test_many_licences_are_truncated(tmp_path: Path) -> None:
     with little_memory(), Wheel(path) as wheel:
         text = wheel.license()
     assert text.startswith("Do as you like. Do as")
-    assert text.endswith("(The package holds more licence texts.)")
+    assert text.endswith("(The package contains more licence texts.)")
     assert len(text) < MIB
 
 
@@ -59,12 +59,12 @@ def test_reading_many_checksums_takes_little_memory(tmp_path: Path) -> None:
 
 def test_too_long_a_list_of_files_is_refused(tmp_path: Path) -> None:
     path = archive(tmp_path, {f"{number:0100}": b"" for number in range(30_000)}, packed=zipfile.ZIP_STORED)
-    with little_memory(), pytest.raises(InvalidModelFile, match="holds more files than a package with a model has"):
+    with little_memory(), pytest.raises(InvalidModelFile, match="contains too many files for a package with a model"):
         Wheel(path)
 
 
 @pytest.mark.parametrize("packed", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA], ids=["bzip2", "lzma"])
 def test_unsupported_compression_is_refused(tmp_path: Path, packed: int) -> None:
     path = archive(tmp_path, {"m.gguf": bytes(64 * MIB)}, packed=packed)
-    with little_memory(), Wheel(path) as wheel, pytest.raises(InvalidModelFile, match="is not packed as wheels are"):
+    with little_memory(), Wheel(path) as wheel, pytest.raises(InvalidModelFile, match="is not a valid wheel"):
         list(wheel.chunks("m.gguf"))

@@ -132,7 +132,7 @@ def test_a_missing_compiler_is_an_error_before_anything_runs(checkout: Checkout)
     done = checkout.run()
     assert (done.returncode, checkout.asked) == (1, [])
     assert done.stderr == (
-        "Error: llama.cpp has to be compiled and there is no C++ compiler; install one, on Debian with: apt install build-essential\n"
+        "Error: llama.cpp must be compiled, and there is no C++ compiler; install one, on Debian with: apt install build-essential\n"
     )
 
 
@@ -142,7 +142,7 @@ def test_a_missing_compiler_is_an_error_before_anything_runs(checkout: Checkout)
         ("error: failed to write: No space left on device (os error 28)", "the disk is full ("),
         ("error: No interpreter found for Python >=3.11", "Corral needs Python 3.11 or newer; this machine has Python 3"),
         ("error: error sending request for url (https://pypi.org/simple/x/)", "the package index could not be reached"),
-        ("  x Failed to build llama-cpp-python\n  cmake said no", "the environment could not be made: cmake said no"),
+        ("  x Failed to build llama-cpp-python\n  cmake said no", "the environment could not be installed: cmake said no"),
     ],
 )
 def test_failures_are_one_sentence_with_the_log(checkout: Checkout, output: str, message: str) -> None:
@@ -178,7 +178,7 @@ esac
     (checkout.bin / "python3").chmod(0o755)
     done = checkout.run()
     assert done.returncode == 0, done.stderr
-    assert "Fetching uv " in done.stderr
+    assert "Downloading uv " in done.stderr
 
 
 CUDA = "--config-settings-package llama-cpp-python:cmake.define.GGML_CUDA=ON"
@@ -205,7 +205,7 @@ def test_without_a_driver_cuda_is_not_chosen(checkout: Checkout) -> None:
     checkout.uv(SUCCESS)
     checkout.program("nvcc")
     done = checkout.run()
-    assert "for the processor alone: there is a CUDA compiler, but no NVIDIA driver (nvidia-smi); " in done.stderr
+    assert "for the CPU only: there is a CUDA compiler, but no NVIDIA driver (nvidia-smi); " in done.stderr
     assert "config-settings" not in checkout.asked[0]
 
 
@@ -231,26 +231,26 @@ def test_an_unknown_accelerator_is_refused(checkout: Checkout) -> None:
     checkout.uv(SUCCESS)
     done = checkout.run(CORRAL_ACCELERATOR="tpu")
     assert (done.returncode, checkout.asked) == (1, [])
-    assert done.stderr == "Error: CORRAL_ACCELERATOR is tpu; it may be none, cuda, metal, vulkan or rocm\n"
+    assert done.stderr == "Error: CORRAL_ACCELERATOR is tpu; it must be none, cuda, metal, vulkan or rocm\n"
 
 
 def test_llama_cpp_is_compiled_again_if_a_card_is_added_or_removed(checkout: Checkout) -> None:
     checkout.uv(SUCCESS)
-    assert "It is compiled for the processor alone: " in checkout.run().stderr
+    assert "It is compiled for the CPU only: " in checkout.run().stderr
     added = [checkout.program(name) for name in ("nvcc", "nvidia-smi")]
     assert "It is compiled for CUDA too" in checkout.run().stderr
     assert (checkout.run().stderr, len(checkout.asked)) == ("", 2)
     for program in added:
         program.unlink()
-    assert "It is compiled for the processor alone: " in checkout.run().stderr
+    assert "It is compiled for the CPU only: " in checkout.run().stderr
     assert [CUDA in asked for asked in checkout.asked] == [False, True, False]
 
 
 def test_a_failed_accelerator_build_suggests_building_without(checkout: Checkout) -> None:
     checkout.uv("echo 'nvcc fatal: unsupported' >&2; exit 2")
     *_, hint, last = checkout.run(CORRAL_ACCELERATOR="cuda").stderr.splitlines()
-    assert hint == "CORRAL_ACCELERATOR=none compiles llama.cpp for the processor alone."
-    assert last.startswith("Error: the environment could not be made: nvcc fatal: unsupported")
+    assert hint == "CORRAL_ACCELERATOR=none compiles llama.cpp for the CPU only."
+    assert last.startswith("Error: the environment could not be installed: nvcc fatal: unsupported")
 
 
 def test_stopping_the_script_stops_the_compilers(checkout: Checkout) -> None:

@@ -151,7 +151,11 @@ def test_only_panels_that_need_attention_turn_red() -> None:
             red.add(name)
             assert not re.search("tokens/s|reqps", axis["unit"]), name
             assert panel["type"] == "stat" or axis["custom"]["thresholdsStyle"]["mode"] == "dashed", name
-    assert {"corral-slo: Answered", "corral-queue: Longest wait now", "corral-overview: Time to first token"} <= red
+    assert {
+        "corral-slo: Answered",
+        "corral-queue: Longest current wait, by model",
+        "corral-overview: Time to first token",
+    } <= red
 
 
 def test_panels_turn_red_at_the_limits_of_the_alerts() -> None:

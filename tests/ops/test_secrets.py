@@ -79,11 +79,11 @@ def test_a_missing_secret_is_an_error_in_one_sentence(checkout: Path) -> None:
     file = checkout / "secrets" / "redis_auth"
     content = file.read_text()
     for now, sentence in (
-        (None, "./secrets/redis_auth is missing; bring it back, or run `make secrets`"),
-        ("", "./secrets/redis_auth is empty; bring its content back, or remove it and run `make secrets`"),
+        (None, "./secrets/redis_auth is missing; restore it, or run `make secrets`"),
+        ("", "./secrets/redis_auth is empty; restore its content, or remove it and run `make secrets`"),
         (
             "requirepass ChangeThis",
-            "./secrets/redis_auth still holds the placeholder; put a secret there, or remove it and run `make secrets`",
+            "./secrets/redis_auth still contains the placeholder; replace it with a secret, or remove it and run `make secrets`",
         ),
     ):
         file.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 def test_a_failed_loop_ends_the_process(program: str) -> None:
     done = run(program)
     assert done.returncode == EXIT_CODE
-    assert done.stderr.startswith("background loop broke off, the process ends: loop=the broken one\n")
+    assert done.stderr.startswith("background loop failed, the process exits: loop=the broken one\n")
     assert done.stderr.rstrip().endswith("ValueError: a bug")
 
 

@@ -95,11 +95,11 @@ def test_every_service_reads_the_secrets_folder_of_containers(folder: Path, serv
 def test_a_placeholder_is_refused(folder: Path, settings: type[BaseSettings], name: str) -> None:
     file = folder / name
     file.write_text(file.read_text().replace("password", PLACEHOLDER).replace("a-", f"{PLACEHOLDER}-"))
-    with pytest.raises(ValidationError, match="still holds the placeholder"):
+    with pytest.raises(ValidationError, match="still contains the placeholder"):
         settings(_secrets_dir=folder)
 
 
 def test_an_admin_key_must_have_the_prefix(folder: Path) -> None:
     (folder / "corral_admin_key").write_text("some-secret-without-its-prefix")
-    with pytest.raises(ValidationError, match="an API key begins with corral-"):
+    with pytest.raises(ValidationError, match="an API key must start with corral-"):
         RegistrySettings(_secrets_dir=folder)  # type: ignore[call-arg]

@@ -146,4 +146,4 @@ async def test_a_result_that_cannot_be_stored_becomes_a_failure(events: JobEvent
     [(_, event)] = await events.read(b"0-0", timeout_s=5)
     assert isinstance(event, JobFailed)
     assert (event.job, event.node, event.code) == ("j1", "node-1", "protocol_mismatch")
-    assert event.message.startswith("the registry refuses what the node reports: ")
+    assert event.message.startswith("the registry cannot use the node's report: ")

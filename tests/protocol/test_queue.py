@@ -56,7 +56,7 @@ class TestAdmission:
     async def test_a_full_queue_refuses_and_stores_nothing(self, queue: Queue, redis: Redis) -> None:
         await queue.enqueue(a_request("first"), cost=10, limit=1)
         before = set(await redis.keys("*"))
-        with pytest.raises(QueueFull, match="too many requests wait"):
+        with pytest.raises(QueueFull, match="too many requests are waiting"):
             await queue.enqueue(a_request("second"), cost=10, limit=1)
         assert set(await redis.keys("*")) <= before
         assert await queue.cancel("second") == "gone"

@@ -118,7 +118,7 @@ def test_every_message_is_decoded_unchanged(kind: type[msgspec.Struct], data: st
 @given(data=st.data(), version=st.integers(0, 255).filter(lambda version: version != PROTOCOL_VERSION))
 def test_another_protocol_version_is_refused_by_name(kind: type[msgspec.Struct], data: st.DataObject, version: int) -> None:
     encoded = encode(data.draw(values(kind)))
-    with pytest.raises(ProtocolMismatch, match=f"{kind.__name__} of protocol version {version};"):
+    with pytest.raises(ProtocolMismatch, match=f"{kind.__name__} has protocol version {version};"):
         Decoder(kind)(bytes([version]) + encoded[1:])
 
 

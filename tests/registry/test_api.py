@@ -172,7 +172,7 @@ async def test_a_pull_without_a_node_is_refused(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        (b"", "the body is no JSON object of this request"),
+        (b"", "the body is not a JSON object with the fields of this request"),
         (b"{", "1: JSON decode error"),
         (b"{}", "model is required"),
         (b'{"model": 3}', "model: Input should be a valid string"),
@@ -220,7 +220,7 @@ async def test_a_manifest_with_wrong_digests_is_refused(registry: Registry, node
     (job,) = await eventually(lambda: node.jobs(Pull))
     lie = msgspec.structs.replace(pulled_model(job.name, TINY), layers=(Layer(MODEL, sha256("another file"), 5000),))
     await JobEvents(redis).publish(JobSucceeded(job.job, "n1", lie))
-    assert "does not name the files that were pulled" in (await watcher)[-1]["error"]
+    assert "does not list the files that were pulled" in (await watcher)[-1]["error"]
     assert (await registry.get("status"))["models"] == 0
 
 
@@ -231,7 +231,7 @@ async def test_a_result_that_cannot_be_stored_fails_only_its_job(registry: Regis
     (job,) = await eventually(lambda: node.jobs(Pull))
     # PostgreSQL's text type cannot hold a NUL character; a template can.
     await JobEvents(redis).publish(JobSucceeded(job.job, "n1", pulled_model(job.name, TINY, template="\0")))
-    assert "the registry refuses what the node reports" in (await watcher)[-1]["error"]
+    assert "the registry cannot use the node's report" in (await watcher)[-1]["error"]
     node.finishes_pulls = True
     assert (await registry.pull("pypi:another"))[-1] == {"status": "success"}
 
@@ -325,7 +325,7 @@ async def test_keys_are_created_listed_and_revoked(registry: Registry, redis: Re
 
     assert await callers() == {key_hash(key["secret"]): Caller(id=key["id"], name="ci", team="core", admin=True)}
     twice = await registry.http.post("/registry/v1/keys", json={"name": "ci"})
-    assert (twice.status_code, twice.json()) == (409, {"error": "a key named 'ci' exists already", "code": "conflict"})
+    assert (twice.status_code, twice.json()) == (409, {"error": "a key named 'ci' already exists", "code": "conflict"})
     (listed,) = (await registry.get("keys"))["keys"]
     assert listed == {
         "id": key["id"],

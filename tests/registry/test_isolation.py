@@ -192,7 +192,7 @@ async def test_a_failing_loop_is_reported_and_recovers(
         answer = (await registry.http.get("/readyz")).json()
         assert answer == {
             "status": "unavailable",
-            "missing": ["the control loop fails (ProgrammingError); the registry's log says where"],
+            "missing": ["the control loop fails (ProgrammingError); the registry's log has the traceback"],
         }
         assert await eventually(published) == answer["missing"][0]
         assert (await registry.http.get("/healthz")).status_code == 200

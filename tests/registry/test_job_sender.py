@@ -46,7 +46,7 @@ async def test_a_celery_consumer_gets_the_job_and_no_result_is_stored(redis: Red
 
 async def test_an_unreachable_broker_is_unavailable() -> None:
     sender = JobSender("redis://127.0.0.1:1/0")
-    with pytest.raises(Unavailable, match="(Redis|the broker of jobs) does not answer"):
+    with pytest.raises(Unavailable, match="(Redis|the job broker) does not answer"):
         await sender.send("n1", Stop("j", "r"))
     sender.close()
 

@@ -18,7 +18,7 @@ async def test_job_events_of_the_wrong_type_end_the_process(migrated_url: str, r
     await eventually(lambda: process.poll() is not None, timeout_s=60)
     _, stderr = process.communicate()
     assert process.returncode == EXIT_CODE
-    assert "background loop broke off, the process ends: loop=job events" in stderr
+    assert "background loop failed, the process exits: loop=job events" in stderr
 
 
 async def test_undecodable_messages_are_replaced_or_skipped(

@@ -121,8 +121,8 @@ async def test_a_version_kept_by_another_tag_stays(registry: Registry, node: Scr
 @pytest.mark.parametrize(
     ("digest", "status", "error"),
     [
-        ("", 404, "model 'm:latest' has no version but the one that it names"),
-        ("abc", 404, "model 'm:latest' has no version but the one that it names"),
+        ("", 404, "model 'm:latest' has no earlier version"),
+        ("abc", 404, "model 'm:latest' has no earlier version"),
     ],
 )
 async def test_a_rollback_without_an_older_version_is_refused(
@@ -137,9 +137,7 @@ async def test_a_rollback_to_a_digest(registry: Registry, node: ScriptedNode) ->
     first, second, _ = await pull_each(registry, "one", "two", "three")
     answer = await registry.http.post("/registry/v1/models/rollback", json={"model": "m", "digest": "zz"})
     assert answer.status_code == 404
-    assert answer.json()["error"] == (
-        f"model 'm:latest' keeps no version 'zz' to go back to; there are {second[:12]}, {first[:12]}"
-    )
+    assert answer.json()["error"] == (f"model 'm:latest' has no earlier version 'zz'; there are {second[:12]}, {first[:12]}")
     assert (await rollback(registry, first[:8]))["digest"] == first
 
 
@@ -152,7 +150,7 @@ async def test_a_version_without_files_is_not_rolled_back_to(registry: Registry,
         answer = await registry.http.post("/registry/v1/models/rollback", json={"model": "m"})
         if answer.status_code == 200:
             await rollback(registry, second)
-        return answer.status_code == 409 and f"no node holds version {first[:12]}" in answer.json()["error"]
+        return answer.status_code == 409 and f"no node has version {first[:12]}" in answer.json()["error"]
 
     await eventually(refused, timeout_s=30)
     snapshot = await Routes(redis).load()

@@ -84,7 +84,7 @@ async def test_the_advertised_address_can_be_set() -> None:
 
 @pytest.mark.parametrize("host", ["10.0.0.7:9464", "http://10.0.0.7", "a b", "-a", "a/b"])
 def test_an_invalid_advertised_address_is_refused(host: str) -> None:
-    with pytest.raises(ValidationError, match="is no host name and no IP address"):
+    with pytest.raises(ValidationError, match="is neither a host name nor an IP address"):
         TelemetryVariables(metrics_advertise=host)
 
 
@@ -129,7 +129,7 @@ def test_a_port_in_use_is_an_error_in_one_sentence() -> None:
 
 @pytest.mark.parametrize("port", ["none", "-1", "65536", "1.5", ""])
 def test_an_invalid_port_is_refused(port: str) -> None:
-    with pytest.raises(ValidationError, match="is no port; say it like 9464, 0 for none, or auto"):
+    with pytest.raises(ValidationError, match="is not a port; use a number such as 9464, 0 for none, or auto"):
         TelemetryVariables(metrics_port=port)  # type: ignore[arg-type]
 
 
@@ -140,5 +140,5 @@ def test_valid_ports(text: str, port: MetricsPort, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_otlp_endpoint_must_be_a_url() -> None:
-    with pytest.raises(ValidationError, match='"collector:4318" is no http:// or https:// address'):
+    with pytest.raises(ValidationError, match='"collector:4318" is not an http:// or https:// address'):
         TelemetryVariables(otlp_endpoint="collector:4318")

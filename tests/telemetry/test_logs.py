@@ -15,7 +15,7 @@ from services.telemetry import logs
 
 logs.configure("gateway", {form!r}, level="info")
 log = logging.getLogger("services.somewhere")
-log.info("request %s: worker %s has broken off", "r1", "w1")
+log.info("answer broken off: request=%s worker=%s", "r1", "w1")
 log.debug("not told")
 log.warning("two\\nlines: %d", 2)
 logs.log_event("request ended", "r2", outcome="answered", code=None, seconds=0.5, prompt={{"text": "hé"}})
@@ -42,7 +42,7 @@ def lines() -> list[dict[str, Any]]:
 
 def test_each_event_is_one_object(lines: list[dict[str, Any]]) -> None:
     events = [line["event"] for line in lines]
-    assert events == ["request r1: worker w1 has broken off", "two\nlines: 2", "request ended", "it failed"]
+    assert events == ["answer broken off: request=r1 worker=w1", "two\nlines: 2", "request ended", "it failed"]
     assert {line["service"] for line in lines} == {"gateway"}
     assert [line["level"] for line in lines] == ["info", "warning", "info", "error"]
     assert all(line["time"].endswith("Z") and line["time"][10] == "T" for line in lines)
@@ -64,6 +64,6 @@ def test_a_traceback_is_a_field(lines: list[dict[str, Any]]) -> None:
 
 def test_the_text_log_has_no_lines_per_request() -> None:
     lines = written("text")
-    assert lines[0].endswith("INFO services.somewhere: request r1: worker w1 has broken off")
+    assert lines[0].endswith("INFO services.somewhere: answer broken off: request=r1 worker=w1")
     assert not any("request ended" in line for line in lines)
     assert lines[-1] == "ValueError: boom"

@@ -140,7 +140,7 @@ def test_an_exception_in_the_engine_thread_fails_only_its_request(
         assert len([event for event in loop.events[other] if isinstance(event, Frame)]) == 20
     loop.quit()
     assert "Traceback" in caplog.text
-    assert "request broken" in caplog.text
+    assert "request=broken" in caplog.text
 
 
 class BrokenMode(TextMode):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import psutil
 import pytest
 
-from services.protocol.errors import BadRequest
+from services.protocol.errors import BadRequest, CorralError
 from services.protocol.sampling import Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
 from services.worker.engine.fake import FakeRunner
 from services.worker.limited_compiler import LIMITS, LimitedCompiler
@@ -56,6 +58,20 @@ def test_a_refusal_gives_the_place_and_the_reason(compiler: LimitedCompiler) -> 
         compiler.compile(JsonSchema({"properties": {"a": {"type": "strin"}}}))
     with pytest.raises(BadRequest, match='line 1, column 8: unknown name: "b"'):
         compiler.compile(Lark('start: "a" b\n'))
+
+
+def test_a_grammar_whose_process_is_killed_is_not_called_too_complex(compiler: LimitedCompiler) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        compiling = thread.submit(compiler.compile, COSTLY)
+        while not compiling.done():
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):
+                    if "services.worker.grammar_child" in child.cmdline():
+                        child.kill()
+            time.sleep(0.01)
+        with pytest.raises(CorralError, match="^the process that compiles the grammar was killed$") as killed:
+            compiling.result()
+    assert not isinstance(killed.value, BadRequest)
 
 
 def test_other_constraints_do_not_wait_for_a_costly_one(hasty_compiler: LimitedCompiler) -> None:

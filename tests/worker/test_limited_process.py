@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from services.protocol.errors import BadRequest, InvalidModelFile
-from services.worker.limited_process import Crashed, LimitedProcessPool, LimitExceeded, Limits, OutOfMemory, TimedOut
+from services.worker.limited_process import Crashed, Killed, LimitedProcessPool, LimitExceeded, Limits, OutOfMemory, TimedOut
 
 MODULE = "tests.worker.limited_child_probe"
 MB = 1 << 20
@@ -80,7 +80,7 @@ def test_a_refusal_keeps_the_child() -> None:
         (["sleep", 600, "/dev/null"], {"wall_s": 2.0}, TimedOut),
         (["allocate", 100 * MB], {}, OutOfMemory),
         (["allocate", 10**15], {}, OutOfMemory),
-        (["kill"], {}, OutOfMemory),
+        (["kill"], {}, Killed),
         (["abort"], {}, Crashed),
         (["exit", 0], {}, Crashed),
         (["bug"], {}, Crashed),

@@ -8,13 +8,13 @@ from ops.grafana.panels import Board, Panel, Query, Row, percentile, rate
 DELIVERY = Board(
     uid="corral-delivery",
     title="Corral: delivery",
-    text="What became of requests, and of the workers that had them.",
+    text="How requests ended, which ones moved to another worker, and whether gateways and Redis are healthy.",
     rows=(
         Row(
             "Requests",
             (
                 Panel(
-                    "Ended, by outcome",
+                    "Requests ended, by outcome",
                     [Query(rate("corral_requests_total", by="outcome"), "{{outcome}}")],
                     "reqps",
                     stacked=True,
@@ -23,7 +23,7 @@ DELIVERY = Board(
                     "Failovers, by cause", [Query(rate("corral_failovers_total", by="cause"), "{{cause}}")], "ops", stacked=True
                 ),
                 Panel(
-                    "Clients that left",
+                    "Client disconnects",
                     [Query(rate("corral_cancellations_total", by="phase"), "while {{phase}}")],
                     "reqps",
                     stacked=True,
@@ -43,25 +43,29 @@ DELIVERY = Board(
                     stacked=True,
                 ),
                 Panel(
-                    "Ends, by reason",
+                    "Requests ended on workers, by reason",
                     [Query(rate("corral_worker_ends_total", by="reason"), "{{reason}}")],
                     "reqps",
                     stacked=True,
                 ),
-                Panel("Claimed and not ended", [Query("sum by (model) (corral_worker_requests)", "{{model}}")], stacked=True),
+                Panel(
+                    "Requests in progress, by model",
+                    [Query("sum by (model) (corral_worker_requests)", "{{model}}")],
+                    stacked=True,
+                ),
             ),
         ),
         Row(
             "Gateways",
             (
                 Panel(
-                    "Event loop late, 99 of 100",
+                    "Event loop lag, p99",
                     [Query(percentile(0.99, "corral_gateway_loop_lag_seconds", by="instance"), "{{instance}}")],
                     "s",
                     red_above=LOOP_LAG_S,
                 ),
                 Panel("Redis answers", [Query("corral_gateway_redis_connected", "{{instance}}")], most=1, red_below=1),
-                Panel("Scrapes that succeed", [Query("sum by (service) (up)", "{{service}}")]),
+                Panel("Successful scrapes", [Query("sum by (service) (up)", "{{service}}")]),
             ),
         ),
     ),

@@ -10,7 +10,7 @@ _ONE = 'model=~"$model"'
 MODEL = Board(
     uid="corral-model",
     title="Corral: model",
-    text="One model or several: requests, latency, and what its workers compute.",
+    text="Requests, latency and engine of one or several models.",
     variables=(Variable("model", "corral_requests_in_flight"),),
     rows=(
         Row(
@@ -21,17 +21,17 @@ MODEL = Board(
                     [
                         Query(rate("corral_completion_tokens_total", where=_ONE), "generated"),
                         Query(rate("corral_prompt_tokens_total", where=_ONE), "prompts"),
-                        Query(rate("corral_cached_tokens_total", where=_ONE), "of these cached"),
+                        Query(rate("corral_cached_tokens_total", where=_ONE), "prompts, cached"),
                     ],
                     "suffix: tokens/s",
                 ),
                 Panel(
-                    "Requests that ended",
+                    "Requests ended, by outcome",
                     [Query(rate("corral_requests_total", by="outcome", where=_ONE), "{{outcome}}")],
                     "reqps",
                     stacked=True,
                 ),
-                Panel("Under way", [Query(f"sum by (model) (corral_requests_in_flight{{{_ONE}}})", "{{model}}")]),
+                Panel("Requests in flight", [Query(f"sum by (model) (corral_requests_in_flight{{{_ONE}}})", "{{model}}")]),
             ),
         ),
         Row(
@@ -43,9 +43,9 @@ MODEL = Board(
                     "s",
                     red_above=FIRST_TOKEN_S,
                 ),
-                Panel("Between tokens", percentiles("corral_inter_token_seconds", where=_ONE), "s"),
-                Panel("Whole answers", percentiles("corral_request_duration_seconds", where=_ONE), "s"),
-                Panel("Wait for a slot", percentiles("corral_queue_wait_seconds", where=_ONE), "s"),
+                Panel("Time between tokens", percentiles("corral_inter_token_seconds", where=_ONE), "s"),
+                Panel("Request duration", percentiles("corral_request_duration_seconds", where=_ONE), "s"),
+                Panel("Queue wait", percentiles("corral_queue_wait_seconds", where=_ONE), "s"),
                 Panel("Prefill", percentiles("corral_prefill_seconds", where=_ONE), "s"),
                 Panel("Decode", percentiles("corral_decode_seconds", where=_ONE), "s"),
             ),
@@ -59,17 +59,17 @@ MODEL = Board(
                     stacked=True,
                 ),
                 Panel(
-                    "A step, 95 of 100",
+                    "Step time, p95",
                     [Query(percentile(0.95, "corral_worker_step_seconds", by="node", where=_ONE), "{{node}}")],
                     "s",
                 ),
                 Panel(
-                    "Processor threads, by replica",
+                    "CPU threads, by replica",
                     [Query(f"sum by (node, replica) (corral_worker_threads{{{_ONE}}})", "{{node}} {{replica}}")],
                     stacked=True,
                 ),
                 Panel(
-                    "In a batch, on average",
+                    "Average batch size",
                     [
                         Query(mean("corral_worker_batch_tokens", where=_ONE), "tokens"),
                         Query(mean("corral_worker_batch_sequences", where=_ONE), "sequences"),
@@ -85,12 +85,12 @@ MODEL = Board(
                     "KV cells",
                     [
                         Query(f"sum by (state) (corral_worker_kv_used_tokens{{{_ONE}}})", "{{state}}"),
-                        Query(f"sum(corral_worker_kv_tokens{{{_ONE}}})", "all"),
+                        Query(f"sum(corral_worker_kv_tokens{{{_ONE}}})", "total"),
                     ],
                     "suffix: tokens",
                 ),
                 Panel(
-                    "Sequences that lost their slot",
+                    "Preemptions, by replica",
                     [Query(rate("corral_worker_preemptions_total", by="replica", where=_ONE), "{{replica}}")],
                     "ops",
                 ),
@@ -100,7 +100,7 @@ MODEL = Board(
             "Prefixes and replicas",
             (
                 Panel(
-                    "Prompts by what of them was held: predicted, actual",
+                    "Prompts with a cached prefix: predicted, actual",
                     [
                         Query(
                             rate("corral_worker_prefix_claims_total", by="predicted, actual", where=_ONE),
@@ -118,7 +118,7 @@ MODEL = Board(
                     ],
                 ),
                 Panel(
-                    "Loading took",
+                    "Load time",
                     [Query(f"corral_worker_load_seconds{{{_ONE}}}", "{{node}} {{replica}}")],
                     "s",
                 ),

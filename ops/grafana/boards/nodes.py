@@ -15,14 +15,14 @@ def _of_gpu(metric: str) -> list[Query]:
 NODES = Board(
     uid="corral-nodes",
     title="Corral: nodes and GPUs",
-    text="Processors, memory, disks and accelerators, and what workers take of them.",
+    text="CPU, memory, disk and accelerators of each node, and how much of them workers use.",
     variables=(Variable("node", "corral_node_cpu_cores"),),
     rows=(
         Row(
             "Machines",
             (
                 share(
-                    "Processors that are busy",
+                    "CPU in use",
                     [
                         Query(
                             f"clamp_max(rate(corral_node_cpu_busy_seconds_total{{{_ONE}}}[$__rate_interval])"
@@ -32,7 +32,7 @@ NODES = Board(
                     ],
                 ),
                 share(
-                    "Memory that is taken",
+                    "Memory in use",
                     [
                         Query(
                             f"1 - corral_node_memory_available_bytes{{{_ONE}}} / corral_node_memory_bytes{{{_ONE}}}", "{{node}}"
@@ -44,19 +44,19 @@ NODES = Board(
                     "Disk for models",
                     [
                         Query(f"corral_node_disk_free_bytes{{{_ONE}}}", "{{node}} free"),
-                        Query(f"corral_node_disk_bytes{{{_ONE}}}", "{{node}} in all"),
+                        Query(f"corral_node_disk_bytes{{{_ONE}}}", "{{node}} total"),
                     ],
                     "bytes",
                 ),
                 Panel("Workers", [Query(f"corral_node_workers{{{_ONE}}}", "{{node}}")], stacked=True),
                 Panel(
-                    "Memory of workers",
+                    "Memory of workers, by model",
                     [Query(f"sum by (node, model) (corral_worker_memory_bytes{{{_ONE}}})", "{{node}} {{model}}")],
                     "bytes",
                     stacked=True,
                 ),
                 Panel(
-                    "Accelerators' memory that loading took",
+                    "Accelerator memory used by loading, by model",
                     [Query(f"sum by (node, model) (corral_worker_device_memory_bytes{{{_ONE}}})", "{{node}} {{model}}")],
                     "bytes",
                     stacked=True,
@@ -66,9 +66,9 @@ NODES = Board(
         Row(
             "Accelerators",
             (
-                share("Load", _of_gpu("corral_node_gpu_utilization_ratio")),
+                share("Utilization", _of_gpu("corral_node_gpu_utilization_ratio")),
                 share(
-                    "Memory that is taken",
+                    "Memory in use",
                     [
                         Query(
                             f"corral_node_gpu_memory_used_bytes{{{_ONE}}} / corral_node_gpu_memory_bytes{{{_ONE}}}",
@@ -78,7 +78,7 @@ NODES = Board(
                 ),
                 Panel("Power", _of_gpu("corral_node_gpu_power_watts"), "watt"),
                 Panel("Temperature", _of_gpu("corral_node_gpu_temperature_celsius"), "celsius", red_above=GPU_CELSIUS),
-                Panel("Which they are", [Query(f"corral_node_gpu_info{{{_ONE}}}", "{{node}} {{gpu}}: {{name}}")]),
+                Panel("Accelerator models", [Query(f"corral_node_gpu_info{{{_ONE}}}", "{{node}} {{gpu}}: {{name}}")]),
             ),
         ),
     ),

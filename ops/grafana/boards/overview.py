@@ -14,7 +14,7 @@ _COUNTED = rate("corral_requests_total", where=f'{_BOTH}, outcome!~"cancelled|re
 OVERVIEW = Board(
     uid="corral-overview",
     title="Corral: cluster",
-    text="What the cluster gives, how fast, and what goes wrong. Latency, queues and slots are those of the chosen models, for all teams.",
+    text="Throughput, latency and errors of the cluster. Latency, queues and slots are those of the chosen models, for all teams.",
     variables=(Variable("model", "corral_requests_total"), Variable("team", "corral_requests_total")),
     rows=(
         Row(
@@ -34,8 +34,8 @@ OVERVIEW = Board(
                     4,
                     number=True,
                 ),
-                Panel("Under way", [Query(f"sum(corral_requests_in_flight{{{_MODEL}}})")], "short", 4, number=True),
-                Panel("Waiting now", [Query(f"sum(corral_queue_waiting_requests{{{_MODEL}}})")], "short", 4, number=True),
+                Panel("Requests in flight", [Query(f"sum(corral_requests_in_flight{{{_MODEL}}})")], "short", 4, number=True),
+                Panel("Requests waiting", [Query(f"sum(corral_queue_waiting_requests{{{_MODEL}}})")], "short", 4, number=True),
                 Panel(
                     "Ready replicas",
                     [Query(f'sum(corral_replicas{{{_MODEL}, state="ready"}})')],
@@ -77,7 +77,7 @@ OVERVIEW = Board(
                     stacked=True,
                 ),
                 Panel(
-                    "Requests that ended",
+                    "Requests ended, by outcome",
                     [Query(rate("corral_requests_total", by="outcome", where=_BOTH), "{{outcome}}")],
                     "reqps",
                     12,
@@ -94,9 +94,9 @@ OVERVIEW = Board(
                     "s",
                     red_above=FIRST_TOKEN_S,
                 ),
-                Panel("Between tokens", percentiles("corral_inter_token_seconds", where=_MODEL), "s"),
+                Panel("Time between tokens", percentiles("corral_inter_token_seconds", where=_MODEL), "s"),
                 Panel(
-                    "Whole answers, 95 of 100",
+                    "Request duration, p95, by model",
                     [Query(percentile(0.95, "corral_request_duration_seconds", by="model", where=_MODEL), "{{model}}")],
                     "s",
                 ),
@@ -106,23 +106,25 @@ OVERVIEW = Board(
             "Queue and errors",
             (
                 Panel(
-                    "Waiting", [Query(f"sum by (model) (corral_queue_waiting_requests{{{_MODEL}}})", "{{model}}")], stacked=True
+                    "Requests waiting, by model",
+                    [Query(f"sum by (model) (corral_queue_waiting_requests{{{_MODEL}}})", "{{model}}")],
+                    stacked=True,
                 ),
                 Panel(
-                    "Longest wait now",
+                    "Longest current wait, by model",
                     [Query(f"max by (model) (corral_queue_oldest_wait_seconds{{{_MODEL}}})", "{{model}}")],
                     "s",
                     red_above=MAX_WAIT_S,
                 ),
                 share(
-                    "Part of the requests that fail",
+                    "Share of requests that fail, by outcome",
                     [Query(ratio(_BAD, _COUNTED, matching="ignoring(outcome) group_left()"), "{{outcome}}")],
                     red_above=MAY_FAIL,
                 ),
             ),
         ),
         Row(
-            "Room",
+            "Capacity",
             (
                 Panel(
                     "Slots",
@@ -133,7 +135,7 @@ OVERVIEW = Board(
                     width=12,
                 ),
                 share(
-                    "KV cells that running answers take",
+                    "KV cells used by running answers, by model",
                     [
                         Query(
                             f'sum by (model) (corral_worker_kv_used_tokens{{{_MODEL}, state="running"}})'

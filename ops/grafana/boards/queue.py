@@ -10,7 +10,7 @@ _ONE = 'model=~"$model"'
 QUEUE = Board(
     uid="corral-queue",
     title="Corral: queue and fairness",
-    text="What waits by model, priority and team; what each team gets.",
+    text="Requests waiting by model, priority and team, and the share of the cluster that each team gets.",
     variables=(Variable("model", "corral_queue_waiting_requests"),),
     rows=(
         Row(
@@ -27,18 +27,18 @@ QUEUE = Board(
                     stacked=True,
                 ),
                 Panel(
-                    "Longest wait now",
+                    "Longest current wait, by model",
                     [Query(f"max by (model) (corral_queue_oldest_wait_seconds{{{_ONE}}})", "{{model}}")],
                     "s",
                     red_above=MAX_WAIT_S,
                 ),
                 Panel(
-                    "Wait of those that got a slot, 95 of 100, by priority",
+                    "Queue wait, p95, by priority",
                     [Query(percentile(0.95, "corral_queue_wait_seconds", by="priority", where=_ONE), "{{priority}}")],
                     "s",
                 ),
                 Panel(
-                    "Wait of those that got a slot, 95 of 100, by model",
+                    "Queue wait, p95, by model",
                     [Query(percentile(0.95, "corral_queue_wait_seconds", by="model", where=_ONE), "{{model}}")],
                     "s",
                 ),
@@ -55,7 +55,7 @@ QUEUE = Board(
             "Shares",
             (
                 share(
-                    "Part of the tokens, by team",
+                    "Share of generated tokens, by team",
                     [
                         Query(
                             ratio(
@@ -75,7 +75,7 @@ QUEUE = Board(
                     stacked=True,
                 ),
                 Panel(
-                    "Requests not let in, by team",
+                    "Requests refused or rejected, by team",
                     [Query(rate("corral_requests_total", by="team", where=f'{_ONE}, outcome=~"refused|rejected"'), "{{team}}")],
                     "reqps",
                     stacked=True,

@@ -8,7 +8,7 @@ from ops.grafana.panels import Board, Panel, Query, Row, percentile, percentiles
 REGISTRY = Board(
     uid="corral-registry",
     title="Corral: registry and pulls",
-    text="What is wanted and what there is, and the work in between.",
+    text="Replicas wanted and ready, the jobs that get there, and the control loop.",
     rows=(
         Row(
             "Replicas",
@@ -32,7 +32,7 @@ REGISTRY = Board(
                     stacked=True,
                 ),
                 Panel(
-                    "Placements that found no node, in five minutes",
+                    "Placements without a node in five minutes, by reason",
                     [Query("sum by (reason) (increase(corral_placement_refusals_total[5m]))", "{{reason}}")],
                     stacked=True,
                 ),
@@ -45,7 +45,7 @@ REGISTRY = Board(
                         )
                     ],
                     "percentunit",
-                    text="0: it takes what placement reserved. Below 0 it takes less.",
+                    text="0: the replica uses the memory that placement reserved. Below 0: it uses less.",
                     least=None,
                     red_above=MEMORY_OFF,
                     red_below=-MEMORY_OFF,
@@ -56,13 +56,13 @@ REGISTRY = Board(
             "Jobs and pulls",
             (
                 Panel(
-                    "Jobs that ended, in five minutes",
+                    "Jobs ended in five minutes",
                     [Query("sum by (kind, outcome) (increase(corral_jobs_total[5m]))", "{{kind}} {{outcome}}")],
                     stacked=True,
                 ),
-                Panel("Jobs that are open", [Query("sum by (kind) (corral_jobs_open)", "{{kind}}")], stacked=True),
+                Panel("Open jobs", [Query("sum by (kind) (corral_jobs_open)", "{{kind}}")], stacked=True),
                 Panel(
-                    "Duration of jobs, 95 of 100",
+                    "Job duration, p95",
                     [
                         Query(
                             percentile(0.95, "corral_job_duration_seconds", by="kind"),
@@ -72,17 +72,17 @@ REGISTRY = Board(
                     "s",
                 ),
                 Panel(
-                    "Bytes that pulls brought",
+                    "Bytes pulled in five minutes",
                     [Query("sum by (node) (increase(corral_node_pulled_bytes_total[5m]))", "{{node}}")],
                     "bytes",
                 ),
                 Panel(
-                    "Pulls, in five minutes",
+                    "Pulls ended in five minutes",
                     [Query("sum by (outcome) (increase(corral_node_pulls_total[5m]))", "{{outcome}}")],
                     stacked=True,
                 ),
                 Panel(
-                    "A pull takes, on average",
+                    "Average pull duration",
                     [
                         Query(
                             ratio(
@@ -99,24 +99,30 @@ REGISTRY = Board(
         Row(
             "Stores",
             (
-                Panel("Bytes, by node", [Query("sum by (node) (corral_node_store_bytes)", "{{node}}")], "bytes", stacked=True),
                 Panel(
-                    "Copies that the registry knows", [Query("sum by (node) (corral_blob_copies)", "{{node}}")], stacked=True
+                    "Store size, by node", [Query("sum by (node) (corral_node_store_bytes)", "{{node}}")], "bytes", stacked=True
                 ),
-                Panel("Blobs that nodes hold", [Query("sum by (node) (corral_node_store_blobs)", "{{node}}")], stacked=True),
+                Panel(
+                    "Blob copies that the registry knows, by node",
+                    [Query("sum by (node) (corral_blob_copies)", "{{node}}")],
+                    stacked=True,
+                ),
+                Panel(
+                    "Blobs in the store, by node", [Query("sum by (node) (corral_node_store_blobs)", "{{node}}")], stacked=True
+                ),
             ),
         ),
         Row(
             "Control loop",
             (
-                Panel("A turn", percentiles("corral_control_turn_seconds"), "s", red_above=CONTROL_TURN_S),
+                Panel("Turn duration", percentiles("corral_control_turn_seconds"), "s", red_above=CONTROL_TURN_S),
                 Panel(
                     "Decisions",
                     [Query(rate("corral_control_decisions_total", by="decision"), "{{decision}}")],
                     "ops",
                     stacked=True,
                 ),
-                Panel("Jobs that agents work on", [Query("sum by (node) (corral_node_jobs)", "{{node}}")], stacked=True),
+                Panel("Jobs running, by node", [Query("sum by (node) (corral_node_jobs)", "{{node}}")], stacked=True),
                 Panel("Nodes", [Query("sum by (state) (corral_nodes)", "{{state}}")], stacked=True, width=12),
                 Panel("Leaders", [Query("sum(corral_registry_leader)", "leaders")], width=12, red_below=1),
             ),

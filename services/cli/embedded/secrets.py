@@ -30,7 +30,7 @@ def load_secrets(path: Path) -> Secrets:
     except FileNotFoundError:
         return _make(path)
     except (ValueError, KeyError, TypeError):
-        raise CommandError(f"{path} is damaged; remove it, and new secrets are made") from None
+        raise CommandError(f"{path} is damaged; remove it, and Corral creates new secrets") from None
 
 
 def _make(path: Path) -> Secrets:

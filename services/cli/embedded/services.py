@@ -33,9 +33,7 @@ def require_installed() -> None:
     """Raises CommandError if an extra isn't installed."""
     missing = [package for package in NEEDED if find_spec(package) is None]
     if missing:
-        raise CommandError(
-            f"not everything that the platform needs is installed ({', '.join(missing)} missing); `make up` installs it"
-        )
+        raise CommandError(f"packages are missing: {', '.join(missing)}; `make up` installs them")
 
 
 @dataclass(frozen=True)

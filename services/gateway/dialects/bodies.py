@@ -90,13 +90,13 @@ def _whole_escape(escape: re.Match[str]) -> str:
 def check_portable(value: Any, *, field: str) -> None:
     """Checks that any JSON `value` can be sent to another process.
 
-    Raises InvalidField if it is too large, nested too deeply, or holds an integer of more than 64 bits.
+    Raises InvalidField if it is too large, nested too deeply, or contains an integer of more than 64 bits.
     """
     _check_nesting(value, field=field)
     try:
         check_limit(JSON_VALUES, len(msgspec.msgpack.encode(value)), field=field)
     except OverflowError:
-        raise InvalidField(f"{field}: holds an integer of more than 64 bits", field=field) from None
+        raise InvalidField(f"{field}: contains an integer of more than 64 bits", field=field) from None
 
 
 def json_text(value: Any, *, field: str) -> str:
@@ -116,7 +116,7 @@ def token_ids(value: list[Any], *, field: str) -> tuple[int, ...]:
     if not {*map(type, value)} <= {int}:
         raise InvalidField(f"{field}: expected token ids", field=field)
     if value and not 0 <= min(value) <= max(value) <= _MAX_TOKEN_ID:
-        raise InvalidField(f"{field}: holds a number that is no token id", field=field)
+        raise InvalidField(f"{field}: contains a number that is not a token id", field=field)
     return tuple(value)
 
 

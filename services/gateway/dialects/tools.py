@@ -35,9 +35,9 @@ def toolbox(bodies: list[ToolBody] | None, choice: object) -> Toolbox:
     if allowed is not None:
         tools = tuple(tool for tool in tools if tool.name in allowed)
     if asked.mode == "required" and not tools:
-        raise InvalidField("tool_choice: requires a tool, but there is none", field="tool_choice")
+        raise InvalidField("tool_choice: requires a tool, but the request has none", field="tool_choice")
     if asked.name and all(tool.name != asked.name for tool in tools):
-        raise InvalidField(f"tool_choice: no tool is called '{asked.name}'", field="tool_choice")
+        raise InvalidField(f"tool_choice: there is no tool named '{asked.name}'", field="tool_choice")
     return Toolbox(tools, asked if tools else ToolChoice())
 
 

@@ -40,7 +40,7 @@ class Cancellation:
             async with self._commands:
                 return await self._queue.cancel(request)
         except CorralError as error:
-            logger.warning("request %s not cancelled: %s", request, error.message)
+            logger.warning("request not cancelled: request=%s error=%r", request, error.message)
             return None
 
     def cancel_unknown(self, request: str) -> None:

@@ -41,20 +41,20 @@ class Delivery:
     def _deliver(self, pending: PendingRequest, event: Event, worker: str) -> None:
         verdict = pending.accept(event)
         if pending.num_unread > self._max_unread:
-            self._requests.abandon(pending, RequestTimedOut("the answer was not read as fast as it was generated"))
+            self._requests.abandon(pending, RequestTimedOut("the client read the answer too slowly"))
             self._requests.spawn(self._cancellation.cancel(pending), pending)
         if not pending.is_awaited:
             if isinstance(event, Finished | Failed):
                 self._end(pending, event)
         elif verdict is Verdict.GAP:
-            logger.warning("request %s: events of claim %d are missing", event.request, event.epoch)
+            logger.warning("events missing: request=%s epoch=%d", event.request, event.epoch)
             self._recovery.replace_soon(pending, event.epoch)
         elif verdict is Verdict.NEXT:
             self._act_on(pending, event, worker)
 
     def _act_on(self, pending: PendingRequest, event: Event, worker: str) -> None:
         if is_broken_off(event):
-            logger.warning("request %s: worker %s has broken off", event.request, worker)
+            logger.warning("answer broken off: request=%s worker=%s", event.request, worker)
             pending.losses.count(worker, crashed=True)
             self._recovery.recover_soon(pending, event.epoch, "broken_off")
         elif isinstance(event, HandedOver):

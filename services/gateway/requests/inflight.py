@@ -173,7 +173,7 @@ class Inflight:
             await self._reader.close()
             await self._gateways.remove(self.gateway)
         except Unavailable as error:
-            logger.warning("%d requests were left in the queue: %s", len(self._requests), error.message)
+            logger.warning("requests left in the queue: requests=%d error=%r", len(self._requests), error.message)
 
     async def _read_replies(self) -> None:
         while True:
@@ -204,7 +204,7 @@ class Inflight:
                 await self._expire_overdue()
                 await self._settlement.settle_rest()
             except Unavailable as error:
-                logger.debug("claims not checked: %s", error.message)
+                logger.debug("claims not checked: error=%r", error.message)
                 self._recovery.forget_suspicions()
                 await asyncio.sleep(LOST_GRACE_S)
 
@@ -216,5 +216,5 @@ class Inflight:
                 continue
             unclaimed = pending.epoch == 0 and pending.is_awaited
             if unclaimed and await self._queue.expire(pending.request.id):
-                self._requests.end(pending, DeadlineExceeded("the request could not be started in the time that it was given"))
+                self._requests.end(pending, DeadlineExceeded("the request waited longer than its timeout"))
             pending.expires_at = math.inf

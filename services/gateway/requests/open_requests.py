@@ -70,7 +70,7 @@ class OpenRequests:
 
     def break_off(self, pending: PendingRequest | None, error: BaseException) -> None:
         """An error of ours, or an event that makes no sense: the request that met it fails."""
-        logger.error("request %s: internal error", pending.id if pending else "-", exc_info=error)
+        logger.error("internal error: request=%s", pending.id if pending else "-", exc_info=error)
         if pending and pending.is_awaited:
             self.abandon(pending, CorralError("internal server error"))
 

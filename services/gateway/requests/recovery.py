@@ -110,7 +110,7 @@ class Recovery:
             return
         self._requests.rename(pending)
         request = pending.request
-        logger.info("request %s goes on as %s after %d tokens", pending.id, request.id, pending.num_committed)
+        logger.info("request sent again: request=%s new_id=%s tokens=%d", pending.id, request.id, pending.num_committed)
         async with self._commands:
             await self._queue.enqueue(
                 request,
@@ -135,14 +135,14 @@ class Recovery:
                 await self._requeue(pending, epoch, cause)
                 return
             logger.warning(
-                "request %s given up: claim %d %s, %d lost in all, %d crashed in a row",
+                "request given up: request=%s epoch=%d cause=%s lost_workers=%d crashes_in_a_row=%d",
                 *(request, epoch, cause, pending.losses.total, pending.losses.crashes),
             )
             await self._queue.settle(request, epoch, cost=pending.spent)
         except CorralError as error:
             self._requests.abandon(pending, error)
             return
-        self._requests.end(pending, WorkerLost("too many workers were lost with this request"))
+        self._requests.end(pending, WorkerLost("too many workers were lost while they computed this request"))
 
     async def _requeue(self, pending: PendingRequest, epoch: int, cause: str) -> None:
         request = pending.request.id
@@ -150,4 +150,4 @@ class Recovery:
             await self._queue.cancel(request)
             await self._send_again(pending)
         self._on_failover(cause)
-        logger.info("request %s: claim %d %s; goes on after %d tokens", request, epoch, cause, pending.num_committed)
+        logger.info("request requeued: request=%s epoch=%d cause=%s tokens=%d", request, epoch, cause, pending.num_committed)

@@ -49,10 +49,10 @@ class Settlement:
             async with self._commands:
                 await self._queue.settle(request, epoch, cost=cost)
         except Unavailable as error:
-            logger.warning("request %s not settled yet: %s", request, error.message)
+            logger.warning("request not settled yet: request=%s error=%r", request, error.message)
             self._unsettled[request, epoch] = cost
         except CorralError as error:
-            logger.error("request %s cannot be settled: %s", request, error.message)
+            logger.error("request cannot be settled: request=%s error=%r", request, error.message)
 
 
 def computed_tokens(usage: Usage) -> int:

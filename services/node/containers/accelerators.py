@@ -48,7 +48,7 @@ def find_machine(engine: Engine, template: Template, image: str, backend: Backen
         try:
             return _machine(engine, template, image_for(candidate, image), candidate)
         except ModelLoadFailed as error:
-            log.warning("workers do not run on %s: %s", candidate, error.message)
+            log.warning("backend not usable: backend=%s error=%r", candidate, error.message)
     return Machine("cpu", ())
 
 
@@ -88,7 +88,7 @@ def _machine(engine: Engine, template: Template, image: str, backend: Backend) -
     try:
         devices = msgspec.json.decode(answer, type=tuple[Device, ...])
     except msgspec.MsgspecError as error:
-        raise ModelLoadFailed(f"{image} does not say which accelerators it finds") from error
+        raise ModelLoadFailed(f"{image} did not list its accelerators") from error
     if not devices:
         raise ModelLoadFailed(f"{image} finds no accelerator on this node")
     return Machine(backend, devices)

@@ -95,7 +95,7 @@ class Engine:
 
     def create(self, name: str, body: dict[str, Any]) -> str:
         """Creates a container and returns its id."""
-        with _answers(f"the container {name} cannot be made"):
+        with _answers(f"the container {name} cannot be created"):
             container: str = self._api.create_container_from_config(body, name)["Id"]
         return container
 
@@ -105,7 +105,7 @@ class Engine:
 
     def find(self, container: str) -> Container | None:
         """The container with this name or id; None if there is none."""
-        with _answers("a container cannot be looked at"):
+        with _answers("a container cannot be inspected"):
             try:
                 found = self._api.inspect_container(container)
             except NotFound:
@@ -176,7 +176,7 @@ class Engine:
         """The events of the node's containers between two times, in seconds since the epoch. Ends early if the engine goes
         away. Only one thread may iterate at a time."""
         filters = {"type": "container", "event": ["die", "oom"], "label": f"{NODE_LABEL}={node}"}
-        with _answers("the Docker engine gives no events"):
+        with _answers("the Docker engine sends no events"):
             self._stream = self._api.events(since=since, until=until, filters=filters, decode=True)
             if self._closed:
                 self._end_stream()

@@ -129,7 +129,7 @@ class ContainerRuntime:
         try:
             return self._here().devices
         except CorralError as error:
-            log.warning("accelerators are unknown: %s", error.message)
+            log.warning("accelerators unknown: error=%r", error.message)
             return None
 
     def cpus(self) -> int:
@@ -152,7 +152,7 @@ class ContainerRuntime:
         try:
             return self._engine.replaces_us()
         except CorralError as error:
-            log.warning("whether another agent comes is unknown: %s", error.message)
+            log.warning("cannot find out whether another agent takes over: error=%r", error.message)
             return False
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class ContainerRuntime:
         try:
             self._end(workers)
         except CorralError as error:
-            log.warning("%s; the workers are left to the next agent", error.message)
+            log.warning("workers not stopped, the next agent adopts them: error=%r", error.message)
         self._over.set()
         self._engine.close()
         self._following.join(timeout=KILL_GRACE_S)
@@ -184,7 +184,7 @@ class ContainerRuntime:
             adapted = msgspec.structs.replace(spec, engine=share.engine)
             body = self._template.worker(adapted, image, machine.backend, share.devices, cpus=self._engine.cpus)
             self._run(_Worker(self._engine, spec.replica, self._engine.create(name, body)))
-            log.info("started worker of replica %s as container %s from %s", spec.replica, name, image)
+            log.info("worker started: replica=%s container=%s image=%s", spec.replica, name, image)
 
     def _take_over(self, name: str) -> bool:
         """Adopts a running container of that name, which is missing in the table; true if there is one. Removes one that has
@@ -218,14 +218,16 @@ class ContainerRuntime:
     def _require_adapters(self, spec: StartSpec) -> None:
         for file, _ in spec.engine.lora:
             if self._template.store not in Path(file).parents:
-                raise ModelRefused(f"the LoRA adapter {file} is not in the node's store, which is all that its workers see")
+                raise ModelRefused(
+                    f"the LoRA adapter {file} is not in the node's store, the only folder that workers in containers can read"
+                )
 
     def _here(self) -> Machine:
         """The machine, found at the first call that succeeds and kept while the agent runs."""
         with self._finding:
             if self._machine is None:
                 self._machine = find_machine(self._engine, self._template, self._image, self._backend)
-                log.info("workers run on %s, with %d accelerators", self._machine.backend, len(self._machine.devices))
+                log.info("backend chosen: backend=%s accelerators=%d", self._machine.backend, len(self._machine.devices))
             return self._machine
 
     def _end(self, workers: Sequence[_Worker]) -> None:
@@ -247,13 +249,13 @@ class ContainerRuntime:
             try:
                 self._compare()
                 if away:
-                    log.info("the Docker engine answers again")
+                    log.info("Docker engine answers again")
                 away = False
                 for event in self._engine.events(self._template.node, since=since, until=since + EVENTS_TIMEOUT_S):
                     self._note(event)
             except CorralError as error:
                 if not away and not self._over.is_set():
-                    log.warning("%s", error.message)
+                    log.warning("Docker events not followed: error=%r", error.message)
                 away = True
                 self._over.wait(_EVENTS_RETRY_INTERVAL_S)
 
@@ -291,7 +293,7 @@ class ContainerRuntime:
                 return
         found = self._engine.find(container)
         if found and listed.status == "created":
-            log.info("removed the container of replica %s, which was never started", listed.replica)
+            log.info("container that was never started removed: replica=%s", listed.replica)
             self._engine.remove(container)
         elif found:
             self._adopt(found)
@@ -300,7 +302,7 @@ class ContainerRuntime:
         worker = _Worker(self._engine, found.replica, found.id, found.pid)
         with self._lock:
             self._workers[found.replica] = worker
-        log.info("found worker of replica %s as container %s", found.replica, found.id[:12])
+        log.info("worker adopted: replica=%s container=%s", found.replica, found.id[:12])
         if not found.runs:
             self._ended(worker, found.exit_code)
 
@@ -313,7 +315,7 @@ class ContainerRuntime:
             try:
                 report = self._post_mortem(worker, exit_code)
             except CorralError as error:
-                log.warning("how the worker of replica %s ended is unknown: %s", worker.replica, error.message)
+                log.warning("cannot find out why a worker ended: replica=%s error=%r", worker.replica, error.message)
         with self._lock:
             worker.ended = _End(time.monotonic(), report)
 
@@ -328,8 +330,8 @@ class ContainerRuntime:
             reason = f"ran out of memory: {limit}"
             report = msgspec.structs.replace(report, reason=reason, error_code=InsufficientMemory.code)
         log.warning(
-            "the worker of replica %s ended with code %d%s; its last lines:\n%s",
-            *(worker.replica, found.exit_code, f", {report.reason}" if report.reason else ""),
+            "worker ended: replica=%s exit_code=%d reason=%r last_lines:\n%s",
+            *(worker.replica, found.exit_code, report.reason),
             tail.decode(errors="replace").rstrip(),
         )
         return report

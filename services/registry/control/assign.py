@@ -46,7 +46,7 @@ def assign_pending(cluster: ClusterState) -> Iterator[Decision]:
             case Evict(node, victims):
                 yield from _evictions(cluster, version, victims)
                 placed = [_leaving(resident) if resident.replica in victims else resident for resident in placed]
-                reason = f"{placement.reason}; an idle model on {node} makes room"
+                reason = f"{placement.reason}; unloading an idle model on {node}"
                 yield from _explain(replica, reason, shortage(request, found))
             case Wait():
                 yield from _explain(replica, placement.reason, shortage(request, found))
@@ -152,7 +152,9 @@ def _assignment(replica: ReplicaView, version: VersionView, node: str, deploymen
 def _evictions(cluster: ClusterState, version: VersionView, victims: tuple[str, ...]) -> Iterator[Decision]:
     for replica in cluster.replicas:
         if replica.id in victims:
-            yield UnwantDeployment(replica.deployment, replica.version, f"made room for {version.shown}", unused=True)
+            yield UnwantDeployment(
+                replica.deployment, replica.version, f"unloaded to make room for {version.shown}", unused=True
+            )
 
 
 def _explain(replica: ReplicaView, reason: str, short_of: Shortage) -> Iterator[Decision]:

@@ -88,7 +88,7 @@ class ControlLoop:
                 await self._outage.wait("control loop", error)
             except Exception as error:
                 # The platform without its control loop is worse off than with one bad turn.
-                log.exception("control loop: a turn failed; looking again")
+                log.exception("control loop turn failed: failed_turns=%d", self._failed_turns + 1)
                 await self._count_failure(error)
                 await asyncio.sleep(MAX_TURN_INTERVAL_S)
             finally:
@@ -98,15 +98,15 @@ class ControlLoop:
         self._failed_turns += 1
         if self._failed_turns < FAILED_TURNS:
             return
-        self.fault = f"the control loop fails ({type(error).__name__}); the registry's log says where"
+        self.fault = f"the control loop fails ({type(error).__name__}); the registry's log has the traceback"
         try:
             await self._publisher.publish_fault(self.fault)
         except Unavailable as unavailable:
-            log.warning("gateways do not know that the control loop fails: %s", unavailable.message)
+            log.warning("control loop's fault not published to the gateways: error=%r", unavailable.message)
 
     def _count_success(self) -> None:
         if self.fault:
-            log.warning("control loop: works again after %d failed turns", self._failed_turns)
+            log.warning("control loop recovered: failed_turns=%d", self._failed_turns)
         self._failed_turns, self.fault = 0, ""
 
     async def _lead(self, lead: Leadership, signals: Signals) -> None:
@@ -138,7 +138,7 @@ class ControlLoop:
         cluster = await self._observe(last_seen)
         verdict = decide(cluster)
         for version, fault in verdict.faults.items():
-            log.error("version %s is left out: %s", version[:12], fault)
+            log.error("version left out of decisions: version=%s error=%r", version[:12], fault)
         acted = []
         for decision in verdict.decisions:
             await lead.require()
@@ -149,7 +149,7 @@ class ControlLoop:
         self._count_success()
         seconds = time.perf_counter() - started
         self._metrics.turns.observe(seconds)
-        log.debug("turn: %d decisions in %.1f ms", len(acted), seconds * 1000)
+        log.debug("control loop turn: decisions=%d ms=%.1f", len(acted), seconds * 1000)
         return any(acted), any(replica.state in _TRANSITIONAL for replica in cluster.replicas)
 
     async def _act(self, cluster: ClusterState, decision: Decision) -> bool:
@@ -160,7 +160,7 @@ class ControlLoop:
         except Unavailable:
             raise
         except Exception as error:
-            log.exception("control loop: failed to act on %s", decision)
+            log.exception("decision failed: %s", decision)
             if isinstance(decision, ReplicaDecision) and not isinstance(decision, FailReplica):
                 reason = f"the registry could not carry out {type(decision).__name__} ({type(error).__name__})"
                 await self._act(cluster, FailReplica(decision.replica, decision.seen, CorralError.code, reason))
@@ -183,7 +183,7 @@ class ControlLoop:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a report holds
             if len(reports) == 1:
-                log.error("the report of node %s cannot be recorded: %s", reports[0].node, type(error).__name__)
+                log.error("node report not recorded: node=%s error=%s", reports[0].node, type(error).__name__)
                 return {}
             started: dict[str, datetime] = {}
             for report in reports:

@@ -84,7 +84,9 @@ class Executor:
 
     async def act(self, decision: Decision) -> None:
         log.log(
-            logging.DEBUG if isinstance(decision, SendJob | MeasureReplica | ForgetDemand) else logging.INFO, "%s", decision
+            logging.DEBUG if isinstance(decision, SendJob | MeasureReplica | ForgetDemand) else logging.INFO,
+            "decision: %s",
+            decision,
         )
         match decision:
             case SendJob(job):
@@ -96,7 +98,7 @@ class Executor:
             case ForgetDemand(version):
                 await self._queue.forget(version)
             case UnwantDeployment(version=version, unused=True) if not await self._queue.forget(version):
-                log.debug("%s is asked for again", version[:12])
+                log.debug("version kept, a new request waits for it: version=%s", version[:12])
             case _:
                 async with self._database.transaction() as session:
                     await self._change(session, decision)

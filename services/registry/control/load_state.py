@@ -161,7 +161,7 @@ def _estimate_or_fault(row: tables.Version, engine: Callable[[], EngineSettings]
     except msgspec.ValidationError as error:
         return 0, f"its settings are not valid: {error}"
     except Exception as error:  # noqa: BLE001 - rows may come from any release and hold anything that was in a file
-        log.warning("version %s cannot be loaded: %s: %s", row.digest[:12], type(error).__name__, error)
+        log.warning("version has unusable rows: version=%s error=%r", row.digest[:12], error)
         return 0, f"its rows cannot be used ({type(error).__name__})"
     return need.total, ""
 

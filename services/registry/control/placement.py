@@ -168,7 +168,7 @@ def never(request: PlacementRequest, capacities: Sequence[NodeCapacity]) -> str 
     """Why no node could take it even if it were ready and empty; None if one could, or if no node is known."""
     reachable = [capacity for capacity in capacities if capacity.holds or request.fetchable]
     if capacities and not reachable:
-        return "its file is on no node"
+        return "no node has its file"
     largest = max(reachable, key=lambda capacity: capacity.usable, default=None)
     if largest is None or largest.usable >= request.memory_bytes:
         return None
@@ -180,9 +180,9 @@ def _unfit(request: PlacementRequest, capacity: NodeCapacity) -> str | None:
     if not capacity.ready:
         return "is lost"
     if not capacity.holds and not request.fetchable:
-        return "does not hold the model's file and cannot fetch it, since its source is a path on another node"
+        return "does not have the model's file and cannot fetch it, because its source is a path on another node"
     if not capacity.holds and capacity.disk_free < request.file_bytes:
-        return f"has {gib(capacity.disk_free)} of disk free, the model's file takes {gib(request.file_bytes)}"
+        return f"has {gib(capacity.disk_free)} of disk free, the model's file needs {gib(request.file_bytes)}"
     if capacity.usable < request.memory_bytes:
         return f"has {gib(capacity.usable)} of memory for models, {gib(request.memory_bytes)} are needed"
     return None
@@ -204,8 +204,8 @@ def _second(capacity: NodeCapacity, best: _Rank, rank: _Rank) -> str:
     if rank.fetches and not best.fetches:
         return "would have to fetch the model's file"
     if rank.work > best.work:
-        return f"has more work for its {capacity.cores} cores than the chosen one"
-    return "has no more memory free than the chosen one"
+        return f"has a higher load on its {capacity.cores} cores than the chosen node"
+    return "has no more free memory than the chosen node"
 
 
 def _make_room(

@@ -160,7 +160,7 @@ def _scale_down(cluster: ClusterState, deployment: DeploymentView, live: list[Re
     if deployment.origin is Origin.PINNED or cluster.waiting(deployment.version):
         return None
     if all(replica.state is ReplicaState.PENDING for replica in live):
-        return UnwantDeployment(deployment.id, deployment.version, "nothing waits for it any more", unused=True)
+        return UnwantDeployment(deployment.id, deployment.version, "no request waits for it now", unused=True)
     demand = cluster.demand.get(deployment.version)
     keep_alive_ms = policy.keep_alive_s * 1000 if demand is None or demand.keep_alive_ms is None else demand.keep_alive_ms
     if keep_alive_ms < 0 or not all(cluster.is_idle(replica) for replica in live):
@@ -219,7 +219,7 @@ def _reason_to_give_up(cluster: ClusterState, job: JobView) -> str | None:
     if not cluster.node_is_ready(job.node):
         return None if job.kind is JobKind.DELETE else f"node {job.node} is lost"
     runs = {replica.id for replica in cluster.replicas if replica.state in (ReplicaState.STARTING, ReplicaState.READY)}
-    return "its replica is not wanted any more" if job.kind is JobKind.START and job.replica not in runs else None
+    return "its replica is no longer wanted" if job.kind is JobKind.START and job.replica not in runs else None
 
 
 def _due(cluster: ClusterState, job: JobView) -> bool:

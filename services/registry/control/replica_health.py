@@ -64,7 +64,7 @@ def exit_reason(process: ProcessView) -> str:
     if process.reason:
         return process.reason
     if code < 0:
-        guess = "; most likely out of memory" if -code == SIGKILL else ""
+        guess = ", probably because memory ran out" if -code == SIGKILL else ""
         return f"killed by signal {-code}{guess}"
     meaning = _EXIT_MEANINGS.get(code, "")
     return f"exited with code {code}{meaning}"
@@ -109,7 +109,7 @@ def _fetching(cluster: ClusterState, replica: ReplicaView) -> ReplicaDecision | 
     if failure := _failed_job(replica, pull):
         return failure
     if pull and pull.finished_at and cluster.age_s(pull.finished_at) > SILENT_AFTER_S:
-        return _fail(replica, ModelLoadFailed.code, f"{version.source} no longer holds this version")
+        return _fail(replica, ModelLoadFailed.code, f"{version.source} no longer has this version")
     return None
 
 
@@ -118,7 +118,7 @@ def _starting(cluster: ClusterState, replica: ReplicaView) -> ReplicaDecision | 
     if worker and worker.state is WorkerState.READY:
         return _loaded(replica, worker)
     if worker and worker.state is WorkerState.FAILED:
-        return _fail(replica, worker.error_code or ModelLoadFailed.code, worker.error or "its worker says no more")
+        return _fail(replica, worker.error_code or ModelLoadFailed.code, worker.error or "its worker gave no reason")
     if (departed := cluster.departed.get(replica.id)) and departed.state in _LOADED:
         return _loaded(replica, departed)  # it was ready and ended between two turns: not a failure to load
     if failure := _failed_job(replica, start):
@@ -126,10 +126,10 @@ def _starting(cluster: ClusterState, replica: ReplicaView) -> ReplicaDecision | 
     if process and not process.runs:
         return _ended_early(replica, process)
     if cluster.age_s(replica.state_changed_at) > cluster.policy.start_timeout_s:
-        return _fail(replica, ModelLoadFailed.code, f"it did not serve within {cluster.policy.start_timeout_s:.0f} s")
+        return _fail(replica, ModelLoadFailed.code, f"it was not ready after {cluster.policy.start_timeout_s:.0f} s")
     started = start is not None and start.state is JobState.SUCCEEDED and _was(cluster, start.finished_at, SILENT_AFTER_S)
     if started and not process and not worker and _reports(cluster, replica) and _silent(cluster, replica, SILENT_AFTER_S):
-        return _fail(replica, ModelLoadFailed.code, "its process ended unseen")
+        return _fail(replica, ModelLoadFailed.code, "its process ended while no agent watched it")
     return None
 
 
@@ -140,7 +140,7 @@ def _loaded(replica: ReplicaView, worker: WorkerReport) -> ReadyReplica:
 
 def _ended_early(replica: ReplicaView, process: ProcessView) -> ReplicaDecision:
     if process.exit_code in STOPPED_EXIT_CODES and not process.error_code:
-        return _stop(replica, "its process was told to end")
+        return _stop(replica, "its process was asked to stop")
     return _fail(replica, process.error_code or ModelLoadFailed.code, exit_reason(process))
 
 
@@ -153,13 +153,13 @@ def _ready(cluster: ClusterState, replica: ReplicaView) -> ReplicaDecision | Non
     if process and process.exit_code == 0:
         return DrainReplica(replica.id, replica.state, str(replica.node), "its worker ended on its own", stop=False)
     if process and not process.runs and process.exit_code in STOPPED_EXIT_CODES and not process.error_code:
-        return _stop(replica, "its process was told to end")
+        return _stop(replica, "its process was asked to stop")
     if process and not process.runs:
         return _fail(replica, WorkerLost.code, exit_reason(process))
     if process is None and _silent(cluster, replica, GONE_AFTER_S):
-        return _stop(replica, "its process ended unseen")
+        return _stop(replica, "its process ended while no agent watched it")
     if _silent(cluster, replica, SILENT_AFTER_S):
-        return _fail(replica, WorkerLost.code, "its worker went silent")
+        return _fail(replica, WorkerLost.code, "its worker stopped reporting")
     return None
 
 
@@ -167,7 +167,7 @@ def _working(replica: ReplicaView, worker: WorkerReport) -> ReplicaDecision | No
     if worker.state is WorkerState.DRAINING:
         return DrainReplica(replica.id, replica.state, str(replica.node), "its worker drains on its own", stop=False)
     if worker.state is WorkerState.FAILED:
-        return _fail(replica, worker.error_code or WorkerLost.code, worker.error or "its worker says no more")
+        return _fail(replica, worker.error_code or WorkerLost.code, worker.error or "its worker gave no reason")
     if worker.answered and replica.attempts > 1:
         return ProveReplica(replica.id, replica.state)
     if _memory_bytes(worker) > max(replica.memory_measured, 1) * MIN_MEMORY_GROWTH:

@@ -53,7 +53,7 @@ def _lost(cluster: ClusterState, lost: Sequence[NodeCapacity]) -> str:
 
 def _shortage(cluster: ClusterState, version: VersionView, capacity: NodeCapacity) -> str | None:
     if not capacity.holds and capacity.disk_free < version.file_bytes:
-        return f"{capacity.node} has {gib(capacity.disk_free)} of disk free, the model's file takes {gib(version.file_bytes)}"
+        return f"{capacity.node} has {gib(capacity.disk_free)} of disk free, the model's file needs {gib(version.file_bytes)}"
     needed = gib(version.memory_bytes)
     promised, measured = _most_memory(cluster, version, capacity)
     if promised < version.memory_bytes:

@@ -50,9 +50,9 @@ def version_digest(pulled: PulledModel) -> str:
         raise InvalidModelFile(f"the manifest of {pulled.name} does not decode: {error}") from error
     listed = [Layer(layer.media_type, layer.digest, layer.size) for layer in (manifest.config, *manifest.layers)]
     if listed != [pulled.config, *pulled.layers] or not all(_BLOB_DIGEST.fullmatch(layer.digest) for layer in listed):
-        raise InvalidModelFile(f"the manifest of {pulled.name} does not name the files that were pulled")
+        raise InvalidModelFile(f"the manifest of {pulled.name} does not list the files that were pulled")
     if not any(layer.media_type == MODEL_MEDIA_TYPE for layer in pulled.layers):
-        raise InvalidModelFile(f"{pulled.name} holds no model file")
+        raise InvalidModelFile(f"{pulled.name} contains no model file")
     return hashlib.sha256(pulled.manifest.encode()).hexdigest()
 
 

@@ -33,7 +33,7 @@ def check_overrides(platform: EngineSettings, overrides: dict[str, Any]) -> None
     """Raises BadRequest, which names the setting, if an override is unknown or invalid."""
     known = EngineSettings.__struct_fields__
     if unknown := sorted(overrides.keys() - set(known)):
-        raise BadRequest(f"engine.{unknown[0]} is no engine setting; there are {', '.join(known)}")
+        raise BadRequest(f"engine.{unknown[0]} is not an engine setting; the settings are {', '.join(known)}")
     try:
         merged(platform, overrides)
     except msgspec.ValidationError as error:
@@ -81,7 +81,9 @@ async def follow_platform(session: AsyncSession, platform: EngineSettings) -> No
         try:
             row.settings = msgspec.to_builtins(merged(platform, row.overrides))
         except (msgspec.ValidationError, TypeError) as error:
-            log.warning("version %s keeps its settings: %s", row.version_digest[:12], error)
+            log.warning(
+                "platform settings not applied to a deployment: version=%s error=%r", row.version_digest[:12], str(error)
+            )
 
 
 async def deploy(
@@ -91,7 +93,7 @@ async def deploy(
     gone, and BadRequest if the context is longer than the model was trained for."""
     row = await _locked(session, version)
     if row is None:
-        raise ModelNotFound(f"version {version[:12]} is gone")
+        raise ModelNotFound(f"version {version[:12]} no longer exists")
     _check_context(await session.get_one(Version, version), overrides)
     engine = merged(platform, overrides)
     row.previous = await _to_put_back(session, row, engine) if replicas else None

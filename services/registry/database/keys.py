@@ -25,7 +25,7 @@ ADMIN_NAME = "admin"
 
 #: Names of keys and teams: safe in a path, a shell and a log line.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
-NAME_RULE = "1 to 64 letters, digits and . _ @ + - of which the first is a letter or a digit"
+NAME_RULE = "1 to 64 letters, digits and . _ @ + -, starting with a letter or a digit"
 
 #: How many characters of the secret are stored, to recognise a key by.
 PREFIX_LENGTH = 12
@@ -56,7 +56,7 @@ async def create(session: AsyncSession, *, name: str, team: str, admin: bool, te
     _require_name("name", name)
     _require_team(team)
     if name.lower() == ADMIN_NAME and not admin:
-        raise BadRequest(f"name: {name!r} is kept for an admin key")
+        raise BadRequest(f"name: {name!r} is reserved for an admin key")
     secret = KEY_PREFIX + secrets.token_urlsafe(32)
     key = ApiKey(
         id=new_id(),
@@ -73,7 +73,7 @@ async def create(session: AsyncSession, *, name: str, team: str, admin: bool, te
     try:
         await session.flush()
     except IntegrityError as error:
-        raise Conflict(f"a key named '{name}' exists already") from error
+        raise Conflict(f"a key named '{name}' already exists") from error
     await session.refresh(key)
     return key, secret
 
@@ -116,7 +116,7 @@ async def change(session: AsyncSession, name: str, changes: KeyChanges) -> ApiKe
     key = await _find(session, name)
     _require_team(changes.get("team", ""))
     if key.name.lower() == ADMIN_NAME and not changes.get("admin", True):
-        raise BadRequest(f"admin: the name {key.name!r} is kept for an admin key")
+        raise BadRequest(f"admin: the name {key.name!r} is reserved for an admin key")
     for field, value in changes.items():
         setattr(key, field, value)
     await session.flush()

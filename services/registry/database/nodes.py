@@ -50,7 +50,7 @@ async def remove(session: AsyncSession, node: str, *, reports: bool) -> None:
     if row is None:
         raise NotFound(f"there is no node {node}")
     if reports:
-        raise Conflict(f"node {node} is alive: stop its agent first, or force the removal")
+        raise Conflict(f"node {node} still reports: stop its agent first, or force the removal")
     await replicas.leave_node(session, node)
     await session.delete(row)
 

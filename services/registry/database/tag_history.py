@@ -87,8 +87,8 @@ def chosen(history: Sequence[TagVersion], current: str, prefix: str, name: str) 
     prefix = prefix.lower().removeprefix("sha256:")
     found = [digest for digest in others if digest.startswith(prefix)]
     if not others:
-        raise NotFound(f"model '{name}' has no version but the one that it names")
+        raise NotFound(f"model '{name}' has no earlier version")
     if not found or (prefix and len(found) > 1):
         shown = ", ".join(digest[:12] for digest in others)
-        raise NotFound(f"model '{name}' keeps no version '{prefix[:64]}' to go back to; there are {shown}")
+        raise NotFound(f"model '{name}' has no earlier version '{prefix[:64]}'; there are {shown}")
     return found[0]

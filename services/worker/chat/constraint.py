@@ -97,7 +97,7 @@ def _answer(rules: Rules, format: AnswerFormat, requirements: AnswerRequirements
 def _check_size(tools: Sequence[Tool]) -> None:
     """Called before any schema is normalized."""
     if sum(len(json.dumps(tool.parameters)) for tool in tools) > MAX_SCHEMA_BYTES:
-        raise BadRequest(f"tools: their schemas have more than {MAX_SCHEMA_BYTES // 1024} KiB together", field="tools")
+        raise BadRequest(f"tools: their schemas are larger than {MAX_SCHEMA_BYTES // 1024} KiB together", field="tools")
 
 
 def _content(rules: Rules, family: Family, constraint: Constraint | None) -> str:

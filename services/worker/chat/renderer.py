@@ -66,7 +66,9 @@ class Renderer:
     def _render(self, variables: Mapping[str, Any]) -> str:
         text = self._template.render({**variables, **self._specials})
         if len(text) > MAX_PROMPT_CHARACTERS:
-            raise BadRequest(f"the model's chat template makes more than {MAX_PROMPT_CHARACTERS} characters of these messages")
+            raise BadRequest(
+                f"the model's chat template renders these messages to more than {MAX_PROMPT_CHARACTERS} characters"
+            )
         return _well_formed(text)
 
     def _attempt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str | None:

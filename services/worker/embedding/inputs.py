@@ -38,7 +38,7 @@ class InputBuilder:
             case RerankRequest() if ranks:
                 return [self._pair(request.query, document, request.overflow) for document in request.documents]
             case EmbedRequest():
-                raise UnsupportedCapability("the model ranks documents and makes no embeddings")
+                raise UnsupportedCapability("the model ranks documents and does not make embeddings")
             case RerankRequest():
                 raise UnsupportedCapability("the model makes embeddings and does not rank documents")
 
@@ -53,7 +53,7 @@ class InputBuilder:
         if not given:
             raise BadRequest("input: an array of tokens is empty", field="input")
         if not all(0 <= token < self._embedder.num_vocab for token in given):
-            raise BadRequest("input: holds token ids that the model does not have", field="input")
+            raise BadRequest("input: contains token ids that the model does not have", field="input")
         return list(given)
 
     def _pair(self, query: str, document: str, overflow: Overflow) -> list[int]:

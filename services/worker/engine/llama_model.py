@@ -158,7 +158,7 @@ def _shares(shares: tuple[float, ...]) -> Any:
     """`shares` as a C array of `llama_max_devices()` floats, which is how many llama.cpp reads. Raises ModelUnusable."""
     limit = llama_cpp.llama_max_devices()
     if len(shares) > limit:
-        raise ModelUnusable(f"tensor_split names {len(shares)} devices and this build of llama.cpp knows at most {limit}")
+        raise ModelUnusable(f"tensor_split has {len(shares)} devices, and this build of llama.cpp supports at most {limit}")
     return (ctypes.c_float * limit)(*shares)
 
 

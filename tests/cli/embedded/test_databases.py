@@ -74,7 +74,7 @@ async def test_data_of_another_major_version_is_refused(home: Home, major: str) 
     data = home.path / "postgres"
     data.mkdir()
     (data / "PG_VERSION").write_text(f"{major}\n")
-    with pytest.raises(CommandError, match=rf"was made by PostgreSQL {major} and 18 is installed; use the release"):
+    with pytest.raises(CommandError, match=rf"was created by PostgreSQL {major}, and 18 is installed; use the release"):
         await Postgres(home.path, port=1, password=PASSWORD, say=print).prepare(new_password=False)
 
 

@@ -37,7 +37,7 @@ def test_a_full_disk_is_refused(home: Home) -> None:
 
 def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CommandError, match=r"^cannot make .*; choose a folder that you may write to"):
+    with pytest.raises(CommandError, match=r"^cannot create .*; choose a folder that you may write to"):
         Home(tmp_path / "file" / "home").prepare()
 
 

@@ -20,9 +20,9 @@ def test_a_minute_without_a_crash_resets_the_backoff() -> None:
     [
         (0, "ended with exit code 0"),
         (3, "ended with exit code 3"),
-        (-9, "was ended by SIGKILL"),
-        (-64, "was ended by SIGRTMAX"),
-        (-99, "was ended by signal 99"),
+        (-9, "was killed by SIGKILL"),
+        (-64, "was killed by SIGRTMAX"),
+        (-99, "was killed by signal 99"),
     ],
 )
 def test_exit_codes_are_described(code: int, text: str) -> None:

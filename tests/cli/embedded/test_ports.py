@@ -18,7 +18,7 @@ def at(port: int, host: str = "127.0.0.1") -> Address:
 def test_a_port_in_use_names_the_process() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        who = rf"127\.0\.0\.1:{port} is in use by {processes.name(os.getpid())} \(pid {os.getpid()}\); stop that, or choose another"
+        who = rf"127\.0\.0\.1:{port} is in use by {processes.name(os.getpid())} \(pid {os.getpid()}\); stop that process, or choose another"
         with pytest.raises(CommandError, match=who):
             require_free(at(port))
     require_free(at(port))

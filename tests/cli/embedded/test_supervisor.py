@@ -82,10 +82,10 @@ async def test_a_crash_is_reported_in_one_line_and_the_part_restarts(
     pid = before["registry"]["pid"]
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    await eventually(lambda: "registry is up again" in lines)
+    await eventually(lambda: "registry is ready again" in lines)
     assert lines == [
-        f"registry was ended by SIGKILL; starting it again in 0.5 s (log: {home.logs}/registry.log)",
-        "registry is up again",
+        f"registry was killed by SIGKILL; restarting it in 0.5 s (log: {home.logs}/registry.log)",
+        "registry is ready again",
     ]
     assert parts(home)["registry"] != before["registry"]
     assert parts(home)["gateway"] == before["gateway"]
@@ -120,7 +120,7 @@ async def test_a_part_that_does_not_end_is_killed(
 ) -> None:
     await supervisor.start(make_process("gateway", STUBBORN, grace_s=0.2))
     await supervisor.stop()
-    assert lines == ["gateway does not end in time and is made to"]
+    assert lines == ["gateway did not exit in time; killing it"]
     assert processes.marked(home.path) == set()
 
 
@@ -159,10 +159,10 @@ async def test_child_processes_of_a_part_are_ended_too(
     assert pid is not None
     worker = next(iter(processes.marked(home.path) - {pid}))
     os.kill(pid, signal.SIGKILL)
-    await eventually(lambda: "node agent is up again" in lines)
+    await eventually(lambda: "node agent is ready again" in lines)
     assert worker in processes.marked(home.path), "it goes on while its agent is restarted"
     await supervisor.stop()
-    assert "ending what was left behind" in lines[-1]
+    assert "ending leftover processes" in lines[-1]
     assert processes.marked(home.path) == set()
 
 
@@ -224,4 +224,4 @@ async def test_logs_are_truncated_even_if_one_cannot_be(home: Home, lines: list[
             await eventually(lambda: (home.logs / "gateway.log").stat().st_size == 0)
     finally:
         await supervisor.stop()
-    assert lines == [f"{home.logs}/broken.log cannot be kept short: No such file or directory"]
+    assert lines == [f"cannot truncate {home.logs}/broken.log: No such file or directory"]

@@ -73,7 +73,7 @@ def test_properties_keep_their_order() -> None:
         ({"response_format": "json"}, "expected object, got str", "response_format"),
         ({"guided_json": "{"}, "invalid JSON", "guided_json"),
         ({"guided_json": 5}, "expected a JSON Schema", "guided_json"),
-        ({"json_schema": {"maximum": 2**70}}, "holds an integer of more than 64 bits", "json_schema"),
+        ({"json_schema": {"maximum": 2**70}}, "contains an integer of more than 64 bits", "json_schema"),
         ({"guided_choice": [5]}, "expected str, got int", "guided_choice[0]"),
     ],
 )

@@ -138,7 +138,7 @@ def test_generate_builds_a_prompt() -> None:
         ),
         ({"format": "xml"}, BadRequest, 'invalid format: "xml"; expected "json" or a valid JSON Schema object'),
         ({"logprobs": True, "top_logprobs": 21}, BadRequest, "top_logprobs must be between 0 and 20"),
-        ({"format": {"maximum": 2**70}}, BadRequest, "format: holds an integer of more than 64 bits"),
+        ({"format": {"maximum": 2**70}}, BadRequest, "format: contains an integer of more than 64 bits"),
         ({"options": {"mirostat": 3}}, BadRequest, "mirostat: must be 0, 1 or 2"),
         ({"options": {"temperature": "hot"}}, BadRequest, 'option "temperature" must be of type float32'),
         ({"options": {"num_ctx": "big"}}, BadRequest, 'option "num_ctx" must be of type integer'),
@@ -159,9 +159,9 @@ def test_invalid_chats_are_refused(changes: dict[str, Any], error: type[CorralEr
         ({"suffix": "after"}, f"{FULL} does not support insert"),
         ({"images": ["aGk="]}, f"{FULL} does not support vision"),
         ({"raw": True, "system": "S"}, "raw mode does not support template, system, or context"),
-        ({"template": "{{ .Prompt }}"}, "template: a request cannot bring its own; the model's is used"),
-        ({"context": [-1]}, "context: holds a number that is no token id"),
-        ({"context": [2**40]}, "context: holds a number that is no token id"),
+        ({"template": "{{ .Prompt }}"}, "template: not supported in a request; the model's own template is used"),
+        ({"context": [-1]}, "context: contains a number that is not a token id"),
+        ({"context": [2**40]}, "context: contains a number that is not a token id"),
     ],
 )
 def test_invalid_generate_requests_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -217,18 +217,18 @@ def test_completion_prompts() -> None:
         ({"tools": [{"type": "function"}]}, "tools[0].function.name: is required", "tools[0].function.name"),
         ({"n": 0}, "n: must be between 1 and 128", "n"),
         ({"n": 129}, "n: must be between 1 and 128", "n"),
-        ({"best_of": 2}, "best_of: every choice is returned, so it can only be n", "best_of"),
+        ({"best_of": 2}, "best_of: must be equal to n, because every choice is returned", "best_of"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be between 0 and 20", "top_logprobs"),
         ({"top_logprobs": 1}, "top_logprobs: needs logprobs to be true", "top_logprobs"),
         ({"logit_bias": {"x": 1}}, "logit_bias: expected token ids and numbers", "logit_bias"),
         ({"logit_bias": 5}, "logit_bias: expected a map of token ids to numbers", "logit_bias"),
         ({"mirostat": 3}, "mirostat: must be 0, 1 or 2", "mirostat"),
         ({"repeat_penalty": 0}, "repeat_penalty: must be greater than 0", "repeat_penalty"),
-        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens: is more than max_tokens", "min_tokens"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens: must not be greater than max_tokens", "min_tokens"),
         ({"ignore_eos": "yes"}, "ignore_eos: expected bool, got str", "ignore_eos"),
         (
             {"continue_final_message": True},
-            "continue_final_message: the last message must be an assistant's without tool calls",
+            "continue_final_message: the last message must be an assistant message without tool calls",
             "continue_final_message",
         ),
         (
@@ -238,7 +238,7 @@ def test_completion_prompts() -> None:
         ),
         (
             {"chat_template_kwargs": {"big": 2**70}},
-            "chat_template_kwargs: holds an integer of more than 64 bits",
+            "chat_template_kwargs: contains an integer of more than 64 bits",
             "chat_template_kwargs",
         ),
         ({"reasoning_effort": "high"}, '"smollm2:135m" does not support thinking', None),
@@ -293,16 +293,16 @@ def test_invalid_chats_are_refused(changes: dict[str, Any], message: str, field:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": ["a", "b"]}, "prompt: must be one text or the token ids of one; ask once for each of several"),
-        ({"prompt": [1, -2]}, "prompt: holds a number that is no token id"),
-        ({"prompt": [1, 10**100]}, "prompt: holds a number that is no token id"),
+        ({"prompt": ["a", "b"]}, "prompt: must be one text or its token ids; send one request for each prompt"),
+        ({"prompt": [1, -2]}, "prompt: contains a number that is not a token id"),
+        ({"prompt": [1, 10**100]}, "prompt: contains a number that is not a token id"),
         ({"prompt": [True]}, "prompt: expected token ids"),
         ({"prompt": [1, "a"]}, "prompt: expected token ids"),
-        ({"prompt": [[1], [2]]}, "prompt: must be one text or the token ids of one; ask once for each of several"),
+        ({"prompt": [[1], [2]]}, "prompt: must be one text or its token ids; send one request for each prompt"),
         ({"n": 200}, "n: must be between 1 and 128"),
         ({"logprobs": 21}, "logprobs must be between 0 and 20"),
-        ({"echo": True, "prompt": [1, 2]}, "echo: goes with a prompt that is a text, and without logprobs"),
-        ({"echo": True, "logprobs": 1}, "echo: goes with a prompt that is a text, and without logprobs"),
+        ({"echo": True, "prompt": [1, 2]}, "echo: needs a text prompt, and cannot be combined with logprobs"),
+        ({"echo": True, "logprobs": 1}, "echo: needs a text prompt, and cannot be combined with logprobs"),
     ],
 )
 def test_invalid_completions_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -87,10 +87,10 @@ def test_allowed_tools_limit_the_choice(ask: Ask) -> None:
     [
         ({"tools": [WEATHER], "tool_choice": "often"}, "must be 'auto', 'none', 'required' or name a function", "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": {"type": "custom"}}, "must be 'auto', 'none', 'required'", "tool_choice"),
-        ({"tool_choice": "required"}, "requires a tool, but there is none", "tool_choice"),
+        ({"tool_choice": "required"}, "requires a tool, but the request has none", "tool_choice"),
         (
             {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "now"}}},
-            "no tool is called 'now'",
+            "there is no tool named 'now'",
             "tool_choice",
         ),
         ({"tools": [{"type": "web_search"}]}, "must be 'function'", "tools[0].type"),
@@ -98,7 +98,7 @@ def test_allowed_tools_limit_the_choice(ask: Ask) -> None:
         ({"tools": [{"function": {"name": ""}}]}, "is required", "tools[0].function.name"),
         (
             {"tools": [{"function": {"name": "f", "parameters": {"maximum": 2**70}}}]},
-            "holds an integer of more than 64 bits",
+            "contains an integer of more than 64 bits",
             "tools[0].function.parameters",
         ),
         (

@@ -591,7 +591,7 @@ async def test_an_unread_answer_is_cancelled(redis_url: str, redis: Redis, worke
             assert unread.num_unread <= 30
         assert worker.cancelled == [unread.request.id]
         await unread.events()
-        with pytest.raises(RequestTimedOut, match="not read as fast"):
+        with pytest.raises(RequestTimedOut, match="read the answer too slowly"):
             await unread.events()
         await answers[read.request.id].finished()
         assert "xxx" in await texts

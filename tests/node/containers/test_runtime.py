@@ -350,7 +350,7 @@ def test_workers_join_their_network(make_runtime: MakeRuntime, engine: Any, node
         ({"image": "corral-worker:nowhere-{backend}"}, "there is no image corral-worker:nowhere-cpu on this node"),
         ({"network": "corral_nowhere"}, "there is no Docker network corral_nowhere on this node"),
         ({"volume": "corral_nowhere"}, "there is no Docker volume corral_nowhere on this node"),
-        ({"volume": "/nowhere/at/all"}, "cannot be made: .*/nowhere/at/all"),
+        ({"volume": "/nowhere/at/all"}, "cannot be created: .*/nowhere/at/all"),
     ],
 )
 def test_a_missing_resource_is_named_and_nothing_is_left(

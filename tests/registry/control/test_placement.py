@@ -59,7 +59,7 @@ def test_the_file_is_fetched_if_no_node_with_memory_holds_it() -> None:
         (room(ready=False), "n1 is lost"),
         (
             room(holds=False),
-            "n1 does not hold the model's file and cannot fetch it, since its source is a path on another node",
+            "n1 does not have the model's file and cannot fetch it, because its source is a path on another node",
         ),
         (room(usable=GIB), "n1 has 1.0 GiB of memory for models, 4.0 GiB are needed"),
         (room(available=GIB), "n1 has 1.0 GiB of memory free, 4.0 GiB are needed"),
@@ -129,7 +129,7 @@ def test_nodes_not_chosen_have_reasons() -> None:
 
 def test_a_file_is_not_fetched_to_a_full_disk() -> None:
     assert place(FETCHABLE, [room(holds=False, disk_free=GIB)], []).reason == (
-        "n1 has 1.0 GiB of disk free, the model's file takes 2.0 GiB"
+        "n1 has 1.0 GiB of disk free, the model's file needs 2.0 GiB"
     )
 
 
@@ -188,7 +188,7 @@ def test_room_is_made_by_evicting_the_fewest_replicas() -> None:
         (WANT, [], None),
         (WANT, [room()], None),
         (WANT, [room(ready=False)], None),
-        (WANT, [room(holds=False)], "its file is on no node"),
+        (WANT, [room(holds=False)], "no node has its file"),
         (WANT, [room(usable=GIB)], "it needs 4.0 GiB of memory and the largest node, n1, has 1.0 GiB for models"),
         (
             WANT,

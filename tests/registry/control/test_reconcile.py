@@ -56,7 +56,7 @@ from tests.registry.control.cluster_states import (
 R = ReplicaState
 WAITS = with_demand(demand(waiting=1))
 START_SENT = job(JobKind.START, JobState.SENT)
-PROCESS_STOPPED = "its process was told to end"
+PROCESS_STOPPED = "its process was asked to stop"
 OUT_OF_MEMORY = "ran out of memory: limit 2.0 GiB"
 ENGINE = EngineSettings()
 NO_ROOM = "n1 has 0.5 GiB of memory free, 1.0 GiB are needed"
@@ -229,7 +229,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
     (
         "pending: no request waits any more",
         pending(demand=with_demand(demand())),
-        [UnwantDeployment(1, VERSION, "nothing waits for it any more", unused=True)],
+        [UnwantDeployment(1, VERSION, "no request waits for it now", unused=True)],
     ),
     (
         "pending: not wanted",
@@ -255,8 +255,8 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         "fetching: the pulled file is not in the store",
         fetching(jobs=(job(JobKind.PULL, JobState.SUCCEEDED, finished_at=ago(25)),)),
         [
-            FailReplica("r1", R.FETCHING, "model_load_failed", "pypi:m no longer holds this version"),
-            RefuseWaiting(VERSION, "model_load_failed", LOAD_FAILED + "pypi:m no longer holds this version"),
+            FailReplica("r1", R.FETCHING, "model_load_failed", "pypi:m no longer has this version"),
+            RefuseWaiting(VERSION, "model_load_failed", LOAD_FAILED + "pypi:m no longer has this version"),
         ],
     ),
     (
@@ -317,7 +317,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
         starting(
             replicas=(replica(R.STARTING, state_changed_at=ago(301)),), processes=(process(),), demand=with_demand(demand())
         ),
-        [FailReplica("r1", R.STARTING, "model_load_failed", "it did not serve within 300 s")],
+        [FailReplica("r1", R.STARTING, "model_load_failed", "it was not ready after 300 s")],
     ),
     (
         "starting: the job is done but there is no process",
@@ -326,7 +326,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
             replicas=(replica(R.STARTING, state_changed_at=ago(25)),),
             demand=with_demand(demand()),
         ),
-        [FailReplica("r1", R.STARTING, "model_load_failed", "its process ended unseen")],
+        [FailReplica("r1", R.STARTING, "model_load_failed", "its process ended while no agent watched it")],
     ),
     *(
         (
@@ -389,19 +389,23 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
     (
         "ready: crashed",
         serving(workers={}, processes=(process(-9),)),
-        [FailReplica("r1", R.READY, "worker_lost", "killed by signal 9; most likely out of memory")],
+        [FailReplica("r1", R.READY, "worker_lost", "killed by signal 9, probably because memory ran out")],
     ),
     (
         "ready: out of memory, to be retried",
         serving(workers={}, processes=(process(-9, reason=OUT_OF_MEMORY, error_code="insufficient_memory"),)),
         [FailReplica("r1", R.READY, "worker_lost", OUT_OF_MEMORY)],
     ),
-    ("ready: silent", serving(workers={}), [FailReplica("r1", R.READY, "worker_lost", "its worker went silent")]),
-    ("ready: vanished", serving(workers={}, processes=()), [StopReplica("r1", R.READY, "its process ended unseen")]),
+    ("ready: silent", serving(workers={}), [FailReplica("r1", R.READY, "worker_lost", "its worker stopped reporting")]),
+    (
+        "ready: vanished",
+        serving(workers={}, processes=()),
+        [StopReplica("r1", R.READY, "its process ended while no agent watched it")],
+    ),
     (
         "ready: vanished a moment ago, as its node reports",
         serving(workers={}, processes=(), worker_seen={"r1": ago(4)}),
-        [StopReplica("r1", R.READY, "its process ended unseen")],
+        [StopReplica("r1", R.READY, "its process ended while no agent watched it")],
     ),
     (
         "ready: its process was stopped",
@@ -561,7 +565,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
             replicas=(replica(R.FAILED, error_code="x", retry_at=ago(9)),),
             demand=with_demand(demand()),
         ),
-        [UnwantDeployment(1, VERSION, "nothing waits for it any more", unused=True)],
+        [UnwantDeployment(1, VERSION, "no request waits for it now", unused=True)],
     ),
     (
         "never fits",
@@ -577,7 +581,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
     (
         "no node has its file",
         cluster(demand=WAITS, nodes={"n1": node(blobs=frozenset())}),
-        [RefuseWaiting(VERSION, "model_load_failed", LOAD_FAILED + "its file is on no node")],
+        [RefuseWaiting(VERSION, "model_load_failed", LOAD_FAILED + "no node has its file")],
     ),
     ("no node yet: it waits for one", cluster(demand=WAITS, nodes={}, watching_since=ago(1)), [WantVersion(VERSION)]),
     (
@@ -635,7 +639,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
     (
         "a start of a replica that is over",
         cluster(jobs=(START_SENT,)),
-        [FailJob("j1", "n1", "unavailable", "its replica is not wanted any more")],
+        [FailJob("j1", "n1", "unavailable", "its replica is no longer wanted")],
     ),
     (
         "a pull on a lost node",
@@ -682,9 +686,9 @@ def test_the_least_recently_used_idle_model_is_unloaded() -> None:
         demand={VERSION: demand(), other: demand(waiting=1, digest=other)},
     )
     unwant, explain = reconcile(seen)
-    assert unwant == UnwantDeployment(1, VERSION, "made room for other:latest", unused=True)
+    assert unwant == UnwantDeployment(1, VERSION, "unloaded to make room for other:latest", unused=True)
     assert isinstance(explain, ExplainReplica)
-    assert "an idle model on n1 makes room" in explain.reason
+    assert "unloading an idle model on n1" in explain.reason
 
 
 def test_a_retry_waits_for_its_time() -> None:

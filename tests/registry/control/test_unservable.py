@@ -45,7 +45,7 @@ FULL = {"n1": node(memory_available=GIB // 2)}
         (cluster(nodes={"a": EMPTY, "b": LOST}, versions={VERSION: version(source="pypi:m")}), None),
         (
             cluster(nodes={"a": node("a", blobs=frozenset(), disk_free=0)}, versions={VERSION: version(source="pypi:m")}),
-            "a has 0.0 GiB of disk free, the model's file takes 1.0 GiB",
+            "a has 0.0 GiB of disk free, the model's file needs 1.0 GiB",
         ),
         (cluster(**PINNED), "n1 has 0.5 GiB of memory beside the models that stay loaded, 1.0 GiB are needed"),
         (cluster(**BUSY), None),

@@ -122,7 +122,7 @@ async def test_a_reset_deployment_is_removed_when_it_is_idle(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"engine": {"slotz": 3}}, "engine.slotz is no engine setting; there are slots, context_tokens, "),
+        ({"engine": {"slotz": 3}}, "engine.slotz is not an engine setting; the settings are slots, context_tokens, "),
         ({"engine": {"slots": 0}}, "engine.slots: Expected `int` >= 1"),
         ({"engine": {"threads": 1_000_000_000}}, "engine.threads: Expected `int` <= 512"),
         ({"engine": {"context_tokens": 10**30}}, "engine.context_tokens: Expected `int` <= 2147483647"),

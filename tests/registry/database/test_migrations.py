@@ -89,7 +89,7 @@ def test_migrations_refuse_with_one_sentence() -> None:
         ({}, "migrations: CORRAL_DATABASE_URL: Field required"),
         (
             {"CORRAL_DATABASE_URL": "postgresql://u:changethis@127.0.0.1/d"},
-            "migrations: CORRAL_DATABASE_URL: Value error, still holds the placeholder; put a secret of your own there",
+            "migrations: CORRAL_DATABASE_URL: Value error, still contains the placeholder; replace it with your own secret",
         ),
         (
             {"CORRAL_DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d"},

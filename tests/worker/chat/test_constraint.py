@@ -168,7 +168,7 @@ def test_the_schemas_of_forced_tools_share_a_limit() -> None:
     def forced(choice: ToolChoice) -> AnswerRequirements:
         return AnswerRequirements(None, tools, choice, parallel=True, may_reason=False, control={})
 
-    with pytest.raises(BadRequest, match="their schemas have more than 256 KiB together"):
+    with pytest.raises(BadRequest, match="their schemas are larger than 256 KiB together"):
         effective(format, Phase.ANSWERING, forced(REQUIRED))
     assert effective(format, Phase.ANSWERING, forced(ToolChoice("required", "f7"))).constraint
 

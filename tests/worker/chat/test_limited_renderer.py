@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import psutil
 import pytest
 
-from services.protocol.errors import BadRequest, InvalidModelFile
+from services.protocol.errors import BadRequest, CorralError, InvalidModelFile
 from services.protocol.prompts import ChatMessage, ChatPrompt
 from services.worker.chat.limited_renderer import LimitedRenderer
 from services.worker.chat.rendering import Rendering, TemplateSetup
@@ -112,6 +116,21 @@ def test_a_refusal_is_valid_unicode_and_short() -> None:
         with pytest.raises(BadRequest, match="refuses these messages: �") as refused:
             limited.render(Rendering(HELLO, ""))
         assert len(refused.value.message) < 1100
+
+
+def test_a_chat_whose_process_is_killed_is_not_refused() -> None:
+    with renderer("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}") as limited:
+        with ThreadPoolExecutor(1) as thread:
+            rendering = thread.submit(limited.render, Rendering(HELLO, ""))
+            while not rendering.done():
+                for child in psutil.Process().children():
+                    with contextlib.suppress(psutil.Error):
+                        if "services.worker.chat.renderer" in child.cmdline():
+                            child.kill()
+                time.sleep(0.01)
+        with pytest.raises(CorralError, match="chat template was killed$") as killed:
+            rendering.result()
+        assert not isinstance(killed.value, BadRequest)
 
 
 def test_a_chat_that_costs_too_much_does_not_affect_others() -> None:

@@ -155,5 +155,5 @@ def test_queries_and_documents_hold_no_control_tokens() -> None:
 def test_a_model_refuses_what_it_does_not_support() -> None:
     with pytest.raises(UnsupportedCapability, match="does not rank"):
         small().build(rerank("q", "d"))
-    with pytest.raises(UnsupportedCapability, match="makes no embeddings"):
+    with pytest.raises(UnsupportedCapability, match="does not make embeddings"):
         small(pooling="rank").build(embed("a"))

@@ -118,7 +118,7 @@ def generate_request(body: GenerateBody, ticket: Ticket) -> GenerateRequest:
     if body.raw and (body.template or body.system or body.context):
         raise BadRequest("raw mode does not support template, system, or context")
     if body.template:
-        raise BadRequest("template: a request cannot bring its own; the model's is used")
+        raise BadRequest("template: not supported in a request; the model's own template is used")
     context = token_ids(body.context or [], field="context")
     return _request(body, ticket, _generate_prompt(body, target), context=context, return_prompt_ids=not body.raw)
 

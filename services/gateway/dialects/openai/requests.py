@@ -161,7 +161,7 @@ def completion_request(body: CompletionBody, ticket: Ticket) -> GenerateRequest:
         raise target.unsupported("insert", field="suffix")
     given = _given(body.prompt)
     if body.echo and (given.token_ids or body.logprobs is not None):
-        raise InvalidField("echo: goes with a prompt that is a text, and without logprobs", field="echo")
+        raise InvalidField("echo: needs a text prompt, and cannot be combined with logprobs", field="echo")
     return _request(
         body,
         ticket,
@@ -186,7 +186,7 @@ def _request(
         asked["repeat_penalty"] = body.repetition_penalty
     options = run_options(DEFAULTS, ticket.target.version.parameters, asked)
     if options.stopping.max_tokens is not None and options.stopping.min_tokens > options.stopping.max_tokens:
-        raise InvalidField("min_tokens: is more than max_tokens", field="min_tokens")
+        raise InvalidField("min_tokens: must not be greater than max_tokens", field="min_tokens")
     return GenerateRequest(
         id=ticket.id,
         version=ticket.target.version.digest,
@@ -213,7 +213,7 @@ def _choices(body: _GenerationBody) -> int:
     if not 1 <= n <= MAX_CHOICES:
         raise InvalidField(f"n: must be between 1 and {MAX_CHOICES}", field="n")
     if body.best_of is not None and body.best_of != n:
-        raise InvalidField("best_of: every choice is returned, so it can only be n", field="best_of")
+        raise InvalidField("best_of: must be equal to n, because every choice is returned", field="best_of")
     return n
 
 
@@ -235,7 +235,8 @@ def _continues(body: ChatBody, messages: tuple[ChatMessage, ...]) -> bool:
     `continue_final_message` can turn that off."""
     if body.continue_final_message and not is_unfinished(messages):
         raise InvalidField(
-            "continue_final_message: the last message must be an assistant's without tool calls", field="continue_final_message"
+            "continue_final_message: the last message must be an assistant message without tool calls",
+            field="continue_final_message",
         )
     return body.continue_final_message is not False and is_unfinished(messages)
 
@@ -250,4 +251,4 @@ def _given(prompt: str | list[Any] | None) -> _Given:
         case [[int(), *_] as ids] | ([int(), *_] as ids):
             return _Given(token_ids=token_ids(ids, field="prompt"))
         case _:
-            raise InvalidField("prompt: must be one text or the token ids of one; ask once for each of several", field="prompt")
+            raise InvalidField("prompt: must be one text or its token ids; send one request for each prompt", field="prompt")

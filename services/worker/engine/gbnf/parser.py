@@ -67,7 +67,7 @@ class _Parser:
             if name not in rules:
                 raise _refusal(line, f"there is no rule '{name}'")
         for name in sorted(reachable(rules) - ending(rules), key=self._defined.__getitem__):
-            raise _refusal(self._defined[name], f"nothing that the rule '{name}' produces comes to an end")
+            raise _refusal(self._defined[name], f"the rule '{name}' matches no finite text")
         return rules
 
     @property
@@ -117,7 +117,7 @@ class _Parser:
         while True:
             if self._next and self._next in "*+?{":
                 if not items:
-                    raise self._error(f"nothing stands before '{self._next}'")
+                    raise self._error(f"there is nothing before '{self._next}' to repeat")
                 items[-1] = self._repeat(items[-1], nested=nested)
             elif (item := self._item(nested=nested)) is not None:
                 items.append(item)

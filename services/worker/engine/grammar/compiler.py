@@ -190,7 +190,7 @@ def _deep_thread() -> ThreadPoolExecutor:
 
 def _check_size(text: str, most: int, what: str) -> None:
     if len(text.encode()) > most:
-        raise BadRequest(f"the {what} has more than {most // 1024} KiB")
+        raise BadRequest(f"the {what} is larger than {most // 1024} KiB")
 
 
 def _json(schema: Any) -> str:
@@ -226,7 +226,7 @@ def _reason(error: str) -> str:
     if exceeds_limits(error):
         return "it is too complex"
     if "oneOf constraints" in error:
-        return "'oneOf' is supported where it is plain that no value matches two of its schemas"
+        return "'oneOf' is only supported if it is clear that no value matches two of its schemas"
     reason = re.sub(r"^(?:at )?\d+\(\d+\): ", "", error).removeprefix("failed to compile JSON schema: ")
     if "error: " in reason:
         reason = reason.rpartition("error: ")[2]

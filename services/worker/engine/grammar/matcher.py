@@ -81,13 +81,13 @@ class Matcher:
 
     def _consume(self, token: int) -> None:
         if not self._matcher.consume_token(token):
-            self._fail(f"token {token} does not continue an answer that matches its grammar")
+            self._fail(f"token {token} does not match the answer's grammar")
 
     def _computed(self) -> NDArray[np.bool_]:
         started_s = time.monotonic()
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
-            self._fail("the grammar allows nothing at this place of the answer")
+            self._fail("the grammar allows no token at this point of the answer")
         elif time.monotonic() - started_s > _MAX_MASK_S:
             self._fail_too_complex()
         if self.failure is not None:
@@ -100,10 +100,10 @@ class Matcher:
             self._fail_too_complex()
         else:
             self.failure = CorralError(problem)
-            log.error("%s: %s", problem, error)
+            log.error("grammar failed: problem=%r error=%r", problem, error)
 
     def _fail_too_complex(self) -> None:
-        self.failure = BadRequest("the grammar is too complex at this place of the answer")
+        self.failure = BadRequest("the grammar is too complex at this point of the answer")
 
 
 def exceeds_limits(error: str) -> bool:

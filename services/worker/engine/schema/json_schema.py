@@ -68,7 +68,7 @@ _ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 def normalized(schema: dict[str, Any] | bool) -> dict[str, Any]:
     """Raises BadRequest, which names the place, if the schema cannot be compiled."""
     if schema is False:
-        raise refusal(Pointer(), "nothing validates against false")
+        raise refusal(Pointer(), "no value validates against false")
     _check_count(schema)
     root: dict[str, Any] = _normalized({} if schema is True else schema, Pointer())
     located = list(_subschemas(root, Pointer()))
@@ -85,7 +85,7 @@ def normalized(schema: dict[str, Any] | bool) -> dict[str, Any]:
     without_end = endless(nodes, root)
     for node, place in located:
         if id(node) in without_end:
-            raise refusal(place, "only a value without end validates")
+            raise refusal(place, "only an infinite value validates")
     return root
 
 
@@ -198,7 +198,7 @@ def _check_distinct_names(schema: dict[str, Any], place: Pointer) -> None:
     """A grammar cannot keep unlisted properties from sharing a name, so `minProperties` can ask for only one of them."""
     least, listed = schema.get("minProperties"), schema.get("properties")
     if isinstance(least, int) and least - (len(listed) if isinstance(listed, dict) else 0) > 1:
-        raise refusal(place / "minProperties", "cannot ask for more than one property beyond those in 'properties'")
+        raise refusal(place / "minProperties", "cannot require more than one property beyond those in 'properties'")
 
 
 def _intersects(schema: dict[str, Any]) -> bool:
@@ -231,7 +231,7 @@ def _check_reference(schema: dict[str, Any], root: dict[str, Any], place: Pointe
         return
     reference = schema["$ref"]
     if not isinstance(reference, str) or not reference.startswith("#"):
-        raise refusal(place / "$ref", "a reference must lead to a place in the same schema, as in '#/$defs/name'")
+        raise refusal(place / "$ref", "a reference must point into the same schema, as in '#/$defs/name'")
     target = Pointer.parse(reference)
     if target is not None and target.target(root) is None:
         raise refusal(place / "$ref", f"there is nothing at {target}")

@@ -104,7 +104,7 @@ def test_sample_grammars_accept_and_reject_answers(byte_grammars: GrammarCompile
         ("", 1, "no rule 'root'"),
         (r'root ::= "\q"', 1, r"unknown escape '\q'"),
         (r'root ::= "\x1z"', 1, "hexadecimal"),
-        ("root ::= *", 1, "nothing stands before '*'"),
+        ("root ::= *", 1, "there is nothing before '*' to repeat"),
         ('root ::= "a" | (\n"b"\n', 3, "expected ')'"),
         ('root ::= "a" )', 1, "expected the end of the rule"),
         ('root ::= "a"{3,2}', 1, "at least 3 and at most 2"),
@@ -131,7 +131,7 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize("endless", ["root ::= root", 'root ::= "a" root', 'root ::= x | "b"\nx ::= "(" y ")"\ny ::= [0-9] x'])
 def test_a_rule_that_never_ends_is_refused(byte_grammars: GrammarCompiler, endless: str) -> None:
-    with pytest.raises(BadRequest, match=r"at line [12]: nothing that the rule '(root|x)' produces comes to an end"):
+    with pytest.raises(BadRequest, match=r"at line [12]: the rule '(root|x)' matches no finite text"):
         byte_grammars.compile(Gbnf(endless))
 
 
