@@ -6,14 +6,18 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
 POLL_S = 0.02
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T]], *, timeout_s: float = 10, what: str = "") -> T:
+@overload
+async def eventually(condition: Callable[[], Awaitable[T | None]], *, timeout_s: float = 10, what: str = "") -> T: ...
+@overload
+async def eventually(condition: Callable[[], T | None], *, timeout_s: float = 10, what: str = "") -> T: ...
+async def eventually(condition: Callable[[], T | None | Awaitable[T | None]], *, timeout_s: float = 10, what: str = "") -> T:
     """The condition's first truthy value. Fails after `timeout_s` with the last value, or the last AssertionError."""
     deadline = time.monotonic() + timeout_s
     last: object = None
@@ -31,7 +35,7 @@ async def eventually(condition: Callable[[], T | Awaitable[T]], *, timeout_s: fl
     raise AssertionError(f"not within {timeout_s} s: {what or condition}; last: {last!r}")
 
 
-def eventually_sync(condition: Callable[[], T], *, timeout_s: float = 10, what: str = "") -> T:
+def eventually_sync(condition: Callable[[], T | None], *, timeout_s: float = 10, what: str = "") -> T:
     """`eventually` for tests without a loop."""
     deadline = time.monotonic() + timeout_s
     last: object = None

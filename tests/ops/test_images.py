@@ -47,7 +47,11 @@ class ComposeLoader(yaml.SafeLoader):
     """Reads compose's own tags as what stands after them."""
 
 
-ComposeLoader.add_constructor("!reset", lambda loader, node: loader.construct_sequence(node))
+def _sequence(loader: ComposeLoader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node)
+
+
+ComposeLoader.add_constructor("!reset", _sequence)
 
 
 def services() -> Iterator[tuple[str, dict[str, Any]]]:

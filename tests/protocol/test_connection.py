@@ -35,11 +35,12 @@ async def silent_url() -> AsyncIterator[str]:
 async def test_a_wait_longer_than_the_sockets_time_out_is_no_failure(redis: Redis, redis_url: str) -> None:
     """The socket's time-out notices a Redis that hangs; one that has nothing to tell is well."""
     async with connect(f"{redis_url}?socket_timeout=1.5") as patient:
-        assert await asyncio.gather(
+        control, replies, events = await asyncio.gather(
             Queue(patient).next_control("worker-1", timeout_s=1.8),
             ReplyReader(patient, "gateway-1").read(timeout_s=1.8),
             JobEvents(patient).read(b"0-0", timeout_s=1.8),
-        ) == [None, [], []]
+        )
+    assert (control, replies, events) == (None, [], [])
 
 
 async def test_a_redis_that_hangs_is_unavailable(silent_url: str) -> None:
@@ -76,7 +77,7 @@ async def test_what_redis_refuses_is_no_outage(redis: Redis, caplog: pytest.LogC
 
 
 async def test_a_wrong_password_is_no_outage(redis: Redis, redis_url: str) -> None:
-    await redis.execute_command("ACL", "SETUSER", "someone", "on", ">right", "~*", "+@all")
+    await redis.acl_setuser("someone", enabled=True, passwords="+right", keys=["*"], categories=["+@all"])
     async with connect(redis_url.replace("://", "://someone:wrong@")) as stranger:
         with pytest.raises(RedisRefused, match="password"):
             await Queue(stranger).demand()
@@ -85,7 +86,7 @@ async def test_a_wrong_password_is_no_outage(redis: Redis, redis_url: str) -> No
 
 
 async def test_a_command_that_is_not_allowed_is_no_outage(redis: Redis, redis_url: str) -> None:
-    await redis.execute_command("ACL", "SETUSER", "reader", "on", ">right", "~*", "+@connection")
+    await redis.acl_setuser("reader", enabled=True, passwords="+right", keys=["*"], categories=["+@connection"])
     async with connect(redis_url.replace("://", "://reader:right@")) as stranger:
         with pytest.raises(RedisRefused, match="NOPERM|NoPermission|password"):
             await Records(stranger).held("worker-1")
@@ -93,12 +94,12 @@ async def test_a_command_that_is_not_allowed_is_no_outage(redis: Redis, redis_ur
 
 async def test_a_redis_that_is_read_only_for_a_while_is_unavailable(redis: Redis) -> None:
     """As during a failover: it passes by itself."""
-    await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    await redis.replicaof("127.0.0.1", "1")
     try:
         with pytest.raises(Unavailable):
             await JobEvents(redis).publish(JobProgress("job", "pulling"))
     finally:
-        await redis.execute_command("REPLICAOF", "NO", "ONE")
+        await redis.replicaof("NO", "ONE")
 
 
 async def test_a_read_that_waits_when_redis_becomes_a_replica_is_unavailable(redis: Redis) -> None:
@@ -109,12 +110,12 @@ async def test_a_read_that_waits_when_redis_becomes_a_replica_is_unavailable(red
         return any(("b" in client["flags"], client["db"]) == (True, "0") for client in await redis.client_list())
 
     await eventually(waits)
-    await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    await redis.replicaof("127.0.0.1", "1")
     try:
         with pytest.raises(Unavailable, match="UNBLOCKED"):
             await read
     finally:
-        await redis.execute_command("REPLICAOF", "NO", "ONE")
+        await redis.replicaof("NO", "ONE")
 
 
 async def test_a_redis_that_is_busy_with_a_script_is_unavailable(redis: Redis, redis_url: str) -> None:

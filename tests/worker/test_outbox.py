@@ -70,7 +70,7 @@ async def test_frames_are_due_after_the_interval() -> None:
 
 async def test_events_of_another_thread_keep_their_order_and_none_is_lost() -> None:
     outbox = Outbox(interval_s=0.0001)
-    events = [*map(frame, range(2, 2000)), FINISHED]
+    events: list[Event] = [*map(frame, range(2, 2000)), FINISHED]
 
     def put() -> None:
         for event in events:

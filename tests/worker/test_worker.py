@@ -325,7 +325,9 @@ async def test_a_frozen_worker_that_wakes_up_serves_the_request_that_it_had_lost
 
     await gateway.until(lambda: any(isinstance(event, Finished) for event in second_claim()))
     assert [event.seq for event in second_claim()] == list(range(len(second_claim())))
-    assert second_claim()[-1].reasons == (FinishReason.LENGTH,)
+    end = second_claim()[-1]
+    assert isinstance(end, Finished)
+    assert end.reasons == (FinishReason.LENGTH,)
 
     async def idle() -> bool:
         return [worker.running for worker in await gateway.queue.workers()] == [0]

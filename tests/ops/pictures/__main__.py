@@ -116,7 +116,8 @@ def shown(board: Board, server: Prometheus, begun: float, ended: float) -> dict[
 
 def height(dashboard: dict[str, Any]) -> int:
     """In pixels, as in page.jsx."""
-    return math.ceil(max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"]) * 38 + 8)
+    rows: float = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"])
+    return math.ceil(rows * 38 + 8)
 
 
 def build_page() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -235,7 +236,7 @@ async def test_a_restart_is_no_failure_of_the_model(
     for start in range(10):
         async with run_registry(settings) as registry:
             await ask(queue, version)
-            (replica,) = await eventually(lambda registry=registry: ready_besides(registry, served), what="a new replica")
+            (replica,) = await eventually(partial(ready_besides, registry, served), what="a new replica")
             assert replica["attempts"] == 1
             await serve(queue, version, replica["id"])
             served.append(replica["id"])
@@ -258,7 +259,7 @@ async def test_a_failure_before_a_restart_delays_nothing(
         for attempt in range(1, 4):
             await ask(queue, version)
             await failure(replies)
-            await eventually(lambda attempt=attempt: attempts_are(registry, attempt))
+            await eventually(partial(attempts_are, registry, attempt))
     await node.vanish()
     node.on_start = "ready"
     node.start_again("second")
@@ -292,7 +293,7 @@ async def test_the_least_recently_used_idle_model_makes_room(registry: Registry,
         versions[name] = await registry.digest(name)
     for name in ("one", "two"):
         await ask(queue, versions[name])
-        await eventually(lambda name=name: serving(registry, f"{name}:latest"))
+        await eventually(partial(serving, registry, f"{name}:latest"))
         (row,) = [row for row in await registry.replicas("ready") if row["model"] == f"{name}:latest"]
         await serve(queue, versions[name], row["id"])
     await ask(queue, versions["three"])

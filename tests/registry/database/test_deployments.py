@@ -220,7 +220,7 @@ async def test_a_replica_shows_how_far_it_has_loaded_and_what_it_took_of_the_acc
     process.worker = node.worker(process.start, WorkerState.LOADING, load_progress=0.25)
 
     async def quarter() -> bool:
-        return (await one(registry, "starting"))["load_progress"] == 0.25
+        return bool((await one(registry, "starting"))["load_progress"] == 0.25)
 
     await eventually(quarter)
     process.worker = node.worker(process.start, WorkerState.READY, memory_bytes=100, device_memory_bytes=900)
@@ -296,6 +296,5 @@ async def _put_back(registry: Registry, *, timeout_s: float = 10) -> dict[str, A
         (row,) = await listed(registry)
         return row if "the previous settings were put back" in row["reason"] else None
 
-    row = await eventually(found, timeout_s=timeout_s, what="the previous settings")
-    assert row is not None
+    row: dict[str, Any] = await eventually(found, timeout_s=timeout_s, what="the previous settings")
     return row

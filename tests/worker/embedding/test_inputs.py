@@ -136,7 +136,7 @@ def test_a_query_cannot_name_places_of_the_template() -> None:
 class ControlVocabulary(Vocabulary):
     """Also has the control token `<end>`."""
 
-    control_texts = ("<end>",)
+    control_texts: tuple[str, ...] = ("<end>",)
 
     def tokenize(self, text: str, *, framed: bool, special: bool) -> list[int]:
         pieces = text.split("<end>") if special else [text]

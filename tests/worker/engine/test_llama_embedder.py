@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -13,7 +13,7 @@ from services.protocol.engine import EngineSettings
 from services.worker.engine.embedder import Pooling
 from services.worker.engine.llama_embedder import LlamaEmbedder
 from services.worker.engine.runner import ModelUnusable
-from tests.encoders import SPECIAL, Shape, Weights, WordPiece, last_hidden, random_weights, rank_score, unit, write_bert
+from tests.encoders import SPECIAL, Array, Shape, Weights, WordPiece, last_hidden, random_weights, rank_score, unit, write_bert
 from tests.ggufs import write_gguf
 from tests.minilm import MiniLM
 
@@ -93,7 +93,7 @@ def test_as_many_inputs_as_a_batch_may_hold(embedder: LlamaEmbedder) -> None:
         (Pooling.LAST, lambda hidden: hidden[-1]),
     ],
 )
-def test_pooling(tmp_path: Path, tiny_weights: Weights, pooling: Pooling, expected) -> None:
+def test_pooling(tmp_path: Path, tiny_weights: Weights, pooling: Pooling, expected: Callable[[Array], Array]) -> None:
     embedder, ids = tiny(tmp_path, tiny_weights, pooling), WordPiece(VOCABULARY).encode("some words here")
     rows = embedder.embed([ids[:4], ids])
     for row, tokens in zip(rows, [ids[:4], ids], strict=True):

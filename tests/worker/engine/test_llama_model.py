@@ -37,7 +37,8 @@ def running(path: Path, **settings: Any) -> Iterator[LlamaRunner]:
 def logits(path: Path, **settings: Any) -> NDArray[np.float32]:
     with running(path, **settings) as runner:
         span = Span(None, 0, 0, runner.tokenize(TEXT, special=False), True)  # type: ignore[arg-type]
-        return runner.decode([span])[0].copy()
+        row: NDArray[np.float32] = runner.decode([span])[0].copy()
+        return row
 
 
 def refusal(path: Path, **settings: Any) -> str:
@@ -137,9 +138,12 @@ def test_adapters_that_are_none(tiny: Path, tmp_path: Path) -> None:
 
 def test_progress_rises_to_one(smollm2_path: Path) -> None:
     told: list[float] = []
-    LlamaRunner(
-        smollm2_path, EngineSettings(slots=1, context_tokens=64), on_progress=lambda part: told.append(part) is None
-    ).close()
+
+    def note(part: float) -> bool:
+        told.append(part)
+        return True
+
+    LlamaRunner(smollm2_path, EngineSettings(slots=1, context_tokens=64), on_progress=note).close()
     assert told == sorted(told)
     assert (told[0], told[-1], len(told) > 10) == (0.0, 1.0, True)
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_cpp import llama_cpp
+from numpy.typing import NDArray
 
 from services.protocol.sampling import SamplingParams
 from services.worker.engine.sampling.candidates import Candidates
@@ -25,7 +27,7 @@ from tests.worker.engine.sampling.rows import logits
     scale=st.sampled_from([1.0, 3.0, 6.0]),
 )
 def test_mirostat_keeps_what_llama_cpp_keeps_while_mu_moves(
-    version: int, seed: int, size: int, tau: float, eta: float, scale: float
+    version: Literal[1, 2], seed: int, size: int, tau: float, eta: float, scale: float
 ) -> None:
     """mu shows in what each step keeps. Both are told of the token that llama.cpp drew."""
     ours = Mirostat(SamplingParams(mirostat=version, mirostat_tau=tau, mirostat_eta=eta))
@@ -49,14 +51,14 @@ def test_mirostat_keeps_what_llama_cpp_keeps_while_mu_moves(
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("row", [np.zeros(50, np.float32), np.array([1, 1, -np.inf], np.float32), np.array([2], np.float32)])
 @pytest.mark.parametrize("mu", [-500.0, 0.0, 5.0, 1e9])
-def test_whatever_mu_is_something_stays(version: int, row: np.ndarray, mu: float) -> None:
+def test_whatever_mu_is_something_stays(version: Literal[1, 2], row: NDArray[np.float32], mu: float) -> None:
     mirostat = Mirostat(SamplingParams(mirostat=version))
     mirostat.mu = mu
     assert mirostat.truncate(Candidates(row), len(row)).likeliest() is not None
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_accepted_surprises_narrow_the_choice_and_mere_samples_do_not(version: int) -> None:
+def test_accepted_surprises_narrow_the_choice_and_mere_samples_do_not(version: Literal[1, 2]) -> None:
     row = logits(size=2000, scale=2.0)
     sampler = make_sampler(SamplingParams(mirostat=version, mirostat_tau=6.0, mirostat_eta=0.1, seed=1))
 
