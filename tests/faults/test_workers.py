@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import httpx
 import psutil
@@ -17,6 +18,9 @@ from tests.faults.conftest import LEADER_TOKENS, Disturbance, Said, ask_everythi
 
 #: Tokens that the leader's client has: none, one, half of them, all but one.
 MOMENTS = (0, 1, LEADER_TOKENS // 2, LEADER_TOKENS - 1)
+
+
+Event = Callable[[Disturbance], None]
 
 
 def kill(disturbance: Disturbance) -> None:
@@ -44,17 +48,17 @@ def freeze(disturbance: Disturbance) -> None:
 #: On a fast machine the worker may not have reached its limit when the answers are complete. It must not do so in another test.
 DOOMING = (exhaust_time, exhaust_memory)
 
-CASES = [(event, moment) for event in (kill, drain) for moment in MOMENTS]
+CASES: list[tuple[Event, int]] = [(event, moment) for event in (kill, drain) for moment in MOMENTS]
 CASES += [(freeze, 1), (freeze, LEADER_TOKENS // 2), (exhaust_time, 1), (exhaust_memory, 1)]
 
 
 @pytest.mark.parametrize(("event", "moment"), CASES, ids=lambda value: getattr(value, "__name__", str(value)))
 async def test_answers_are_the_same(
-    cluster: Cluster, http: httpx.AsyncClient, undisturbed: Said, event: object, moment: int
+    cluster: Cluster, http: httpx.AsyncClient, undisturbed: Said, event: Event, moment: int
 ) -> None:
     disturbance = await ask_everything(cluster, http)
     await disturbance.reached(moment)
-    event(disturbance)  # type: ignore[operator]
+    event(disturbance)
     try:
         assert await disturbance.said() == undisturbed
     finally:

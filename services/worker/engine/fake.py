@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.worker.engine.runner import DecodeAborted, NoRoom
-from services.worker.engine.scheduler import Span
+from services.worker.engine.runner import DecodeAborted, NoRoom, Span
 
 END = 256
 VOCABULARY = 257

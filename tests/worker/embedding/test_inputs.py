@@ -40,8 +40,8 @@ def rerank(query: str, *documents: str, overflow: Overflow = "refuse") -> Rerank
     return RerankRequest(id="r", version="v", gateway="g", caller="c", query=query, documents=documents, overflow=overflow)
 
 
-def small(**settings: object) -> InputBuilder:
-    return InputBuilder(FakeEmbedder(context_tokens=6, **settings))  # type: ignore[arg-type]
+def small(*, pooling: Pooling = Pooling.MEAN) -> InputBuilder:
+    return InputBuilder(FakeEmbedder(context_tokens=6, pooling=pooling))
 
 
 def ids(text: str) -> list[int]:

@@ -13,8 +13,7 @@ from services.protocol.engine import EngineSettings
 from services.protocol.messages import FinishReason
 from services.worker.engine.aho_corasick import AhoCorasick
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.runner import ModelUnusable
-from services.worker.engine.scheduler import Span
+from services.worker.engine.runner import ModelUnusable, Span
 from services.worker.engine.sequence import Sequence
 from services.worker.output import OutputPipeline
 from tests.ggufs import write_gguf
@@ -85,7 +84,7 @@ def test_a_reused_prefix_gives_the_logits_of_a_full_prefill(tiny: LlamaRunner) -
     tokens = tiny.tokenize("the quick brown fox jumps over", special=False)
 
     def logits(start: int) -> NDArray[np.float32]:
-        span = Span(None, 0, start, tokens[start:], True)  # type: ignore[arg-type]
+        span = Span(0, start, tokens[start:], True)
         row: NDArray[np.float32] = tiny.decode([span])[0].copy()
         return row
 
@@ -104,8 +103,8 @@ def test_what_other_slots_hold_does_not_reach_a_sequence(tiny: LlamaRunner) -> N
         row: NDArray[np.float32] = tiny.decode(spans)[-1].copy()
         return row
 
-    alone = logits(Span(None, 1, 0, tokens, True))  # type: ignore[arg-type]
-    beside = logits(Span(None, 0, 0, other, False), Span(None, 1, 0, tokens, True))  # type: ignore[arg-type]
+    alone = logits(Span(1, 0, tokens, True))
+    beside = logits(Span(0, 0, other, False), Span(1, 0, tokens, True))
     assert np.abs(alone - beside).max() < 1e-3
 
 

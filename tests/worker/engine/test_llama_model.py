@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from services.protocol.engine import EngineSettings
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.runner import LoadCancelled, ModelUnusable
-from services.worker.engine.scheduler import Span
+from services.worker.engine.runner import LoadCancelled, ModelUnusable, Span
 from tests.ggufs import write_gguf, write_lora
 
 TEXT = "the quick brown fox jumps over"
@@ -36,7 +35,7 @@ def running(path: Path, **settings: Any) -> Iterator[LlamaRunner]:
 
 def logits(path: Path, **settings: Any) -> NDArray[np.float32]:
     with running(path, **settings) as runner:
-        span = Span(None, 0, 0, runner.tokenize(TEXT, special=False), True)  # type: ignore[arg-type]
+        span = Span(0, 0, runner.tokenize(TEXT, special=False), True)
         row: NDArray[np.float32] = runner.decode([span])[0].copy()
         return row
 

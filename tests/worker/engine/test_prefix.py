@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from services.protocol.engine import EngineSettings
 from services.protocol.sampling import SamplingParams, StopConditions
 from services.worker.engine.llama import LlamaRunner
+from services.worker.engine.runner import Span
 from services.worker.engine.sampling import Sampled, Sampler, Stages
-from services.worker.engine.scheduler import Span
 from services.worker.engine.sequence import Sequence
 from tests.worker.engine.factories import completion, make_engine, run
 
@@ -61,7 +61,7 @@ def prompt(runner: LlamaRunner, question: str) -> list[int]:
 
 
 def fill(runner: LlamaRunner, slot: int, start: int, tokens: list[int]) -> NDArray[np.float32]:
-    row: NDArray[np.float32] = runner.decode([Span(None, slot, start, tokens, True)])[0].copy()  # type: ignore[arg-type]
+    row: NDArray[np.float32] = runner.decode([Span(slot, start, tokens, True)])[0].copy()
     return row
 
 
