@@ -1,4 +1,4 @@
-"""What a Redis holds."""
+"""The keys in a Redis."""
 
 from __future__ import annotations
 
