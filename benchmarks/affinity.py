@@ -149,8 +149,10 @@ def measure(*, rate: float, seconds: float, knowing: bool) -> Figures:
     with ExitStack() as stack:
         url = url_of(stack.enter_context(valkey()))
         for replica in range(REPLICAS):
-            settings = {"slots": SLOTS, "step_s": STEP_S, "token_s": TOKEN_S, "context_tokens": CONTEXT_TOKENS}
-            stack.enter_context(fake_worker(url, replica=f"replica-{replica}", **settings))
+            worker = fake_worker(
+                url, replica=f"replica-{replica}", slots=SLOTS, step_s=STEP_S, token_s=TOKEN_S, context_tokens=CONTEXT_TOKENS
+            )
+            stack.enter_context(worker)
         return asyncio.run(run(url, rate=rate, seconds=seconds, knowing=knowing))
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from llama_cpp import llama_cpp
+from numpy.typing import NDArray
 
 from comparison.models import MODELS, Model
 from services.protocol.engine import EngineSettings
@@ -92,8 +93,9 @@ class Candidates:
     def reset(self) -> None:
         self._view["logit"] = 0
 
-    def allowed(self) -> np.ndarray:
-        return np.isfinite(self._view["logit"])
+    def allowed(self) -> NDArray[np.bool_]:
+        finite: NDArray[np.bool_] = np.isfinite(self._view["logit"])
+        return finite
 
 
 def masks(runner: LlamaRunner, grammars: GrammarCompiler) -> dict[str, list[float]]:

@@ -100,10 +100,13 @@ def service(module: str, settings: dict[str, str], *, counts: bool) -> Iterator[
 async def scraped(*ports: int) -> AsyncIterator[None]:
     """Scrapes like Prometheus."""
 
+    def read(port: int) -> None:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read()
+
     async def scrape() -> None:
         while True:
             for port in filter(None, ports):
-                await asyncio.to_thread(lambda port=port: urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read())
+                await asyncio.to_thread(read, port)
             await asyncio.sleep(SCRAPE_S)
 
     task = asyncio.create_task(scrape())

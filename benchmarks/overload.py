@@ -62,7 +62,7 @@ class Memory:
 
     def figures(self) -> Figures:
         """In MiB: at the start, at most, and at the end."""
-        figures = {}
+        figures: Figures = {}
         for name, samples in zip(("gateway", "valkey"), zip(*self.samples, strict=True), strict=True):
             figures |= {
                 f"{name}_{when}_mib": of(samples) / 2**20

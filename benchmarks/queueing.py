@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -78,7 +79,8 @@ class Clock:
 
     async def _busy_us(self) -> float:
         statistics_by_command = await self._redis.info("commandstats")
-        return sum(statistics_by_command.get(f"cmdstat_{name}", {"usec": 0})["usec"] for name in ("evalsha", "ping"))
+        busy_us: float = sum(statistics_by_command.get(f"cmdstat_{name}", {"usec": 0})["usec"] for name in ("evalsha", "ping"))
+        return busy_us
 
     def table(self) -> Table:
         return {
@@ -107,10 +109,10 @@ async def measure(redis: Redis, depth: int) -> Table:
             into.append((got.request.id, got.epoch))
 
         await clock.run("ping", [redis.ping] * CALLS_PER_ROUND)
-        await clock.run("enqueue", [lambda r=r: queue.enqueue(r, cost=COST, limit=2 * depth) for r in requests])
-        await clock.run("cancel", [lambda r=r: queue.cancel(r.id) for r in requests[:CALLS_PER_ROUND]])
+        await clock.run("enqueue", [partial(queue.enqueue, r, cost=COST, limit=2 * depth) for r in requests])
+        await clock.run("cancel", [partial(queue.cancel, r.id) for r in requests[:CALLS_PER_ROUND]])
         await clock.run("claim", [claim] * CALLS_PER_ROUND)
-        await clock.run("settle", [lambda i=i, e=e: queue.settle(i, e, cost=COST / 2) for i, e in claimed])
+        await clock.run("settle", [partial(queue.settle, i, e, cost=COST / 2) for i, e in claimed])
     [demand] = await queue.demand()
     assert demand.waiting == depth
     return clock.table()

@@ -33,7 +33,8 @@ def main(version: str, folder: str) -> None:
 def fetch(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-            return response.read()
+            content: bytes = response.read()
+            return content
     except OSError as error:
         sys.exit(f"{url}: {error}")
 

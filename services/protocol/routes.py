@@ -7,7 +7,7 @@ snapshot. Gateways read it when they start, after each announcement, and at inte
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 import msgspec
@@ -129,7 +129,7 @@ class Routes:
             data = cast("bytes | None", await self._redis.get(self._key))
         return _decode(data) if data else None
 
-    async def snapshots(self, *, poll_s: float) -> AsyncIterator[RoutesSnapshot]:
+    async def snapshots(self, *, poll_s: float) -> AsyncGenerator[RoutesSnapshot]:
         """Yields the current snapshot, then each new one: when it is announced, or after at most `poll_s` if the announcement was lost."""
         revision = -1
         async with self._redis.pubsub() as pubsub:

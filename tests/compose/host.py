@@ -11,11 +11,26 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-SWITCHES = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/default/forwarding")
-SWITCHES += ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
+SWITCHES = (
+    "net/ipv4/ip_forward",
+    "net/ipv6/conf/all/forwarding",
+    "net/ipv6/conf/default/forwarding",
+    "net/bridge/bridge-nf-call-iptables",
+    "net/bridge/bridge-nf-call-ip6tables",
+)
 FIREWALLS = ("iptables", "ip6tables")
-FILES = ("/etc/passwd", "/etc/group", "/etc/apt/sources.list", "/etc/apt/sources.list.d", "/etc/apt/preferences.d")
-FILES += ("/etc/docker", "/var/run/docker.sock", "/var/run/docker.pid", "/var/run/docker", "/var/lib/docker")
+FILES = (
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/apt/sources.list",
+    "/etc/apt/sources.list.d",
+    "/etc/apt/preferences.d",
+    "/etc/docker",
+    "/var/run/docker.sock",
+    "/var/run/docker.pid",
+    "/var/run/docker",
+    "/var/lib/docker",
+)
 #: Left by a killed engine, or by every engine.
 REMOVABLE = ("/var/run/docker.sock", "/var/run/docker.pid", "/var/run/docker")
 #: Names that engines give; other programs' interfaces may come and go during a run.

@@ -64,7 +64,7 @@ class Load:
         limits = httpx.Limits(max_keepalive_connections=1 if keeps_connection else 0)
         with httpx.Client(limits=limits, timeout=PATIENCE_S) as http:
             address = f"http://127.0.0.1:{self._port}/v1"
-            client = openai.OpenAI(base_url=address, api_key=self._key, max_retries=0, http_client=http)
+            client = openai.OpenAI(base_url=address, api_key=self._key, max_retries=0, http_client=http)  # type: ignore[arg-type]
             while not self._over.is_set():
                 self.outcomes.append(self._stream(client, tokens))
 

@@ -59,11 +59,9 @@ class Driver:
         async def reported() -> JobSucceeded | JobFailed | None:
             await self.read()
             outcomes = [event for event in self.seen if event.job == job and not isinstance(event, JobProgress)]
-            return outcomes[0] if outcomes else None  # type: ignore[return-value]
+            return outcomes[0] if outcomes else None
 
-        outcome = await eventually(reported, timeout_s=timeout_s, what=f"an outcome of job {job}")
-        assert outcome
-        return outcome
+        return await eventually(reported, timeout_s=timeout_s, what=f"an outcome of job {job}")
 
     async def read(self) -> None:
         for entry, event in await self._events.read(self._last, timeout_s=0.01):
@@ -93,18 +91,14 @@ class Driver:
 
     async def reports(self) -> NodeReport:
         """Waits for a report of the node."""
-        report = await eventually(self.report, timeout_s=15, what="a report of the node")
-        assert report
-        return report
+        return await eventually(self.report, timeout_s=15, what="a report of the node")
 
     async def worker(self, replica: str, state: WorkerState = WorkerState.READY) -> WorkerReport:
         async def found() -> WorkerReport | None:
             reports = await self._queue.workers()
             return next((report for report in reports if report.replica == replica and report.state == state), None)
 
-        report = await eventually(found, timeout_s=20, what=f"a {state} worker of {replica}")
-        assert report
-        return report
+        return await eventually(found, timeout_s=20, what=f"a {state} worker of {replica}")
 
     async def workers(self) -> list[WorkerReport]:
         return await self._queue.workers()

@@ -62,23 +62,31 @@ class Index:
 
 @contextmanager
 def serve_index(folder: Path) -> Iterator[Index]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    server.index = Index(folder, server.server_port)  # type: ignore[attr-defined]
+    server = _Server(folder)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield server.index  # type: ignore[attr-defined]
+        yield server.index
     finally:
-        server.index.gate.set()  # type: ignore[attr-defined]
+        server.index.gate.set()
         server.shutdown()
         thread.join()
         server.server_close()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.index = Index(folder, self.server_port)
+
+
 class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
     def do_GET(self) -> None:
-        index: Index = self.server.index  # type: ignore[attr-defined]
+        index = self.server.index
         name = self.path.rstrip("/").rpartition("/")[2]
         if self.path.startswith("/simple/"):
             wheels = [wheel.name for wheel in index.folder.glob(f"{name.replace('-', '_')}-[0-9]*.whl")]

@@ -55,7 +55,7 @@ class StandInRegistry:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
             return JSONResponse({"error": "token", "code": "unauthenticated"}, 401)
         raw = await request.body()
-        body = json.loads(raw) if raw else None
+        body: dict[str, Any] = json.loads(raw) if raw else {}
         self.asked.append((request.method, request.scope["raw_path"].decode(), body or dict(request.query_params)))
         match request.method, path:
             case "POST", "registry/v1/pull":

@@ -18,6 +18,7 @@ from services.protocol.messages import (
     Finished,
     FinishReason,
     Frame,
+    GenerateRequest,
     HandedOver,
     Started,
     StepReply,
@@ -46,7 +47,8 @@ class Answer:
         self._tokens = 0
 
     async def started(self, *, cached_tokens: int = 1) -> None:
-        prompt_ids = PROMPT_IDS if self.request.return_prompt_ids else ()
+        wanted = isinstance(self.request, GenerateRequest) and self.request.return_prompt_ids
+        prompt_ids = PROMPT_IDS if wanted else ()
         await self._publish(Started(self.request.id, self.epoch, self._next(), len(PROMPT_IDS), cached_tokens, prompt_ids))
 
     async def frame(self, text: str = "", *token_ids: int, **more: Any) -> None:
@@ -133,7 +135,7 @@ async def echoing(redis: Redis, version: str) -> AsyncIterator[Worker]:
         async def answer() -> None:
             while True:
                 taken = await worker.take()
-                if taken.request.stopping.max_tokens == 0:
+                if isinstance(taken.request, GenerateRequest) and taken.request.stopping.max_tokens == 0:
                     await taken.whole(reason=FinishReason.LENGTH)
                 else:
                     await taken.whole("Hello", " wor", "ld")

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import ollama
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.end_to_end.conftest import SMOLLM2, Platform
 
 pytestmark = pytest.mark.end_to_end
 
-QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
+QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
 
 
 @pytest.fixture
@@ -78,8 +79,12 @@ def test_ollama_chat_and_its_counters(ollama_client: ollama.Client) -> None:
     answer = ollama_client.chat(SMOLLM2, messages=QUESTION, options={"temperature": 0, "num_predict": 20})
     assert "Paris" in (answer.message.content or "")
     assert answer.done_reason == "stop"
-    assert min(answer.total_duration, answer.load_duration, answer.prompt_eval_duration, answer.eval_duration) > 0
-    assert min(answer.prompt_eval_count, answer.eval_count) > 0
+    for duration in (answer.total_duration, answer.load_duration, answer.prompt_eval_duration, answer.eval_duration):
+        assert duration is not None
+        assert duration > 0
+    for count in (answer.prompt_eval_count, answer.eval_count):
+        assert count is not None
+        assert count > 0
 
 
 def test_ollama_chat_in_a_stream(ollama_client: ollama.Client) -> None:
@@ -93,6 +98,7 @@ def test_ollama_generate_continues_from_its_context(ollama_client: ollama.Client
     first = ollama_client.generate(SMOLLM2, prompt="Hello!", options=options)
     assert first.context
     second = ollama_client.generate(SMOLLM2, prompt="And then?", context=list(first.context), options=options)
+    assert second.prompt_eval_count is not None
     assert second.prompt_eval_count > len(first.context)
 
 

@@ -7,9 +7,12 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.conditions import eventually_sync
@@ -93,10 +96,12 @@ def test_chats_continue_while_postgresql_and_the_registry_are_stopped(platform: 
             os.kill(pid, signal.SIGCONT)
 
 
-def _children(pid: int) -> list:
-    import psutil
-
+def _children(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
+
+
+def _has_restarted(platform: Platform, part: str, before: int) -> bool:
+    return platform.parts().get(part, before) != before
 
 
 def test_a_killed_registry_and_postgresql_restart_and_are_reported(platform: Platform, http: httpx.Client) -> None:
@@ -104,7 +109,7 @@ def test_a_killed_registry_and_postgresql_restart_and_are_reported(platform: Pla
         before = platform.parts()[part]
         os.kill(before, signal.SIGKILL)
         generate(http, f"while {part} restarts")
-        eventually_sync(lambda part=part, before=before: platform.parts().get(part, before) != before, timeout_s=30)
+        eventually_sync(partial(_has_restarted, platform, part, before), timeout_s=30)
         assert part in platform.output.read_text().split("Ctrl-C stops Corral")[1]
     eventually_sync(lambda: platform.corral("nodes", "--json").returncode == 0, timeout_s=30)
     assert platform.corral_json("list")
@@ -202,7 +207,9 @@ def test_a_corrupt_model_is_refused_and_a_good_one_is_pulled_served_and_removed(
         ("/api/show", {"model": "nothing"}, 404, "model 'nothing:latest' not found"),
     ],
 )
-def test_bad_requests_are_refused(http: httpx.Client, path: str, body: dict | None, status: int, message: str) -> None:
+def test_bad_requests_are_refused(
+    http: httpx.Client, path: str, body: dict[str, Any] | None, status: int, message: str
+) -> None:
     answer = http.post(path, json=body) if body is not None else http.post(path)
     assert answer.status_code == status
     error = answer.json()["error"]

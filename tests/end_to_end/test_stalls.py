@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 
 import httpx
 import pytest
@@ -38,6 +39,9 @@ class Streams:
         assert not self._thread.is_alive()
         assert not self._failures
 
+    def answer_past(self, count: int) -> bool:
+        return self.answered > count
+
     def _run(self) -> None:
         with httpx.Client(base_url=self._url, timeout=60, trust_env=False) as client:
             while not self._stopping.is_set() and not self._failures:
@@ -62,7 +66,7 @@ def test_streams_continue_while_a_part_is_paused(platform: Platform, part: str) 
         for seconds in STALLS_S:
             before = streams.answered
             stall(platform.parts()[part], seconds)
-            eventually_sync(lambda before=before: streams.answered > before + 1, timeout_s=60, what="answers that go on")
+            eventually_sync(partial(streams.answer_past, before + 1), timeout_s=60, what="answers that go on")
             eventually_sync(lambda: node_states(platform) == ["ready"], timeout_s=30, what="a node that is ready")
         eventually_sync(lambda: replica_states(platform) == ["ready"], timeout_s=30, what="one replica")
         assert pids(platform) == workers

@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.comparison.models import MODELS
+from tests.conftest import smollm2
 from tests.faults.cluster import SLOTS, Cluster, running
 from tests.faults.kinds import KINDS, RunningRequest
 
@@ -120,11 +120,11 @@ async def undisturbed(cluster: Cluster) -> Results:
 
 async def soak(folder: Path, options: argparse.Namespace) -> Tally:
     fake = {"CORRAL_RUNNER": "fake", "CORRAL_FAKE_STEP_S": "0.02", "CORRAL_FAKE_SCRIPT": "recite"}
-    model = Path() if options.fake else MODELS["smollm2-135m"].fetch()
-    settings = fake if options.fake else {"CORRAL_THREADS": "1"}
+    model = Path() if options.fake else smollm2()
+    environment = fake if options.fake else {"CORRAL_THREADS": "1"}
     slots, tokens, every_s = (SLOTS, None, FAKE_EVERY_S) if options.fake else (REAL_SLOTS, REAL_TOKENS, REAL_EVERY_S)
     tally = Tally()
-    async with running(folder, model=model, slots=slots, **settings) as cluster:
+    async with running(folder, model=model, slots=slots, environment=environment) as cluster:
         expected = await undisturbed(cluster) if options.fake else None
         until = time.monotonic() + options.minutes * 60
         clients = [client(cluster, number, tally, tokens, expected, until) for number in range(options.clients)]

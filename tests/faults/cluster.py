@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from tests.conditions import eventually
 from tests.conftest import free_port
 from tests.faults.wire import Wire
 from tests.gateway.conftest import ready, routes_snapshot, version_route
+from tests.keys import key_names
 
 VERSION = "f" * 64
 EMBED = "e" * 64
@@ -44,7 +45,7 @@ _OF_REQUESTS = ("request", "queue", "waiting", "arrived", "callers", "claims", "
 class Cluster:
     """Runs `workers` workers with `slots` each; `top_up` replaces lost ones. `environment` is for the workers."""
 
-    def __init__(self, folder: Path, *, model: Path = Path(), workers: int = 3, slots: int = SLOTS, **environment: str) -> None:
+    def __init__(self, folder: Path, *, model: Path, workers: int, slots: int, environment: Mapping[str, str]) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -190,8 +191,8 @@ class Cluster:
 
     async def is_clean(self) -> bool:
         """True if no request has left anything behind: no key, no slot, no connection."""
-        kinds = {key.decode().split(":")[1] for key in await self.redis.keys("corral:*")}
-        assert not kinds & set(_OF_REQUESTS), await self.redis.keys("corral:*")
+        keys = await key_names(self.redis, "corral:*")
+        assert not {key.split(":")[1] for key in keys} & set(_OF_REQUESTS), keys
         assert all(report.running == 0 for report in await self.queue.workers())
         assert self.gateway is not None
         port = int(self.url.rpartition(":")[2])
@@ -214,9 +215,9 @@ def frozen(*pids: int) -> Iterator[None]:
 
 @asynccontextmanager
 async def running(
-    folder: Path, *, model: Path = Path(), workers: int = 3, slots: int = SLOTS, **environment: str
+    folder: Path, *, model: Path = Path(), workers: int = 3, slots: int = SLOTS, environment: Mapping[str, str]
 ) -> AsyncIterator[Cluster]:
-    cluster = Cluster(folder, model=model, workers=workers, slots=slots, **environment)
+    cluster = Cluster(folder, model=model, workers=workers, slots=slots, environment=environment)
     await cluster.start()
     try:
         yield cluster

@@ -25,8 +25,13 @@ Results = dict[str, dict[str, Any]]
 @pytest_asyncio.fixture(scope="module")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
-    settings = {"CORRAL_FAKE_STEP_S": "0.02", "CORRAL_FAKE_TOKEN_S": "0.0004", "CORRAL_FAKE_SCRIPT": "recite"}
-    async with running(folder, CORRAL_RUNNER="fake", **settings) as cluster:
+    environment = {
+        "CORRAL_RUNNER": "fake",
+        "CORRAL_FAKE_STEP_S": "0.02",
+        "CORRAL_FAKE_TOKEN_S": "0.0004",
+        "CORRAL_FAKE_SCRIPT": "recite",
+    }
+    async with running(folder, environment=environment) as cluster:
         yield cluster
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import time
+from typing import Any
 
 import httpx
 
@@ -25,7 +26,7 @@ async def test_slow_clients_get_the_same_answers(cluster: Cluster, http: httpx.A
     await eventually(cluster.is_clean)
 
 
-async def connected(cluster: Cluster, body: dict) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connected(cluster: Cluster, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Opens a connection and sends the request."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(cluster.url.rpartition(":")[2]))
     content = json.dumps(body).encode()

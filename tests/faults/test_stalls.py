@@ -24,10 +24,14 @@ STALLS_S = (1, 3, 5, 10)
 @pytest_asyncio.fixture(scope="module")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """Slow enough that answers are still running when a lease expires."""
-    settings = {"CORRAL_FAKE_STEP_S": "0.1", "CORRAL_FAKE_TOKEN_S": "0.0004", "CORRAL_FAKE_SCRIPT": "recite"}
-    async with running(
-        tmp_path_factory.mktemp("cluster"), workers=len(STALLS_S) + 1, CORRAL_RUNNER="fake", **settings
-    ) as cluster:
+    folder = tmp_path_factory.mktemp("cluster")
+    environment = {
+        "CORRAL_RUNNER": "fake",
+        "CORRAL_FAKE_STEP_S": "0.1",
+        "CORRAL_FAKE_TOKEN_S": "0.0004",
+        "CORRAL_FAKE_SCRIPT": "recite",
+    }
+    async with running(folder, workers=len(STALLS_S) + 1, environment=environment) as cluster:
         yield cluster
 
 

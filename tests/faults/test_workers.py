@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import httpx
 import psutil
@@ -17,6 +18,9 @@ from tests.faults.conftest import LEADER_TOKENS, Disturbance, Results, ask_every
 
 #: The leader's tokens at the time of the fault: none, one, half of them, all but one.
 MOMENTS = (0, 1, LEADER_TOKENS // 2, LEADER_TOKENS - 1)
+
+
+Event = Callable[[Disturbance], None]
 
 
 def kill(disturbance: Disturbance) -> None:
@@ -45,17 +49,17 @@ def freeze(disturbance: Disturbance) -> None:
 #: another test.
 DOOMING = (exhaust_time, exhaust_memory)
 
-CASES = [(event, moment) for event in (kill, drain) for moment in MOMENTS]
+CASES: list[tuple[Event, int]] = [(event, moment) for event in (kill, drain) for moment in MOMENTS]
 CASES += [(freeze, 1), (freeze, LEADER_TOKENS // 2), (exhaust_time, 1), (exhaust_memory, 1)]
 
 
 @pytest.mark.parametrize(("event", "moment"), CASES, ids=lambda value: getattr(value, "__name__", str(value)))
 async def test_answers_are_the_same_after_a_fault(
-    cluster: Cluster, http: httpx.AsyncClient, undisturbed: Results, event: object, moment: int
+    cluster: Cluster, http: httpx.AsyncClient, undisturbed: Results, event: Event, moment: int
 ) -> None:
     disturbance = await ask_everything(cluster, http)
     await disturbance.reached(moment)
-    event(disturbance)  # type: ignore[operator]
+    event(disturbance)
     try:
         assert await disturbance.results() == undisturbed
     finally:

@@ -95,7 +95,7 @@ async def test_a_revoked_key_stops_working(guarded: httpx.AsyncClient, routes: R
 
 def test_a_key_is_required_beyond_loopback() -> None:
     def required(host: str, auth: str | None = None) -> bool:
-        return Settings(host=host, auth=auth, registry_token="x" * 16).key_required  # type: ignore[arg-type]
+        return Settings(host=host, auth=auth, registry_token="x" * 16).key_required
 
     assert not required("127.0.0.1:11434")
     assert not required("localhost")

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from services.gateway.app import create_app
 from services.gateway.config import Settings
-from services.protocol.messages import FinishReason
+from services.protocol.messages import FinishReason, GenerateRequest
 from services.protocol.prompts import ChatMessage, ChatPrompt
 from services.protocol.queue import Queue
 from services.protocol.routes import Routes
@@ -110,6 +110,7 @@ async def test_ollamas_options_reach_the_worker(http: httpx.AsyncClient, worker:
     }
     asked = asyncio.create_task(http.post("/api/chat", content=json.dumps(body), headers={"content-type": "text/plain"}))
     answer = await worker.take()
+    assert isinstance(answer.request, GenerateRequest)
     assert answer.request.prompt == ChatPrompt((ChatMessage("user", "Hi"),))
     sampling, stopping = answer.request.sampling, answer.request.stopping
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed) == (0.5, 5, 0.9, 42)
@@ -135,6 +136,7 @@ async def test_openai_defaults_and_extra_fields(http: httpx.AsyncClient, worker:
     }
     asked = asyncio.create_task(http.post("/v1/chat/completions", json=body))
     answer = await worker.take()
+    assert isinstance(answer.request, GenerateRequest)
     assert answer.request.prompt == ChatPrompt((ChatMessage("user", "a\n\nb"),))
     sampling = answer.request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.min_p) == (1.0, 1.0, 0.1)
@@ -156,6 +158,7 @@ async def test_the_versions_system_prompt_and_parameters(http: httpx.AsyncClient
     for path, extra in (("/api/chat", {"options": {"top_k": 7}}), ("/v1/chat/completions", {"top_k": 7})):
         asked = asyncio.create_task(http.post(path, json={"model": "smollm2:135m", "messages": HI, "stream": False, **extra}))
         answer = await worker.take()
+        assert isinstance(answer.request, GenerateRequest)
         assert answer.request.prompt == ChatPrompt((ChatMessage("system", "Be brief."), ChatMessage("user", "Hi")))
         assert (answer.request.sampling.temperature, answer.request.sampling.top_k) == (0.1, 7)
         assert answer.request.stopping.stop == ("<e>",)
@@ -164,6 +167,7 @@ async def test_the_versions_system_prompt_and_parameters(http: httpx.AsyncClient
     own = [{"role": "system", "content": "Mine."}, *HI]
     asked = asyncio.create_task(http.post("/api/chat", json={"model": "smollm2:135m", "messages": own}))
     answer = await worker.take()
+    assert isinstance(answer.request, GenerateRequest)
     assert answer.request.prompt == ChatPrompt((ChatMessage("system", "Mine."), ChatMessage("user", "Hi")))
     await answer.whole()
     await asked

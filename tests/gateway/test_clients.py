@@ -24,7 +24,7 @@ from tests.gateway.conftest import BASE, CHAT, USER_KEY, routes_snapshot, versio
 
 MODEL = "smollm2:135m"
 HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
-PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+PARAMETERS: dict[str, object] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS: list[ChatCompletionToolParam] = [{"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}]
 
 Script = Callable[[Answer], Awaitable[None]]
@@ -179,7 +179,8 @@ async def test_openai_logprobs(openai_client: openai.AsyncOpenAI, worker: Worker
         chat = await openai_client.chat.completions.create(model=MODEL, messages=HI, logprobs=True, top_logprobs=2)
     assert asked[0].top_logprobs == 2
     assert chat.choices[0].logprobs is not None
-    first, second = chat.choices[0].logprobs.content or ()
+    assert chat.choices[0].logprobs.content is not None
+    first, second = chat.choices[0].logprobs.content
     assert (first.token, first.logprob, first.bytes) == ("A", -0.5, [65])
     assert [(top.token, top.logprob) for top in first.top_logprobs] == [("A", -0.5), ("B", -1.5)]
     assert (second.token, second.bytes) == ("\N{REPLACEMENT CHARACTER}", [0xE2, 0x82])

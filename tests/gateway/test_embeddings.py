@@ -112,7 +112,8 @@ async def test_ollamas_embed_truncates_vectors_to_the_dimensions(http: httpx.Asy
 
 
 async def test_ollamas_embed_without_input_loads_the_model(http: httpx.AsyncClient) -> None:
-    for body in ({}, {"input": ""}, {"input": []}, {"input": None}, {"keep_alive": 0}):
+    bodies: list[dict[str, Any]] = [{}, {"input": ""}, {"input": []}, {"input": None}, {"keep_alive": 0}]
+    for body in bodies:
         assert await post(http, "/api/embed", model="minilm", **body) == {"model": "minilm", "embeddings": []}
     assert len((await post(http, "/api/embed", model="minilm", input=[""]))["embeddings"]) == 1
 

@@ -28,7 +28,7 @@ async def test_not_ready_until_the_registry_publishes(settings: Settings, redis:
         await Routes(redis).publish(routes_snapshot())
 
         async def is_ready() -> bool:
-            return (await http.get("/readyz")).json() == {"status": "ok"}
+            return bool((await http.get("/readyz")).json() == {"status": "ok"})
 
         await eventually(is_ready)
 
@@ -36,15 +36,16 @@ async def test_not_ready_until_the_registry_publishes(settings: Settings, redis:
 async def test_readyz_reports_a_failing_control_loop(settings: Settings, redis: Redis) -> None:
     reason = "the control loop fails (KeyError); the registry's log has the traceback"
     async with serving(create_app(settings)) as url, httpx.AsyncClient(base_url=url) as http:
-        for fault, answer in (
+        steps: list[tuple[str, dict[str, object]]] = [
             (reason, {"status": "unavailable", "missing": ["control loop"], "reason": reason}),
             ("", {"status": "ok"}),
-        ):
+        ]
+        for fault, answer in steps:
             revision = 2 if fault else 3
             await Routes(redis).publish(msgspec.structs.replace(routes_snapshot(), fault=fault, revision=revision))
 
             async def answers(wanted: dict[str, object] = answer) -> bool:
-                return (await http.get("/readyz")).json() == wanted
+                return bool((await http.get("/readyz")).json() == wanted)
 
             await eventually(answers)
         assert (await http.get("/readyz")).status_code == 200

@@ -19,6 +19,7 @@ BODY = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "Hi"}]
 
 async def gateway_name(redis: Redis) -> str:
     [member] = await redis.smembers("corral:gateways")
+    assert isinstance(member, bytes)
     return member.decode()
 
 
@@ -49,9 +50,10 @@ async def test_undecodable_messages_are_skipped(redis_url: str, redis: Redis, ro
         asked = asyncio.ensure_future(http.post("/api/chat", json=BODY))
         answer = await worker.take()
         stream = f"corral:replies:{answer.request.gateway}"
-        for fields in ({"r": b"\x01\xff\xff"}, {"r": b""}, {"x": b"y"}):
-            await redis.xadd(stream, fields)
+        for field, value in (("r", b"\x01\xff\xff"), ("r", b""), ("x", b"y")):
+            await redis.xadd(stream, {field: value})
         snapshot = await redis.get("corral:routes")
+        assert snapshot
         await redis.set("corral:routes", b"\x01\xff")
         await redis.publish("corral:routes:changed", "2")
         await answer.whole("Hello")

@@ -70,7 +70,7 @@ async def test_listings_without_models(http: httpx.AsyncClient, routes: Routes) 
     await routes.publish(routes_snapshot(2, tags={}, versions={}, replicas=()))
 
     async def empty() -> bool:
-        return (await http.get("/api/tags")).json() == {"models": []}
+        return bool((await http.get("/api/tags")).json() == {"models": []})
 
     await eventually(empty)
     assert (await http.get("/api/ps")).json() == {"models": []}

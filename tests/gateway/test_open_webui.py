@@ -8,6 +8,7 @@ import json
 
 import httpx
 
+from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import ChatPrompt
 from tests.doubles.worker import Worker
 
@@ -82,6 +83,7 @@ async def test_the_worker_gets_the_tools(http: httpx.AsyncClient, worker: Worker
     for path in ("/api/chat", "/v1/chat/completions"):
         asked = asyncio.create_task(http.post(path, json=CHAT))
         answer = await worker.take()
+        assert isinstance(answer.request, GenerateRequest)
         assert isinstance(prompt := answer.request.prompt, ChatPrompt)
         assert [tool.name for tool in prompt.tools] == [f"search_notes_{index}" for index in range(28)]
         await answer.whole("Hello")

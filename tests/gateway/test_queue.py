@@ -72,13 +72,13 @@ class TestShares:
     async def test_a_key_over_its_share_gets_429_in_each_dialect(
         self, settings: Settings, routes: Routes, redis: Redis
     ) -> None:
-        user = {"headers": with_key(USER_KEY)}
-        async with gateway(settings, max_queue=4) as http, asked(http, redis, user):
-            refused = await http.post(OLLAMA, json=chat(), **user)
+        user = with_key(USER_KEY)
+        async with gateway(settings, max_queue=4) as http, asked(http, redis, {"headers": user}):
+            refused = await http.post(OLLAMA, json=chat(), headers=user)
             assert refused.status_code == 429
             assert set(refused.json()) == {"error"}
             assert int(refused.headers["retry-after"]) >= 1
-            refused = await http.post(OPENAI, json=chat(), **user)
+            refused = await http.post(OPENAI, json=chat(), headers=user)
             assert refused.status_code == 429
             error = refused.json()["error"]
             assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limited")

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from services.protocol.engine import EngineSettings
-from services.protocol.jobs import Delete, JobSucceeded, Pull, Start, Stop
+from services.protocol.jobs import Delete, JobFailed, JobSucceeded, Pull, Start, Stop
 from services.protocol.messages import new_id
 from tests.conditions import eventually
 from tests.doubles.job_sender import NAME, NODE, VERSION, Driver, start_job
@@ -126,7 +126,9 @@ async def test_a_failed_job_reports_its_reason(
     driver.send_payload({"type": "nonsense", "job": "j1"})
     driver.send_payload("nonsense")
     driver.send_payload(None)
-    assert (await driver.outcome("j1")).code == "invalid_request"  # type: ignore[union-attr]
+    outcome = await driver.outcome("j1")
+    assert isinstance(outcome, JobFailed)
+    assert outcome.code == "invalid_request"
 
     in_the_way = tmp_path / "store" / "manifests" / "registry.ollama.ai" / "library"
     in_the_way.parent.mkdir(parents=True)

@@ -47,7 +47,11 @@ class ComposeLoader(yaml.SafeLoader):
     """Reads Compose's own tags as the values after them."""
 
 
-ComposeLoader.add_constructor("!reset", lambda loader, node: loader.construct_sequence(node))
+def _sequence(loader: ComposeLoader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node)
+
+
+ComposeLoader.add_constructor("!reset", _sequence)
 
 
 def services() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -17,7 +17,9 @@ async def test_redis_uses_about_seventy_percent_of_its_containers_memory(tmp_pat
     settings = dict(line.split(maxsplit=1) for line in _lines())
     async with disk_valkey(tmp_path) as server, connect(server.url) as redis:
         await redis.config_set("maxmemory", settings["maxmemory"])
-        maxmemory = int((await redis.config_get("maxmemory"))["maxmemory"])
+        found = (await redis.config_get("maxmemory"))["maxmemory"]
+    assert found is not None
+    maxmemory = int(found)
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     limit = compose["services"]["redis"]["deploy"]["resources"]["limits"]["memory"]
     assert limit == "1g"

@@ -40,23 +40,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_service_reads_its_secrets_from_files(folder: Path) -> None:
-    gateway = GatewaySettings(_secrets_dir=folder)  # type: ignore[call-arg]
+    gateway = GatewaySettings(_secrets_dir=folder)
     assert (gateway.redis_url, gateway.registry_token.get_secret_value()) == (REDIS, TOKEN)
-    registry = RegistrySettings(_secrets_dir=folder)  # type: ignore[call-arg]
+    registry = RegistrySettings(_secrets_dir=folder)
     assert (registry.redis_url, registry.database_url, registry.registry_token.get_secret_value()) == (REDIS, DATABASE, TOKEN)
     assert registry.admin_key
     assert registry.admin_key.get_secret_value() == ADMIN_KEY
-    assert NodeSettings(_secrets_dir=folder).redis_url == REDIS  # type: ignore[call-arg]
-    worker = WorkerSettings(_secrets_dir=folder, node="n", replica="r", version="0" * 64)  # type: ignore[call-arg]
+    assert NodeSettings(_secrets_dir=folder).redis_url == REDIS
+    worker = WorkerSettings(_secrets_dir=folder, node="n", replica="r", version="0" * 64)
     assert worker.redis_url == REDIS
-    key = CliSettings(_secrets_dir=folder).api_key  # type: ignore[call-arg]
+    key = CliSettings(_secrets_dir=folder).api_key
     assert key
     assert key.get_secret_value() == ADMIN_KEY
 
 
 def test_a_variable_overrides_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORRAL_REDIS_URL", "redis://elsewhere:6379/0")
-    assert NodeSettings(_secrets_dir=folder).redis_url == "redis://elsewhere:6379/0"  # type: ignore[call-arg]
+    assert NodeSettings(_secrets_dir=folder).redis_url == "redis://elsewhere:6379/0"
 
 
 #: Settings classes look for the folder at import, so each runs in a process that has it.
@@ -102,4 +102,4 @@ def test_a_placeholder_is_refused(folder: Path, settings: type[BaseSettings], na
 def test_an_admin_key_must_have_the_prefix(folder: Path) -> None:
     (folder / "corral_admin_key").write_text("some-secret-without-its-prefix")
     with pytest.raises(ValidationError, match="an API key must start with corral-"):
-        RegistrySettings(_secrets_dir=folder)  # type: ignore[call-arg]
+        RegistrySettings(_secrets_dir=folder)

@@ -35,11 +35,12 @@ async def silent_url() -> AsyncIterator[str]:
 async def test_a_read_longer_than_the_socket_timeout_is_not_a_failure(redis: Redis, redis_url: str) -> None:
     """The socket timeout detects a Redis that hangs, not one without news."""
     async with connect(f"{redis_url}?socket_timeout=1.5") as patient:
-        assert await asyncio.gather(
+        control, replies, events = await asyncio.gather(
             Queue(patient).next_control("worker-1", timeout_s=1.8),
             ReplyReader(patient, "gateway-1").read(timeout_s=1.8),
             JobEvents(patient).read(b"0-0", timeout_s=1.8),
-        ) == [None, [], []]
+        )
+    assert (control, replies, events) == (None, [], [])
 
 
 async def test_a_redis_that_hangs_is_unavailable(silent_url: str) -> None:
@@ -77,7 +78,7 @@ async def test_a_refused_command_is_not_an_outage(redis: Redis, caplog: pytest.L
 
 
 async def test_a_wrong_password_is_not_an_outage(redis: Redis, redis_url: str) -> None:
-    await redis.execute_command("ACL", "SETUSER", "someone", "on", ">right", "~*", "+@all")
+    await redis.acl_setuser("someone", enabled=True, passwords="+right", keys=["*"], categories=["+@all"])
     async with connect(redis_url.replace("://", "://someone:wrong@")) as stranger:
         with pytest.raises(RedisRefused, match="password"):
             await Queue(stranger).demand()
@@ -86,7 +87,7 @@ async def test_a_wrong_password_is_not_an_outage(redis: Redis, redis_url: str) -
 
 
 async def test_a_command_without_permission_is_not_an_outage(redis: Redis, redis_url: str) -> None:
-    await redis.execute_command("ACL", "SETUSER", "reader", "on", ">right", "~*", "+@connection")
+    await redis.acl_setuser("reader", enabled=True, passwords="+right", keys=["*"], categories=["+@connection"])
     async with connect(redis_url.replace("://", "://reader:right@")) as stranger:
         with pytest.raises(RedisRefused, match="NOPERM|NoPermission|password"):
             await Records(stranger).held("worker-1")
@@ -94,12 +95,12 @@ async def test_a_command_without_permission_is_not_an_outage(redis: Redis, redis
 
 async def test_a_read_only_redis_is_unavailable(redis: Redis) -> None:
     """As during a failover, which ends without our help."""
-    await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    await redis.replicaof("127.0.0.1", "1")
     try:
         with pytest.raises(Unavailable):
             await JobEvents(redis).publish(JobProgress("job", "pulling"))
     finally:
-        await redis.execute_command("REPLICAOF", "NO", "ONE")
+        await redis.replicaof("NO", "ONE")
 
 
 async def test_a_blocked_read_is_unavailable_when_redis_becomes_a_replica(redis: Redis) -> None:
@@ -110,12 +111,12 @@ async def test_a_blocked_read_is_unavailable_when_redis_becomes_a_replica(redis:
         return any(("b" in client["flags"], client["db"]) == (True, "0") for client in await redis.client_list())
 
     await eventually(waits)
-    await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    await redis.replicaof("127.0.0.1", "1")
     try:
         with pytest.raises(Unavailable, match="UNBLOCKED"):
             await read
     finally:
-        await redis.execute_command("REPLICAOF", "NO", "ONE")
+        await redis.replicaof("NO", "ONE")
 
 
 async def test_a_redis_busy_with_a_script_is_unavailable(redis: Redis, redis_url: str) -> None:

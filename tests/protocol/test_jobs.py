@@ -12,11 +12,12 @@ import pytest
 from redis.asyncio import Redis
 
 from services.protocol.connection import connect
+from services.protocol.engine import EngineSettings
 from services.protocol.errors import Unavailable
 from services.protocol.jobs import (
     Delete,
-    EngineSettings,
     Job,
+    JobEvent,
     JobEvents,
     JobFailed,
     JobProgress,
@@ -80,7 +81,7 @@ def test_each_node_has_its_own_queue() -> None:
 
 
 async def test_events_are_read_in_order_and_once(events: JobEvents) -> None:
-    sent = [
+    sent: list[JobEvent] = [
         JobProgress("j1", "pulling manifest"),
         JobProgress("j1", "pulling 0123456789ab", "sha256:" + "0" * 64, 100, 50),
         JobSucceeded("j1", "node-1", PULLED),

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import pytest
 import redis
@@ -22,6 +22,7 @@ from services.protocol.errors import QueueFull
 from services.protocol.prefixes import Prefix, prefixes
 from services.protocol.queue import LostRequest, Queue, RefusedRequest
 from services.protocol.waiting import Priority, Terms
+from tests.keys import key_names
 from tests.protocol.samples import LEASE_MS, a_report, a_request
 
 VERSIONS = {"v1": ["w1", "w2"], "v2": ["w3"]}
@@ -91,7 +92,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.handed_out: set[tuple[str, int]] = set()
         self.admitted = 0
 
-    def do(self, call: Coroutine[Any, Any, T]) -> T:
+    def do(self, call: Awaitable[T]) -> T:
         return self.loop.run_until_complete(call)
 
     def waiting(self, version: str) -> list[Entry]:
@@ -274,7 +275,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def read_redis(self) -> tuple[dict[str, str | None], list[str], set[str]]:
         """Where Redis has each request (None if it waits), all keys, and the keys without an expiry."""
-        keys = sorted(key.decode() for key in self.observer.keys("*"))
+        keys = self.do(key_names(self.redis))
         with self.observer.pipeline() as pipe:
             for version, band in QUEUES:
                 pipe.zrange(f"t:queue:{version}:{band}", 0, -1)
@@ -310,7 +311,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert await self.queue.lost(gateway) == []
         for version in VERSIONS:
             assert await self.queue.forget(version)
-        left = {key.decode() for key in await self.redis.keys("*")}
+        left = set(await key_names(self.redis))
         lasting = {f"t:{kind}:{version}" for kind in ("vtime", "drain", "passed") for version in VERSIONS}
         departed = {"t:departed", *(f"t:departed:{worker}" for worker in WORKERS)}
         assert left <= {"t:room"} | lasting | departed | {f"t:finish:{version}:{band}" for version, band in QUEUES}

@@ -22,8 +22,16 @@ def queue(redis: Redis) -> Queue:
     return Queue(redis)
 
 
-async def put(queue: Queue, *ids: str, caller: str = "alice", cost: float = 10, **terms: object) -> list[QueuePosition]:
-    on = Terms(**terms)  # type: ignore[arg-type]
+async def put(
+    queue: Queue,
+    *ids: str,
+    caller: str = "alice",
+    cost: float = 10,
+    priority: Priority = NORMAL,
+    caller_limit: int | None = None,
+    timeout_ms: int | None = None,
+) -> list[QueuePosition]:
+    on = Terms(priority, caller_limit=caller_limit, timeout_ms=timeout_ms)
     return [await queue.enqueue(a_request(name, caller=caller), cost=cost, limit=MANY, terms=on) for name in ids]
 
 

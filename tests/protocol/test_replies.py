@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from services.protocol.connection import connect
+from services.protocol.connection import connect, read_stream
 from services.protocol.errors import Unavailable
 from services.protocol.gateways import Gateways, Renewal
 from services.protocol.messages import Finished, FinishReason, Frame, Started, StepReply, Timings, Usage
@@ -143,9 +143,8 @@ async def test_a_new_redis_with_an_earlier_clock_is_read_from_the_start(
 ) -> None:
     """Stream ids are times. After an id of a server whose clock was ahead, no new entry would be read for that long."""
     await writer.publish({"gateway-1": a_reply(1)})
-    [[_, entries]] = (await redis.xread({"corral:replies:gateway-1": "0-0"})).items()
-    [[[_, fields]]] = entries
-    await redis.xadd("corral:replies:gateway-1", fields, id="99999999999999-0")
+    [(_, fields)] = await read_stream(redis, "corral:replies:gateway-1", b"0-0", timeout_s=1)
+    await redis.xadd("corral:replies:gateway-1", dict(fields.items()), id="99999999999999-0")
     await read(reader, 2)
     await redis.flushdb()
     assert await keep(redis) == Renewal(had_lease=False, had_stream=False)

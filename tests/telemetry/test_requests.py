@@ -38,7 +38,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory, collector: Collector
         patch.setenv("CORRAL_OTLP_ENDPOINT", collector.url)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
         patch.setenv("CORRAL_LOG_FORMAT", "json")
-        async with running(tmp_path_factory.mktemp("cluster"), workers=1, CORRAL_RUNNER="fake") as cluster:
+        async with running(tmp_path_factory.mktemp("cluster"), workers=1, environment={"CORRAL_RUNNER": "fake"}) as cluster:
             yield cluster
 
 

@@ -41,7 +41,12 @@ def settings(path: Path, **others: object) -> Settings:
 
 def test_a_model_is_loaded_with_progress(tiny: Path) -> None:
     progress: list[float] = []
-    loaded = load(settings(tiny, context_tokens=64), lambda part: progress.append(part) is None)
+
+    def record(part: float) -> bool:
+        progress.append(part)
+        return True
+
+    loaded = load(settings(tiny, context_tokens=64), record)
     assert (loaded.mode.context_tokens, progress[-1]) == (64, 1.0)
     loaded.mode.close()
 

@@ -70,7 +70,7 @@ async def test_frames_leave_after_the_interval() -> None:
 
 async def test_events_from_another_thread_keep_their_order() -> None:
     outbox = Outbox(interval_s=0.0001)
-    events = [*map(frame, range(2, 2000)), FINISHED]
+    events: list[Event] = [*map(frame, range(2, 2000)), FINISHED]
 
     def put() -> None:
         for event in events:

@@ -179,7 +179,9 @@ def test_truncation_skips_cuts_that_the_template_refuses() -> None:
 
 
 class InfillRunner(FakeRunner):
-    fim_prefix, fim_suffix, fim_middle = ord("<"), ord("|"), ord(">")
+    fim_prefix: int | None = ord("<")
+    fim_suffix: int | None = ord("|")
+    fim_middle: int | None = ord(">")
 
 
 def infill(text: str, suffix: str, **request: Any) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import psutil
 import pytest
 
@@ -17,7 +15,9 @@ from tests.doubles.gateway import VERSION
 def test_an_invalid_tool_template_leaves_no_process() -> None:
     runner = FakeRunner()
     runner.tool_template = "{{ unfinished"
-    settings = Settings(redis_url="redis://x", node="here", replica="r1", version=VERSION, model_path=Path(), slots=1)
+    settings = Settings.model_validate(
+        {"redis_url": "redis://x", "node": "here", "replica": "r1", "version": VERSION, "slots": 1}
+    )
     before = psutil.Process().children()
     with pytest.raises(InvalidModelFile, match="chat template"):
         TextMode(runner, settings)

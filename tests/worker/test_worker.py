@@ -317,7 +317,9 @@ async def test_a_resumed_worker_serves_the_request_that_it_had_lost(
 
     await gateway.until(lambda: any(isinstance(event, Finished) for event in second_claim()))
     assert [event.seq for event in second_claim()] == list(range(len(second_claim())))
-    assert second_claim()[-1].reasons == (FinishReason.LENGTH,)
+    end = second_claim()[-1]
+    assert isinstance(end, Finished)
+    assert end.reasons == (FinishReason.LENGTH,)
 
     async def idle() -> bool:
         return [worker.running for worker in await gateway.queue.workers()] == [0]

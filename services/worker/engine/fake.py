@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.weights.memory import DEFAULT_SLOT_CELLS
-from services.worker.engine.runner import DecodeAborted, NoRoom
-from services.worker.engine.scheduler import Span
+from services.worker.engine.runner import DecodeAborted, NoRoom, Span
 
 END = 256
 VOCABULARY = 257

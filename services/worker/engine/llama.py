@@ -30,8 +30,7 @@ from services.worker.engine.llama_model import (
     start_llama,
     trained_context,
 )
-from services.worker.engine.runner import DecodeAborted, EngineDead, NoRoom, OnProgress
-from services.worker.engine.scheduler import Span
+from services.worker.engine.runner import DecodeAborted, EngineDead, NoRoom, OnProgress, Span
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as TokenIds
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from services.worker.engine.scheduler import Span
 
 #: Called with the fraction of the model that is loaded (0 to 1), from the loading thread. Return False to cancel the load.
 OnProgress = Callable[[float], bool]
@@ -48,6 +47,16 @@ class ModelUnusable(EngineError):
 
 class LoadCancelled(EngineError):
     """`on_progress` returned False, so the load stopped."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """What one slot computes in a batch: `tokens`, at positions from `start`. `samples`: the last token's logits are needed."""
+
+    slot: int
+    start: int
+    tokens: TokenIds[int]
+    samples: bool
 
 
 class ModelRunner(Protocol):

@@ -12,6 +12,7 @@ from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass
 
 from services.protocol.messages import FinishReason
+from services.worker.engine.runner import Span
 from services.worker.engine.sampling import Sampled
 from services.worker.engine.sequence import Sequence, SequenceStatus
 from services.worker.engine.slots import CacheOperation, SlotPool
@@ -21,21 +22,17 @@ PrefillBudget = Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
-class Span:
-    """The part of a sequence to compute: `tokens`, at positions from `start`. `samples`: the last token's logits are needed."""
+class SequenceSpan(Span):
+    """The part of a sequence to compute."""
 
     sequence: Sequence
-    slot: int
-    start: int
-    tokens: TokenIds[int]
-    samples: bool
 
 
 @dataclass(frozen=True)
 class ScheduledBatch:
     """The spans to compute after `operations` are applied to the cache. `num_prefill` counts prompt tokens."""
 
-    spans: TokenIds[Span]
+    spans: TokenIds[SequenceSpan]
     operations: TokenIds[CacheOperation]
     num_prefill: int
 
@@ -147,7 +144,7 @@ class Scheduler:
         num_prefill = sum(len(span.tokens) for span in spans if not span.sequence.is_decoding)
         return ScheduledBatch(spans, self._slots.take_operations(), num_prefill)
 
-    def _spans(self, prefill_budget: PrefillBudget) -> list[Span]:
+    def _spans(self, prefill_budget: PrefillBudget) -> list[SequenceSpan]:
         decoding = [sequence for sequence in self._running if sequence.is_decoding]
         prefilling = [sequence for sequence in self._running if not sequence.is_decoding]
         spans = [_span(sequence, 1) for sequence in decoding[: self._batch_tokens]]
@@ -220,8 +217,9 @@ class Scheduler:
         sequence.num_computed = 0
 
 
-def _span(sequence: Sequence, length: int) -> Span:
+def _span(sequence: Sequence, length: int) -> SequenceSpan:
     assert sequence.slot is not None
     start = sequence.num_computed
     end = start + length
-    return Span(sequence, sequence.slot, start, sequence.tokens[start:end], samples=end == len(sequence.tokens))
+    samples = end == len(sequence.tokens)
+    return SequenceSpan(sequence.slot, start, sequence.tokens[start:end], samples, sequence)

@@ -73,7 +73,7 @@ async def test_a_model_from_pull_to_delete(
 
     async def ended() -> bool:
         reported = await driver.report()
-        return bool(reported) and [(each.replica, each.exit_code) for each in reported.processes] == [("r1", -9)]
+        return reported is not None and [(each.replica, each.exit_code) for each in reported.processes] == [("r1", -9)]
 
     await eventually(ended, what="the report of its end")
     assert isinstance(await driver.do(Start(new_id(), "r2", VERSION, start.model, start.engine)), JobSucceeded)

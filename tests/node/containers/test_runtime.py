@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +285,7 @@ def test_workers_of_an_agent_that_crashed_are_adopted(
     pid = start_from_another_process(node, image, store, PATIENT)
     up(engine, node)
     runtime = make_runtime()
-    assert (only(runtime), runtime.running()) == (ProcessReport("r1", pid, None, ""), {"r1"})
+    assert (only(runtime), runtime.running()) == (ProcessReport("r1", pid, None, ""), frozenset({"r1"}))
     runtime.start(spec(store))
     assert only(runtime).pid == pid, "never doubled"
     assert len(containers(engine, node)) == 1
@@ -423,6 +424,10 @@ def test_an_engine_without_gpu_support_is_an_error(
     assert (runtime.reports(), containers(engine, node)) == ((), [])
 
 
+def has_printed(engine: Any, container: str, output: bytes) -> bool:
+    return bool(engine.logs(container) == output)
+
+
 def test_cards_are_requested_by_number(
     make_runtime: MakeRuntime, engine: Any, node: str, store: Path, supports_gpus: bool
 ) -> None:
@@ -436,9 +441,7 @@ def test_cards_are_requested_by_number(
     runtime.start(spec(store, "r2"))
     runtime.start(spec(store, "r3", gpu_layers=0))
     for replica, visible in (("r1", b"1\n"), ("r2", b"0,1\n"), ("r3", b"void\n")):
-        eventually_sync(
-            lambda replica=replica, visible=visible: engine.logs(f"corral-{node}-{replica}") == visible, what=replica
-        )
+        eventually_sync(partial(has_printed, engine, f"corral-{node}-{replica}", visible), what=replica)
 
 
 def test_the_cpu_backend_has_no_devices(make_runtime: MakeRuntime) -> None:

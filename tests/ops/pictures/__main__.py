@@ -116,7 +116,8 @@ def shown(board: Board, server: Prometheus, started: float, ended: float) -> dic
 
 def height(dashboard: dict[str, Any]) -> int:
     """The dashboard's height in pixels, as in page.jsx."""
-    return math.ceil(max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"]) * 38 + 8)
+    rows: float = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"])
+    return math.ceil(rows * 38 + 8)
 
 
 def build_page() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -240,7 +241,7 @@ async def test_restarts_do_not_count_as_failures_of_the_model(
     for start in range(10):
         async with run_registry(settings) as registry:
             await ask(queue, version)
-            (replica,) = await eventually(lambda registry=registry: ready_besides(registry, served), what="a new replica")
+            (replica,) = await eventually(partial(ready_besides, registry, served), what="a new replica")
             assert replica["attempts"] == 1
             await serve(queue, version, replica["id"])
             served.append(replica["id"])
@@ -263,7 +264,7 @@ async def test_failures_before_a_restart_do_not_delay_a_start(
         for attempt in range(1, 4):
             await ask(queue, version)
             await failure(replies)
-            await eventually(lambda attempt=attempt: attempts_are(registry, attempt))
+            await eventually(partial(attempts_are, registry, attempt))
     await node.vanish()
     node.on_start = "ready"
     node.start_again("second")
@@ -299,7 +300,7 @@ async def test_the_least_recently_used_idle_model_is_unloaded_for_another(
         versions[name] = await registry.digest(name)
     for name in ("one", "two"):
         await ask(queue, versions[name])
-        await eventually(lambda name=name: serving(registry, f"{name}:latest"))
+        await eventually(partial(serving, registry, f"{name}:latest"))
         (row,) = [row for row in await registry.replicas("ready") if row["model"] == f"{name}:latest"]
         await serve(queue, versions[name], row["id"])
     await ask(queue, versions["three"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -199,7 +200,7 @@ def test_a_satisfied_state_needs_no_decisions(satisfied: ClusterState) -> None:
 
 LOAD_FAILED = "model 'm:latest' could not be loaded: "
 
-TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
+TABLE: list[tuple[str, ClusterState, Sequence[Decision]]] = [
     ("requests wait: wanted", cluster(demand=WAITS), [WantVersion(VERSION)]),
     (
         "requests wait and it was unloaded before: wanted again",
@@ -672,7 +673,7 @@ TABLE: list[tuple[str, ClusterState, list[Decision]]] = [
 
 
 @pytest.mark.parametrize(("seen", "decided"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
-def test_each_state_gives_these_decisions(seen: ClusterState, decided: list[Decision]) -> None:
+def test_each_state_gives_these_decisions(seen: ClusterState, decided: Sequence[Decision]) -> None:
     assert list(reconcile(seen)) == decided
 
 

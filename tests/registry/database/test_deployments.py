@@ -218,7 +218,7 @@ async def test_a_replica_shows_its_load_progress_and_its_device_memory(
     process.worker = node.worker(process.start, WorkerState.LOADING, load_progress=0.25)
 
     async def quarter() -> bool:
-        return (await one(registry, "starting"))["load_progress"] == 0.25
+        return bool((await one(registry, "starting"))["load_progress"] == 0.25)
 
     await eventually(quarter)
     process.worker = node.worker(process.start, WorkerState.READY, memory_bytes=100, device_memory_bytes=900)
@@ -292,6 +292,5 @@ async def _reverted(registry: Registry, *, timeout_s: float = 10) -> dict[str, A
         (row,) = await listed(registry)
         return row if "the previous settings were put back" in row["reason"] else None
 
-    row = await eventually(found, timeout_s=timeout_s, what="the previous settings")
-    assert row is not None
+    row: dict[str, Any] = await eventually(found, timeout_s=timeout_s, what="the previous settings")
     return row

@@ -15,8 +15,8 @@ from services.protocol.prompts import ChatMessage, ChatPrompt, Tool, ToolChoice
 from services.protocol.sampling import SamplingParams, StopConditions
 from services.worker.engine.grammar import GrammarCompiler
 from services.worker.engine.llama import LlamaRunner
+from services.worker.engine.runner import Span
 from services.worker.engine.sampling import Sampler, Stages
-from services.worker.engine.scheduler import Span
 from services.worker.prompt import PromptBuilder
 from tests.worker.chat.answers import WEATHER
 from tests.worker.chat.templates import template_of
@@ -68,7 +68,7 @@ def called(
     output, tokens, start, released = prepared.output(0), list(prepared.tokens), 0, []
     runner.cut(0, 0)
     while len(tokens) < runner.context_tokens:
-        logits = runner.decode([Span(None, 0, start, tokens[start:], True)])[0]  # type: ignore[arg-type]
+        logits = runner.decode([Span(0, start, tokens[start:], True)])[0]
         start = len(tokens)
         token = sampler.sample(logits, tokens, len(prepared.tokens)).token
         sampler.accept(token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from collections.abc import Sequence as TokenIds
 
 import numpy as np
 import pytest
@@ -32,13 +33,13 @@ from services.worker.metrics import Metrics
 class Gated(FakeEmbedder):
     """Computes a batch each time the test releases the gate."""
 
-    def __init__(self, **settings: object) -> None:
-        super().__init__(**settings)  # type: ignore[arg-type]
+    def __init__(self, *, batch_tokens: int = 512) -> None:
+        super().__init__(batch_tokens=batch_tokens)
         self.entered = threading.Semaphore(0)
         self.gate = threading.Semaphore(0)
         self.closed = False
 
-    def embed(self, inputs):  # type: ignore[no-untyped-def]
+    def embed(self, inputs: TokenIds[TokenIds[int]]) -> NDArray[np.float32]:
         self.entered.release()
         assert self.gate.acquire(timeout=10)
         return super().embed(inputs)
@@ -48,7 +49,7 @@ class Gated(FakeEmbedder):
 
 
 class Broken(FakeEmbedder):
-    def embed(self, inputs):  # type: ignore[no-untyped-def]
+    def embed(self, inputs: TokenIds[TokenIds[int]]) -> NDArray[np.float32]:
         raise EngineDead("llama_decode returned -3")
 
 
@@ -230,8 +231,9 @@ def test_the_mode_prepares_a_claim_for_the_loop() -> None:
 class HalfBroken(FakeEmbedder):
     """Returns NaN for inputs that begin with `!`."""
 
-    def embed(self, inputs):  # type: ignore[no-untyped-def]
-        return ["no row" if ord("!") in ids else row for ids, row in zip(inputs, super().embed(inputs), strict=True)]
+    def embed(self, inputs: TokenIds[TokenIds[int]]) -> NDArray[np.float32]:
+        rows = super().embed(inputs)
+        return ["no row" if ord("!") in ids else row for ids, row in zip(inputs, rows, strict=True)]  # type: ignore[return-value]
 
 
 def test_an_exception_fails_only_its_request(caplog: pytest.LogCaptureFixture) -> None:

@@ -41,8 +41,8 @@ def rerank(query: str, *documents: str, overflow: Overflow = "refuse") -> Rerank
     return RerankRequest(id="r", version="v", gateway="g", caller="c", query=query, documents=documents, overflow=overflow)
 
 
-def small(**settings: object) -> InputBuilder:
-    return InputBuilder(FakeEmbedder(context_tokens=6, **settings))  # type: ignore[arg-type]
+def small(*, pooling: Pooling = "mean") -> InputBuilder:
+    return InputBuilder(FakeEmbedder(context_tokens=6, pooling=pooling))
 
 
 def ids(text: str) -> list[int]:
@@ -137,7 +137,7 @@ def test_placeholders_in_a_query_are_plain_text() -> None:
 class ControlVocabulary(Vocabulary):
     """A vocabulary with the control token `<end>`."""
 
-    control_texts = ("<end>",)
+    control_texts: tuple[str, ...] = ("<end>",)
 
     def tokenize(self, text: str, *, framed: bool, special: bool) -> list[int]:
         pieces = text.split("<end>") if special else [text]

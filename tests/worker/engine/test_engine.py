@@ -14,8 +14,7 @@ from services.protocol.messages import FinishReason
 from services.protocol.sampling import SamplingParams
 from services.worker.engine.engine import Engine
 from services.worker.engine.fake import FakeRunner
-from services.worker.engine.runner import EngineDead
-from services.worker.engine.scheduler import Span
+from services.worker.engine.runner import EngineDead, Span
 from tests.worker.engine.factories import completion, ends_after, make_engine, make_sequence, run, solo, step
 
 

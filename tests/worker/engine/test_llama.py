@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from services.protocol.engine import EngineSettings
 from services.protocol.messages import FinishReason
 from services.worker.engine.aho_corasick import AhoCorasick
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.runner import ModelUnusable
-from services.worker.engine.scheduler import Span
+from services.worker.engine.runner import ModelUnusable, Span
 from services.worker.engine.sequence import Sequence
 from services.worker.output import OutputPipeline
 from tests.ggufs import write_gguf
@@ -83,9 +83,10 @@ def test_eight_chats_in_one_batch_answer_as_they_do_alone(smollm2: LlamaRunner) 
 def test_a_reused_prefix_gives_the_logits_of_a_full_prefill(tiny: LlamaRunner) -> None:
     tokens = tiny.tokenize("the quick brown fox jumps over", special=False)
 
-    def logits(start: int) -> np.ndarray:
-        span = Span(None, 0, start, tokens[start:], True)  # type: ignore[arg-type]
-        return tiny.decode([span])[0].copy()
+    def logits(start: int) -> NDArray[np.float32]:
+        span = Span(0, start, tokens[start:], True)
+        row: NDArray[np.float32] = tiny.decode([span])[0].copy()
+        return row
 
     tiny.cut(0, 0)
     full = logits(0)
@@ -96,13 +97,14 @@ def test_a_reused_prefix_gives_the_logits_of_a_full_prefill(tiny: LlamaRunner) -
 def test_other_slots_do_not_affect_a_sequence(tiny: LlamaRunner) -> None:
     tokens, other = tiny.tokenize("alone", special=False), tiny.tokenize("somebody else's words", special=False)
 
-    def logits(*spans: Span) -> np.ndarray:
+    def logits(*spans: Span) -> NDArray[np.float32]:
         for slot in range(4):
             tiny.cut(slot, 0)
-        return tiny.decode(spans)[-1].copy()
+        row: NDArray[np.float32] = tiny.decode(spans)[-1].copy()
+        return row
 
-    alone = logits(Span(None, 1, 0, tokens, True))  # type: ignore[arg-type]
-    beside = logits(Span(None, 0, 0, other, False), Span(None, 1, 0, tokens, True))  # type: ignore[arg-type]
+    alone = logits(Span(1, 0, tokens, True))
+    beside = logits(Span(0, 0, other, False), Span(1, 0, tokens, True))
     assert np.abs(alone - beside).max() < 1e-3
 
 
@@ -149,7 +151,7 @@ def test_gemma3_has_no_chat_template_and_completes(gemma3_path: Path) -> None:
     ],
     ids=["truncated", "header only", "no GGUF", "empty"],
 )
-def test_an_error_in_loading_gives_the_reason(tmp_path: Path, damage, reason: str) -> None:
+def test_an_error_in_loading_gives_the_reason(tmp_path: Path, damage: Callable[[bytes], bytes], reason: str) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ModelUnusable, match=reason):

@@ -19,7 +19,7 @@ from services.protocol.engine import EngineSettings
 from services.worker.engine import SPIN_COUNT
 from services.worker.engine.cores import num_threads
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.scheduler import Span
+from services.worker.engine.runner import Span
 
 DEADLINE_S = 60
 
@@ -48,7 +48,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def step(runner: LlamaRunner) -> None:
-    runner.decode([Span(None, 0, 0, list(range(100, 164)), True)])  # type: ignore[arg-type]
+    runner.decode([Span(0, 0, list(range(100, 164)), True)])
     runner.cut(0, 0)
 
 
@@ -96,8 +96,8 @@ def test_the_number_of_threads_does_not_change_the_results(smollm2_path: Path) -
         rows = []
         for threads in (1, 2, 3):
             llama_cpp.llama_set_n_threads(runner._context, threads, threads)
-            prompt = runner.decode([Span(None, 0, 0, list(range(100, 300)), True)])[0].copy()  # type: ignore[arg-type]
-            token = runner.decode([Span(None, 0, 200, [300], True)])[0].copy()  # type: ignore[arg-type]
+            prompt = runner.decode([Span(0, 0, list(range(100, 300)), True)])[0].copy()
+            token = runner.decode([Span(0, 200, [300], True)])[0].copy()
             runner.cut(0, 0)
             rows.append((prompt, token))
         assert all(np.array_equal(one, other) for row in rows[1:] for one, other in zip(rows[0], row, strict=True))

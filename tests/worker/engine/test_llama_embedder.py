@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -12,7 +12,7 @@ import pytest
 from services.protocol.engine import EngineSettings, Pooling
 from services.worker.engine.llama_embedder import LlamaEmbedder
 from services.worker.engine.runner import ModelUnusable
-from tests.encoders import SPECIAL, Shape, Weights, WordPiece, last_hidden, random_weights, rank_score, unit, write_bert
+from tests.encoders import SPECIAL, Array, Shape, Weights, WordPiece, last_hidden, random_weights, rank_score, unit, write_bert
 from tests.ggufs import write_gguf
 from tests.minilm import MiniLM
 
@@ -92,7 +92,9 @@ def test_a_batch_holds_max_sequences_inputs(embedder: LlamaEmbedder) -> None:
         ("last", lambda hidden: hidden[-1]),
     ],
 )
-def test_pooling_matches_the_reference(tmp_path: Path, tiny_weights: Weights, pooling: Pooling, expected) -> None:
+def test_pooling_matches_the_reference(
+    tmp_path: Path, tiny_weights: Weights, pooling: Pooling, expected: Callable[[Array], Array]
+) -> None:
     embedder, ids = tiny(tmp_path, tiny_weights, pooling), WordPiece(VOCABULARY).encode("some words here")
     rows = embedder.embed([ids[:4], ids])
     for row, tokens in zip(rows, [ids[:4], ids], strict=True):

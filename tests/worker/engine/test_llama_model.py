@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from services.protocol.engine import EngineSettings
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.runner import LoadCancelled, ModelUnusable
-from services.worker.engine.scheduler import Span
+from services.worker.engine.runner import LoadCancelled, ModelUnusable, Span
 from tests.ggufs import write_gguf, write_lora
 
 TEXT = "the quick brown fox jumps over"
@@ -37,8 +36,9 @@ def running(path: Path, **settings: Any) -> Iterator[LlamaRunner]:
 
 def logits(path: Path, **settings: Any) -> NDArray[np.float32]:
     with running(path, **settings) as runner:
-        span = Span(None, 0, 0, runner.tokenize(TEXT, special=False), True)  # type: ignore[arg-type]
-        return runner.decode([span])[0].copy()
+        span = Span(0, 0, runner.tokenize(TEXT, special=False), True)
+        row: NDArray[np.float32] = runner.decode([span])[0].copy()
+        return row
 
 
 def refusal(path: Path, **settings: Any) -> str:
@@ -138,11 +138,16 @@ def test_invalid_adapters_are_refused(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_refused_adapter_frees_the_context_and_the_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp frees the adapters that it loaded with their model."""
-    freed = []
+    freed: list[str] = []
 
     def record(name: str) -> None:
         free = getattr(llama_cpp, name)
-        monkeypatch.setattr(llama_cpp, name, lambda pointer: freed.append(name) or free(pointer))
+
+        def recorded(pointer: object) -> None:
+            freed.append(name)
+            free(pointer)
+
+        monkeypatch.setattr(llama_cpp, name, recorded)
 
     for name in ("llama_free", "llama_model_free"):
         record(name)
@@ -153,9 +158,12 @@ def test_a_refused_adapter_frees_the_context_and_the_model(tiny: Path, tmp_path:
 
 def test_progress_rises_to_one(smollm2_path: Path) -> None:
     progress: list[float] = []
-    LlamaRunner(
-        smollm2_path, EngineSettings(slots=1, context_tokens=64), on_progress=lambda part: progress.append(part) is None
-    ).close()
+
+    def record(part: float) -> bool:
+        progress.append(part)
+        return True
+
+    LlamaRunner(smollm2_path, EngineSettings(slots=1, context_tokens=64), on_progress=record).close()
     assert progress == sorted(progress)
     assert (progress[0], progress[-1], len(progress) > 10) == (0.0, 1.0, True)
 

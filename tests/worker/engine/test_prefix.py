@@ -9,6 +9,7 @@ cells, of any sequence, is summed in two parts. The prompts are such that the mo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as TokenIds
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 from services.protocol.engine import EngineSettings
 from services.protocol.sampling import SamplingParams, StopConditions
 from services.worker.engine.llama import LlamaRunner
+from services.worker.engine.runner import Span
 from services.worker.engine.sampling import Sampled, Sampler, Stages
-from services.worker.engine.scheduler import Span
 from services.worker.engine.sequence import Sequence
 from tests.worker.engine.factories import completion, make_engine, run
 
@@ -61,7 +62,8 @@ def prompt(runner: LlamaRunner, question: str) -> list[int]:
 
 
 def fill(runner: LlamaRunner, slot: int, start: int, tokens: list[int]) -> NDArray[np.float32]:
-    return runner.decode([Span(None, slot, start, tokens, True)])[0].copy()  # type: ignore[arg-type]
+    row: NDArray[np.float32] = runner.decode([Span(slot, start, tokens, True)])[0].copy()
+    return row
 
 
 def empty(runner: LlamaRunner) -> None:
@@ -103,7 +105,7 @@ class Greedy(Sampler):
         super().__init__(stages, StopConditions(), end_tokens=runner.end_tokens, top_logprobs=5)
         self.top: list[dict[int, float]] = []
 
-    def sample(self, logits: NDArray[np.float32], tokens: list[int], num_prompt_tokens: int) -> Sampled:
+    def sample(self, logits: NDArray[np.float32], tokens: TokenIds[int], num_prompt_tokens: int) -> Sampled:
         sampled = super().sample(logits, tokens, num_prompt_tokens)
         self.top.append(dict(sampled.top))
         return sampled

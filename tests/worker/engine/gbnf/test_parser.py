@@ -246,4 +246,4 @@ def _allowed(sampler: object, tokens: list[int]) -> set[int]:
         entry.id = token
     candidates = llama_cpp.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
     llama_cpp.llama_sampler_apply(sampler, ctypes.byref(candidates))
-    return {entry.id for entry in data if np.isfinite(entry.logit)}
+    return {entry.id for entry in data if np.isfinite(entry.logit)}  # type: ignore[misc]

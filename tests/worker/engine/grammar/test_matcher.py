@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from services.protocol.errors import BadRequest, CorralError
-from services.protocol.sampling import Gbnf, JsonObject, JsonSchema, Lark, Regex
+from services.protocol.sampling import Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
 from services.worker.engine.fake import END, FakeRunner
 from services.worker.engine.grammar import GrammarCompiler, Matcher
 from services.worker.engine.llama import LlamaRunner
@@ -211,6 +211,11 @@ def test_masks_are_read_only(byte_grammars: GrammarCompiler) -> None:
 
 
 def test_gbnf_json_and_lark_agree(byte_grammars: GrammarCompiler) -> None:
-    spellings = [Gbnf('root ::= "yes" | "no"'), Lark('start: "yes" | "no"'), JsonSchema({"enum": ["yes", "no"]}), YES_NO]
+    spellings: list[Constraint] = [
+        Gbnf('root ::= "yes" | "no"'),
+        Lark('start: "yes" | "no"'),
+        JsonSchema({"enum": ["yes", "no"]}),
+        YES_NO,
+    ]
     first = [texts(byte_grammars.compile(spelling).matcher()) for spelling in spellings]
     assert first == [set(b"yn"), set(b"yn"), set(b'"'), set(b"yn")]

@@ -13,7 +13,7 @@ import numpy as np
 from services.protocol.sampling import Constraint, Gbnf, JsonSchema, Regex
 from services.worker.engine.grammar import GrammarCompiler, Matcher
 from services.worker.engine.llama import LlamaRunner
-from services.worker.engine.scheduler import Span
+from services.worker.engine.runner import Span
 from tests.worker.engine.schema.schemas import schema
 
 LONGEST = 100
@@ -42,7 +42,7 @@ def answers(runner: LlamaRunner, prompt: str, matchers: list[Matcher], *, seed: 
             if waiting:
                 runner.cut(slot, 0)
                 running[slot] = waiting.pop()
-        spans = [Span(None, slot, one.cached, one.tokens[one.cached :], True) for slot, one in running.items()]  # type: ignore[arg-type]
+        spans = [Span(slot, one.cached, one.tokens[one.cached :], True) for slot, one in running.items()]
         for answer, logits in zip(running.values(), runner.decode(spans), strict=True):
             _draw(runner, answer, logits)
         running = {slot: one for slot, one in running.items() if not one.is_complete and one.num_tokens < LONGEST}

@@ -38,7 +38,7 @@ class Reference:
         array = llama_cpp.llama_token_data_array(data=pointer, size=len(logits), selected=-1, sorted=False)
         llama_cpp.llama_sampler_apply(self._sampler, ctypes.byref(array))
         # XTC advances the data pointer.
-        start = (ctypes.addressof(array.data.contents) - entries.ctypes.data) // ENTRY.itemsize
+        start = (ctypes.addressof(array.data[0]) - entries.ctypes.data) // ENTRY.itemsize
         left = entries[start : start + array.size]
         self.ids, self.logits = left["id"].copy(), left["logit"].copy()
         self.selected = int(self.ids[array.selected]) if array.selected >= 0 else -1

@@ -25,7 +25,8 @@ rows = st.builds(
 
 def probabilities(row: NDArray[np.float32]) -> NDArray[np.float64]:
     weights = np.exp(row.astype(np.float64) - row.max())
-    return weights / weights.sum()
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 def chi_square(drawn: list[int], expected: dict[int, float]) -> bool:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_cpp import llama_cpp
+from numpy.typing import NDArray
 
 from services.protocol.sampling import SamplingParams
 from services.worker.engine.sampling.candidates import Candidates
@@ -25,7 +27,7 @@ from tests.worker.engine.sampling.rows import logits
     scale=st.sampled_from([1.0, 3.0, 6.0]),
 )
 def test_mirostat_keeps_the_same_tokens_as_llama_cpp(
-    version: int, seed: int, size: int, tau: float, eta: float, scale: float
+    version: Literal[1, 2], seed: int, size: int, tau: float, eta: float, scale: float
 ) -> None:
     """The kept tokens depend on mu. Both accept the token that llama.cpp drew."""
     ours = Mirostat(SamplingParams(mirostat=version, mirostat_tau=tau, mirostat_eta=eta))
@@ -49,14 +51,14 @@ def test_mirostat_keeps_the_same_tokens_as_llama_cpp(
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("row", [np.zeros(50, np.float32), np.array([1, 1, -np.inf], np.float32), np.array([2], np.float32)])
 @pytest.mark.parametrize("mu", [-500.0, 0.0, 5.0, 1e9])
-def test_any_mu_keeps_at_least_one_token(version: int, row: np.ndarray, mu: float) -> None:
+def test_any_mu_keeps_at_least_one_token(version: Literal[1, 2], row: NDArray[np.float32], mu: float) -> None:
     mirostat = Mirostat(SamplingParams(mirostat=version))
     mirostat.mu = mu
     assert mirostat.truncate(Candidates(row), len(row)).likeliest() is not None
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_only_accepted_tokens_change_mu(version: int) -> None:
+def test_only_accepted_tokens_change_mu(version: Literal[1, 2]) -> None:
     row = logits(size=2000, scale=2.0)
     sampler = make_sampler(SamplingParams(mirostat=version, mirostat_tau=6.0, mirostat_eta=0.1, seed=1))
 

@@ -27,7 +27,8 @@ def kept(row: Row, candidates: Candidates) -> list[int]:
     assert (np.diff(ids) > 0).all()
     possible = candidates.logits > -np.inf
     assert (row[ids[possible]] == candidates.logits[possible]).all()
-    return ids[possible].tolist()
+    drawable: list[int] = ids[possible].tolist()
+    return drawable
 
 
 def likeliest(row: Row, count: int) -> list[int]:
@@ -58,7 +59,8 @@ def test_top_p_keeps_the_same_tokens_as_llama_cpp(row: Row, p: float) -> None:
 
 def typical_scores(row: Row) -> NDArray[np.float64]:
     surprise = -np.log(probabilities(row))
-    return np.abs(surprise - (probabilities(row) * surprise).sum())
+    scores: NDArray[np.float64] = np.abs(surprise - (probabilities(row) * surprise).sum())
+    return scores
 
 
 @given(rows, st.one_of(st.floats(0, 1), st.floats(0.8, 1)))

@@ -55,7 +55,7 @@ def _number(rng: Random) -> Schema:
 
 
 def _listed(rng: Random) -> Schema:
-    values = [None, True, 0, -3, 2.5, "", "yes", 'with "quotes"', "ü\n", [1, "a"], {"k": {"l": []}}]
+    values: list[Any] = [None, True, 0, -3, 2.5, "", "yes", 'with "quotes"', "ü\n", [1, "a"], {"k": {"l": []}}]
     return {"const": rng.choice(values)} if rng.random() < 0.3 else {"enum": rng.sample(values, rng.randint(1, 4))}
 
 

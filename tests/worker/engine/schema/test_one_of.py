@@ -45,7 +45,7 @@ def allows(schema: Schema, value: Any) -> bool:
     )
 
 
-SCALARS = [None, True, 1, 2, "a", "b", "other", [], {}]
+SCALARS: list[Any] = [None, True, 1, 2, "a", "b", "other", [], {}]
 OBJECTS = (
     [{"a": a, "b": b, "c": 1} for a in SCALARS for b in SCALARS] + [{"a": a} for a in SCALARS] + [{"b": b} for b in SCALARS]
 )
