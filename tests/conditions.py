@@ -1,4 +1,4 @@
-"""Waiting for something to become true, without sleeping for a guessed time."""
+"""Waits for a condition instead of sleeping for a guessed time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 POLL_S = 0.02
 
 #: No condition takes this long, even on a loaded machine.
-HUNG_S = 60.0
+HUNG_S = 120.0
 
 
 @overload
@@ -26,9 +26,8 @@ async def eventually(condition: Callable[[], T | None | Awaitable[T | None]], *,
     last: object = None
     while time.monotonic() < deadline:
         try:
-            value = condition()
-            if inspect.isawaitable(value):
-                value = await _in_time(value, what=what or str(condition))
+            result = condition()
+            value = await _in_time(result, what=what or str(condition)) if inspect.isawaitable(result) else result
             if value:
                 return value
             last = value
@@ -49,7 +48,7 @@ async def _in_time(value: Awaitable[T], *, what: str) -> T:
 
 
 def eventually_sync(condition: Callable[[], T | None], *, timeout_s: float = 10, what: str = "") -> T:
-    """`eventually` for tests without a loop."""
+    """`eventually` for tests without an event loop."""
     deadline = time.monotonic() + timeout_s
     last: object = None
     while time.monotonic() < deadline:
