@@ -7,11 +7,14 @@ import base64
 import hashlib
 import json
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
+from services.protocol.errors import Unavailable
 from services.protocol.jobs import (
     Delete,
     Job,
@@ -189,6 +192,7 @@ class ScriptedNode:
         return [job for job in self.taken if isinstance(job, kind)]
 
     async def finish_pull(self, pull: Pull) -> None:
+        self.doing.discard(pull.job)
         content = pull.source
         model = pulled_model(pull.name, content, tensor_bytes=self.tensor_bytes.get(pull.source, 1000))
         blob = model.layers[0]
@@ -202,24 +206,28 @@ class ScriptedNode:
             self.names[ModelName.parse(pull.name).kept(_digest(before)).full] = before
         self.names[pull.name] = model
         self.blobs |= {layer.digest: layer.size for layer in (model.config, *model.layers)}
-        self.doing.discard(pull.job)
         await self._events.publish(JobSucceeded(pull.job, self.name, model))
 
     async def _report(self) -> None:
         while True:
-            await self.publish()
+            with suppress(Unavailable, RedisError):  # the next report follows
+                await self.publish()
             await asyncio.sleep(REPORT_INTERVAL_S)
 
     async def _work(self) -> None:
         while True:
-            if not self.takes_jobs:
-                await asyncio.sleep(REPORT_INTERVAL_S)
-                continue
-            # The format in which Celery's Redis transport stores a job in the queue's list.
-            popped = await cast("Awaitable[Any]", self.redis.brpop([node_queue(self.name)], timeout=REPORT_INTERVAL_S))
-            if popped:
-                args, _, _ = json.loads(base64.b64decode(json.loads(popped[1])["body"]))
-                await self._do(job_from_payload(args[0]))
+            with suppress(Unavailable, RedisError):  # the registry sends the job again
+                await self._take_one()
+
+    async def _take_one(self) -> None:
+        if not self.takes_jobs:
+            await asyncio.sleep(REPORT_INTERVAL_S)
+            return
+        # The format in which Celery's Redis transport stores a job in the queue's list.
+        popped = await cast("Awaitable[Any]", self.redis.brpop([node_queue(self.name)], timeout=REPORT_INTERVAL_S))
+        if popped:
+            args, _, _ = json.loads(base64.b64decode(json.loads(popped[1])["body"]))
+            await self._do(job_from_payload(args[0]))
 
     async def _do(self, job: Job) -> None:
         self.taken.append(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 from pathlib import Path
@@ -51,12 +52,12 @@ async def test_the_registry_survives_an_outage_of_postgresql(
 
     caplog.set_level(logging.WARNING, LOOP)
     folder = open_folder / "outage"
-    server = get_server(folder, cleanup_mode="stop")
+    server = await asyncio.to_thread(get_server, folder, cleanup_mode="stop")
     url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    command.upgrade(alembic_config(url), "head")
+    await asyncio.to_thread(command.upgrade, alembic_config(url), "head")
     async with run_registry(settings.model_copy(update={"database_url": url})) as registry:
         await eventually(lambda: pulled(registry))
-        server.cleanup()
+        await asyncio.to_thread(server.cleanup)
         await eventually(lambda: logged(caplog, "PostgreSQL does not answer"))
         health = await registry.http.get("/healthz")
         assert health.status_code == 503
@@ -64,7 +65,7 @@ async def test_the_registry_survives_an_outage_of_postgresql(
         refused = await registry.http.get("/registry/v1/nodes")
         assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
 
-        server = get_server(folder, cleanup_mode="delete")
+        server = await asyncio.to_thread(get_server, folder, cleanup_mode="delete")
         await eventually(lambda: logged(caplog, "outage over"), timeout_s=20)
         assert await serves(registry, queue)
     server.cleanup()
