@@ -3,8 +3,8 @@
     python benchmarks/neighbours.py [--rounds N] [--seconds N] [--clients N] [--before CHECKOUT]
 
 Compares Corral (a whole `corral up` with two models) with two llama-servers with their defaults, one per model. All stay in memory. In
-each round, each of them is measured in every situation, in alternating order. A situation lasts for a second that does not count and for
---seconds that do; then the clients disconnect. A measurement during which other programs used more than a tenth of the machine is
+each round, each of them is measured in every situation, in alternating order. A situation starts when the previous server is idle. It lasts
+for a second that does not count and for --seconds that do; then the clients disconnect. A measurement during which other programs used more than a tenth of the machine is
 repeated, up to three times. With --before, the Corral of another checkout is measured too. Each ratio is taken within a round. Needs the
 dependency group `bench` (`make bench` installs it).
 """
@@ -38,6 +38,9 @@ CONTEXT_TOKENS = 2048
 PROMPT_TOKENS = 32
 SETTLE_S = 1.0
 MOST_TRIES = 3
+
+#: A machine counts as idle if all programs together used less than this share of it for IDLE_S.
+IDLE_SHARE, IDLE_S, MAX_IDLE_WAIT_S = 0.1, 0.5, 20.0
 BEFORE = "before"
 
 SMALL, LARGE = MODELS.values()
@@ -140,11 +143,22 @@ class OtherPrograms:
         return busy_seconds() - sum(cpu_seconds(os.getpid()).values())
 
 
+def wait_until_idle() -> None:
+    """Otherwise what the previous server still computes would count as another program. Gives up after MAX_IDLE_WAIT_S."""
+    deadline = time.monotonic() + MAX_IDLE_WAIT_S
+    while time.monotonic() < deadline:
+        before = busy_seconds()
+        time.sleep(IDLE_S)
+        if busy_seconds() - before < IDLE_SHARE * IDLE_S * (os.cpu_count() or 1):
+            return
+
+
 def measured_quietly(
     models: dict[str, Client], situation: Situation, args: argparse.Namespace, seed: str, folder: Path
 ) -> list[float]:
     """The last of at most MOST_TRIES measurements."""
     for attempt in range(MOST_TRIES):
+        wait_until_idle()
         with loops(situation.loops, folder):
             others = OtherPrograms()
             rates = uvloop.run(measured(models, situation, args.clients, f"{seed}.{attempt}", args.seconds))

@@ -26,11 +26,9 @@ class ThreadCount:
     """
 
     def __init__(self, most: int, *, patience_s: float) -> None:
-        self.now = most
         self._most = most
-        self._crowded_s = self._roomy_s = 0.0
-        self._patience_s = self._min_patience_s = patience_s
-        self._kept_s = SAMPLE_WINDOW_S
+        self._min_patience_s = patience_s
+        self.restart()
 
     def observe(self, cores: float, *, seconds: float) -> None:
         """Records that on average `cores` cores were available to this process over the last `seconds`."""
@@ -43,9 +41,12 @@ class ThreadCount:
             self._take(cores)
 
     def restart(self) -> None:
-        """Starts with all cores again after a pause. Workers that took the free cores during the pause will give up a share."""
+        """Starts with all cores and no memory of lost ones, as after a pause. Workers that took the free cores during the pause will
+        give up a share."""
         self.now = self._most
         self._crowded_s = self._roomy_s = 0.0
+        self._patience_s = self._min_patience_s
+        self._kept_s = SAMPLE_WINDOW_S
 
     def _is_crowded(self, cores: float) -> bool:
         return self.now > 1 and cores <= self.now - TAKEN_CORES

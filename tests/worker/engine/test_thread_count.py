@@ -95,6 +95,14 @@ def test_recurring_load_makes_retries_rarer() -> None:
     assert waits[-1] > MAX_PATIENCE_FACTOR * PATIENCE_S
 
 
+@given(cores=CORES, loops=st.integers(1, 64))
+def test_load_before_a_pause_does_not_matter_after_it(cores: int, loops: int) -> None:
+    worker, other = ThreadCount(cores, patience_s=PATIENCE_S), ThreadCount(cores, patience_s=PATIENCE_S)
+    settled(cores, [worker], loops=loops, seconds=60)
+    worker.restart()
+    assert settled(cores, [worker], loops=loops, seconds=60) == settled(cores, [other], loops=loops, seconds=60)
+
+
 def test_a_worker_gets_its_share_after_a_pause() -> None:
     running, paused = ThreadCount(8, patience_s=1.0), ThreadCount(8, patience_s=1.5)
     count_after(paused, 1.0, seconds=1)
