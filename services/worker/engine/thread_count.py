@@ -26,9 +26,10 @@ class ThreadCount:
     """
 
     def __init__(self, most: int, *, patience_s: float) -> None:
-        self._most = most
-        self._min_patience_s = patience_s
-        self.restart()
+        self.now = self._most = most
+        self._crowded_s = self._roomy_s = 0.0
+        self._patience_s = self._min_patience_s = patience_s
+        self._kept_s = SAMPLE_WINDOW_S
 
     def observe(self, cores: float, *, seconds: float) -> None:
         """Records that on average `cores` cores were available to this process over the last `seconds`."""
