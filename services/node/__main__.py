@@ -25,10 +25,16 @@ from services.node.agent import Agent
 from services.node.config import Settings, container_environment, pip_environment, worker_environment, worker_metrics
 from services.node.containers.runtime import ContainerRuntime
 from services.node.containers.template import Template
+from services.node.downloads.addresses import AllowedHosts
+from services.node.downloads.download import Patience
+from services.node.downloads.downloads import Downloads
+from services.node.downloads.rate import RateLimit
+from services.node.downloads.web import STALL_S, Web
 from services.node.heartbeat import Heartbeat
 from services.node.metrics import Metrics
 from services.node.processes import ProcessRuntime
 from services.node.runtime import Runtime
+from services.node.sources import Sources
 from services.node.store import Store
 from services.node.tasks import JobConsumer
 from services.node.uplink import Uplink
@@ -99,7 +105,7 @@ def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *,
         adapters=settings.adapters,
         runtime=runtime,
         publish=lambda event: uplink.call(events.publish, event),
-        pip_environment=pip_environment(),
+        sources=_sources(settings),
         metrics=metrics,
     )
     metrics.show(store, runtime, agent.jobs)
@@ -130,6 +136,13 @@ def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *,
     heartbeat.stop(remove=not replaced)
     uplink.close()
     return 0
+
+
+def _sources(settings: Settings) -> Sources:
+    downloads = Downloads(
+        Web(AllowedHosts.parse(settings.source_hosts), stall_s=STALL_S), RateLimit(settings.pull_bytes_per_s), Patience()
+    )
+    return Sources(downloads, pip_environment=pip_environment(), import_paths=settings.import_folders)
 
 
 def _stop_signal(runtime: Runtime) -> threading.Event:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from services.node.metrics import Metrics
 from services.node.progress import Progress, Stopping
 from services.node.pull import pull
 from services.node.runtime import Runtime, StartSpec
+from services.node.sources import Sources
 from services.node.store import Store
 from services.protocol.engine import EngineSettings
 from services.protocol.errors import BadRequest, CorralError, ModelRefused, NotFound, Unavailable
@@ -51,7 +52,6 @@ class Agent:
 
     - `adapters`: the folder, besides the store, whose files may be LoRA adapters.
     - `publish`: sends an event to the registry; raises Unavailable if it cannot.
-    - `pip_environment`: the environment of processes that download models.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Agent:
         adapters: Path | None,
         runtime: Runtime,
         publish: Callable[[JobEvent], None],
-        pip_environment: Mapping[str, str],
+        sources: Sources,
         metrics: Metrics,
     ) -> None:
         self._node = node
@@ -70,7 +70,7 @@ class Agent:
         self._adapters = adapters
         self._runtime = runtime
         self._publish = publish
-        self._pip_environment = pip_environment
+        self._sources = sources
         self._metrics = metrics
         self._lock = threading.Lock()
         self._working: dict[str, threading.Event] = {}
@@ -149,7 +149,7 @@ class Agent:
         match job:
             case Pull():
                 progress = Progress(job.job, self._publish_progress, self._stopping)
-                return pull(job, self._store, progress, environment=self._pip_environment)
+                return pull(job, self._store, progress, self._sources)
             case Start():
                 path = self._store.blob(job.model)
                 engine = self._with_files(job.engine)

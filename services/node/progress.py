@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -17,17 +18,21 @@ class Stopping(Exception):
 
 
 class Progress:
-    """Publishes the progress of one job. Used by that job's thread only."""
+    """Publishes the progress of one job. Used by one thread at a time."""
 
     def __init__(self, job: str, publish: Callable[[JobProgress], None], stopping: threading.Event) -> None:
         self._job = job
         self._publish = publish
         self._stopping = stopping
         self._next_line_at = 0.0
+        self._status = ""
 
     def say(self, status: str) -> None:
+        """Publishes a step. A step that was just published is not repeated."""
         self.check()
-        self._publish(JobProgress(self._job, status))
+        if status != self._status:
+            self._publish(JobProgress(self._job, status))
+        self._status = status
 
     def bar(self, digest: str, *, completed: int, total: int) -> None:
         """Publishes the progress of the file `digest` (`sha256:<hex>`) in bytes, at most once per interval. The last line, with
@@ -44,3 +49,8 @@ class Progress:
         """Raises Stopping if the agent is stopping. Long waits call it at least twice a second."""
         if self._stopping.is_set():
             raise Stopping
+
+
+def bar_digest(source: str) -> str:
+    """A stand-in for a file's digest in progress lines, before the real one is known. The same for every attempt."""
+    return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"

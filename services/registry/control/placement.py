@@ -178,7 +178,7 @@ def _unfit(want: Want, capacity: NodeCapacity) -> str | None:
     if not capacity.ready:
         return "is lost"
     if not capacity.holds and not want.fetchable:
-        return "does not hold the model's file and cannot fetch it, since its source is a path on another node"
+        return "does not hold the model's file and cannot fetch it, since its source is a path on another node or a URL with a query"
     if not capacity.holds and capacity.disk_free < want.file_bytes:
         return f"has {gib(capacity.disk_free)} of disk free, the model's file takes {gib(want.file_bytes)}"
     if capacity.usable < want.memory_bytes:

