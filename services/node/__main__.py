@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from services.node.agent import Agent
+from services.node.cancellations import watch_cancellations
 from services.node.config import Settings, container_environment, pip_environment, worker_environment, worker_metrics
 from services.node.containers.runtime import ContainerRuntime
 from services.node.containers.template import Template
@@ -38,8 +39,9 @@ from services.node.sources import Sources
 from services.node.store import Store
 from services.node.tasks import JobConsumer
 from services.node.uplink import Uplink
+from services.process.loops import vital
 from services.protocol.errors import CorralError
-from services.protocol.jobs import JobEvents
+from services.protocol.jobs import JobCancellations, JobEvents
 from services.telemetry import logs
 from services.telemetry.telemetry import TelemetryRefused, telemetry
 
@@ -120,6 +122,7 @@ def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *,
     )
     jobs = JobConsumer(agent, redis_url=settings.redis_url, node=settings.node, threads=settings.job_threads)
     heartbeat.start()
+    cancellations = uplink.spawn(vital("cancellations", watch_cancellations(agent, JobCancellations(uplink.redis))))
     jobs.start()
     log.info("node %s serves %s", settings.node, store.root)
     while not stop.wait(1.0):
@@ -133,6 +136,7 @@ def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *,
     else:
         runtime.close()
     jobs.stop()
+    cancellations.cancel()
     heartbeat.stop(remove=not replaced)
     uplink.close()
     return 0

@@ -13,13 +13,14 @@ from typing import Any
 
 @dataclass
 class Answer:
-    """`lines` are sent one by one as NDJSON; `hang` keeps the connection open behind them until the client leaves. `encoding` is what the
-    headers claim of the body."""
+    """`lines` are sent one by one as NDJSON; `hang` keeps the connection open behind them until the client leaves, `breaks` closes it
+    before the end of the body. `encoding` is what the headers claim of the body."""
 
     status: int = 200
     body: Any = None
     lines: list[dict[str, Any]] | None = None
     hang: bool = False
+    breaks: bool = False
     encoding: str = ""
 
 
@@ -75,6 +76,8 @@ def _handler(gateway: Gateway) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Type", "application/x-ndjson" if answer.lines is not None else "application/json")
             if answer.encoding:
                 self.send_header("Content-Encoding", answer.encoding)
+            if answer.breaks:
+                self.send_header("Content-Length", str(10**6))
             self.end_headers()
             if answer.lines is None:
                 self.wfile.write(b"" if answer.body is None else json.dumps(answer.body).encode())

@@ -35,13 +35,14 @@ class UrlPuller:
         self.store = store
         self.lines: list[JobProgress] = []
         self.stopping = threading.Event()
+        self.cancelled = threading.Event()
         patience = Patience(tries=4, wait_s=0.01, longest_wait_s=0.05)
         downloads = Downloads(Web(hosts, stall_s=stall_s), RateLimit(bytes_per_s), patience)
         self._sources = Sources(downloads, pip_environment={}, import_paths=())
 
     def __call__(self, url: str, name: str = NAME) -> PulledModel:
         self.lines.clear()
-        progress = Progress("job", self.lines.append, self.stopping)
+        progress = Progress("job", self.lines.append, stopping=self.stopping, cancelled=self.cancelled)
         return pull(Pull("job", url, name), self.store, progress, self._sources)
 
     @property

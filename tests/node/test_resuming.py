@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from services.node.downloads.partials import KEPT_S
 from services.node.progress import Stopping
 from services.node.store import Store
 from services.protocol.errors import Unavailable
-from services.protocol.jobs import JobSucceeded, Pull
+from services.protocol.jobs import PULL_CANCELLED, JobCancellations, JobFailed, JobSucceeded, Pull
 from services.protocol.messages import new_id
 from tests.conditions import eventually, eventually_sync
 from tests.doubles.file_server import FileServer, serve_file
@@ -60,6 +61,23 @@ async def test_the_next_agent_fetches_the_rest(
     assert outcome.pulled
     blob = tmp_path / "store" / "blobs" / outcome.pulled.layers[0].digest.replace(":", "-")
     assert hashlib.sha256(blob.read_bytes()).digest() == hashlib.sha256(data).digest()
+
+
+async def test_a_cancelled_pull_fails_and_a_later_one_goes_on(
+    start_agent: StartAgent, driver: Driver, files: FileServer, redis: Redis
+) -> None:
+    files.bytes_per_s = MIB
+    start_agent(CORRAL_SOURCE_HOSTS="127.0.0.1")
+    job = Pull(new_id(), files.url, NAME)
+    driver.send(job)
+    await eventually(lambda: files.sent > SIZE / 2, timeout_s=60, what="half of the file")
+    await JobCancellations(redis).add(job.job)
+    outcome = await driver.outcome(job.job)
+    assert isinstance(outcome, JobFailed)
+    assert (outcome.code, outcome.message) == ("conflict", PULL_CANCELLED)
+    files.bytes_per_s = None
+    await driver.pull(files.url)
+    assert files.sent - SIZE <= 0.02 * SIZE
 
 
 def half_downloaded(puller: UrlPuller, files: FileServer) -> None:

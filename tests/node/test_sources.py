@@ -40,7 +40,7 @@ class Puller:
 
     def __call__(self, source: str, environment: Mapping[str, str] | None = None, name: str = NAME) -> PulledModel:
         self.lines.clear()
-        progress = Progress("job", self.lines.append, self.stopping)
+        progress = Progress("job", self.lines.append, stopping=self.stopping, cancelled=threading.Event())
         sources = Sources(DOWNLOADS, pip_environment=environment or {}, import_paths=self.import_paths)
         return pull(Pull("job", source, name), self.store, progress, sources)
 

