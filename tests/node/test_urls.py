@@ -63,6 +63,13 @@ def test_the_same_url_again_is_not_downloaded(puller: UrlPuller, files: FileServ
     assert holds(puller, puller(files.url), data + b"more")
 
 
+def test_a_file_that_the_store_has_from_elsewhere_is_there_once(puller: UrlPuller, files: FileServer) -> None:
+    puller(files.url)
+    puller(files.signed_url)
+    assert len(puller.store.blobs()) == 2
+    assert puller.partials == []
+
+
 def test_a_known_checksum_is_not_even_asked_for(puller: UrlPuller, files: FileServer, data: bytes) -> None:
     puller(files.url)
     asked = len(files.asked)

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from services.protocol.jobs import JobCancellations, JobEvents, JobSucceeded, Layer, Pull
 from services.protocol.messages import GenerateRequest
@@ -26,6 +26,7 @@ from services.protocol.waiting import Priority
 from services.registry.config import Settings
 from services.registry.database.database import Database
 from services.registry.database.pulls import pull_request, safe_name
+from services.registry.database.tables import Job
 from tests.conditions import eventually
 from tests.doubles.node import MODEL, ScriptedNode, pulled_model, sha256
 from tests.registry.conftest import Registry, RunRegistry
@@ -166,13 +167,17 @@ async def test_a_pull_is_cancelled(registry: Registry, node: ScriptedNode, redis
     assert (answer.status_code, answer.json()["error"]) == (404, f"no pull of '{TINY}' is running")
 
 
-async def test_a_url_is_kept_without_its_query(registry: Registry, node: ScriptedNode) -> None:
+async def test_a_url_is_kept_without_its_query(registry: Registry, node: ScriptedNode, database: Database) -> None:
     await one_node(registry)
     await registry.pull("https://host/m.gguf?signature=secret#sha256=" + "0" * 64, "signed")
     await registry.pull("https://host/m.gguf", "plain")
     versions = [(await registry.get("models/versions", name=name))["versions"] for name in ("signed", "plain")]
     sources = [found[0]["source"] for found in versions]
     assert sources == ["https://host/m.gguf?...#sha256=" + "0" * 64, "https://host/m.gguf"]
+    async with database.transaction() as session:
+        rows = list(await session.scalars(select(Job)))
+    assert len(rows) == 2
+    assert not [row.id for row in rows if "secret" in f"{row.key} {row.payload}"]
 
 
 async def test_a_pull_that_fails(registry: Registry, node: ScriptedNode) -> None:

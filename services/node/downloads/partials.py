@@ -98,7 +98,8 @@ class Partials:
 
     @contextmanager
     def open(self, key: str) -> Iterator[Partial]:
-        """A partial file, created if needed; removed if the block refuses it with InvalidModelFile. Raises PartialInUse."""
+        """A partial file, created if needed. It is removed if the block refuses it with InvalidModelFile, or ends without an error:
+        the store has the file then. Raises PartialInUse."""
         self.drop_expired()
         with self._lock:
             if key in self._open:
@@ -106,6 +107,7 @@ class Partials:
             partial = self._open[key] = Partial(self._folder, key)
         try:
             yield partial
+            partial.path.unlink(missing_ok=True)
         except InvalidModelFile:
             partial.discard()
             raise
