@@ -102,7 +102,7 @@ def test_a_proxy_is_used(store: Store, files: FileServer, monkeypatch: pytest.Mo
     puller = UrlPuller(store, hosts=AllowedHosts())
     puller("http://files.example/model.gguf")
     assert {asked.path for asked in files.asked} == {"http://files.example/model.gguf"}
-    for host in ("127.0.0.1", "169.254.169.254", "localhost"):
+    for host in ("127.0.0.1", "169.254.169.254", "localhost", "LOCALHOST.", "127.1", "2130706433", "[::1]"):
         with pytest.raises(BadRequest, match=NOT_PUBLIC):
             puller(f"http://{host}/model.gguf")
 

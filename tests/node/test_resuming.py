@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from services.node.downloads.partials import KEPT_S
+from services.node.downloads.partials import KEPT_S, Partial
 from services.node.progress import Stopping
 from services.node.store import Store
 from services.protocol.errors import Unavailable
@@ -198,6 +199,27 @@ def test_two_pulls_do_not_promise_the_same_bytes(store: Store) -> None:
             other.claim.set(int(free * 0.6))
         one.claim.spend(int(free * 0.5))
         other.claim.set(int(free * 0.6))
+
+
+def test_a_disk_that_fills_up(store: Store, files: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = 0
+
+    def write(partial: Partial, start: int, data: bytes) -> None:
+        nonlocal written
+        written += len(data)
+        if written > SIZE / 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_write(partial, start, data)
+
+    real_write = Partial.write
+    monkeypatch.setattr(Partial, "write", write)
+    puller = UrlPuller(store)
+    with pytest.raises(Unavailable, match=r"the disk that holds .* is full; 2\d.\d MB more are needed"):
+        puller(files.url)
+    monkeypatch.undo()
+    sent = files.sent
+    puller(files.url)
+    assert files.sent - sent < 0.6 * SIZE, "what fitted is kept"
 
 
 def test_a_file_larger_than_the_disk_is_not_begun(store: Store, files: FileServer) -> None:

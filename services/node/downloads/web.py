@@ -156,13 +156,23 @@ def _refusal(host: str, address: str) -> BadRequest:
 
 def _check_literal(hosts: AllowedHosts, host: str) -> None:
     """Raises BadRequest if the host is an address, or localhost, that is not allowed."""
-    literal = "127.0.0.1" if host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost") else host
-    try:
-        ipaddress.ip_address(literal)
-    except ValueError:
-        return
-    if not allowed(hosts, host, [literal]):
+    literal = _literal(host.lower().rstrip("."))
+    if literal and not allowed(hosts, host, [literal]):
         raise _refusal(host, literal)
+
+
+def _literal(host: str) -> str:
+    """The address that a host is without any DNS; empty if it is a name. 127.1 and 2130706433 are addresses, too."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return ""
 
 
 def _proxy_for(url: httpx.URL) -> str | None:
