@@ -55,6 +55,8 @@ class FileServer:
         self.after_bodies: dict[int, Callable[[], None]] = {}
         #: Every request is redirected there.
         self.redirect = ""
+        #: What follows the part in each body.
+        self.excess = b""
         self.content_encoding = ""
         self.claimed_range = ""
         self.asked: list[Asked] = []
@@ -166,6 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if files.flips:
                     files.flips -= 1
                     body = bytes([body[0] ^ 1]) + body[1:]
+                body += files.excess
         self.send_response(206 if part else 200)
         if part:
             self.send_header("Content-Range", files.claimed_range or f"bytes {start}-{stop - 1}/{len(files.data)}")

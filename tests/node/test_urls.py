@@ -147,6 +147,12 @@ def test_a_part_that_is_not_the_one_asked_for(puller: UrlPuller, files: FileServ
         puller(files.url)
 
 
+def test_a_server_that_sends_more_than_it_was_asked_for(puller: UrlPuller, files: FileServer, data: bytes) -> None:
+    files.excess = bytes(64 * MIB)
+    assert holds(puller, puller(files.url), data)
+    assert files.sent < SIZE + 64 * MIB
+
+
 def test_a_silent_connection_is_asked_again(store: Store, files: FileServer, data: bytes) -> None:
     puller = UrlPuller(store, stall_s=0.5)
     files.gate.clear()

@@ -176,6 +176,8 @@ class Download:
         """Writes the body into the file. Raises Broken if it ends early."""
         position = part.start
         async for chunk in answer.chunks():
+            if position == part.stop:
+                break  # the server sends more than it was asked for
             data = chunk[: part.stop - position]
             with self._disk_errors():
                 self.partial.write(position, data)

@@ -68,8 +68,8 @@ async def _require_gguf(answer: Answer) -> None:
     beginning = b""
     async for chunk in answer.chunks():
         beginning += chunk
-        if len(beginning) >= len(_MAGIC):
-            break
+        if len(beginning) > len(_MAGIC):
+            break  # the server sends the whole file
     if not beginning.startswith(_MAGIC):
         raise InvalidModelFile("is not a GGUF file")
 
