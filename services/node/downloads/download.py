@@ -78,6 +78,8 @@ class Download:
         self._saving = asyncio.Lock()
         self._resolving = asyncio.Lock()
         self._begin(location, records.resumed(partial.load(), location, digest=file.digest))
+        if self._saved:
+            log.info("download resumes: file=%s completed=%d size=%d", file.shown, self._saved, self.size)
 
     @property
     def size(self) -> int:

@@ -79,45 +79,45 @@ class _Fetch:
     async def files(self, source: RemoteSource) -> tuple[FetchedFile, ...]:
         first = self._patience._replace(tries=min(FIRST_TRIES, self._patience.tries))
         plan = await until_answered(lambda: source.plan(self._session), first)
-        keys = {records.key_of(planned.file.identity, planned.file.digest): planned.file for planned in plan}
+        files = {_key(file): file for _, file in plan}
         # All pulls open partials in the same order, so that two never wait for each other.
-        opened = {key: await self._open(keys[key], key, first) for key in sorted(keys)}
-        downloads = [opened[key] for key in keys]
-        self._staging.claim.add(sum(found.missing for found in downloads if isinstance(found, Download)))
-        for found in downloads:
-            if isinstance(found, Download):
-                await self._run(found)
+        opened = {key: await self._open(files[key], first) for key in sorted(files)}
+        downloads = [found for key in files if isinstance(found := opened[key], Download)]
+        self._staging.claim.add(sum(download.missing for download in downloads))
+        for download in downloads:
+            await self._run(download)
         await self._report(lambda: self._progress.say("verifying sha256 digest"))
-        blobs = {key: await self._blob(found) for key, found in opened.items()}
-        return tuple(
-            FetchedFile(planned.role, blobs[records.key_of(planned.file.identity, planned.file.digest)]) for planned in plan
+        blobs = {key: await self._verified(found) for key, found in opened.items()}
+        return tuple(FetchedFile(role, blobs[_key(file)]) for role, file in plan)
+
+    async def _open(self, file: RemoteFile, patience: Patience) -> Download | StagedBlob:
+        """The file from the store, or a download that has not begun. Waits while another pull downloads the file."""
+        partial = await self._partial(file)
+        if blob := await self._reused(file, file.digest):
+            return blob
+        location = await until_answered(lambda: file.resolve(self._session), patience)
+        if blob := await self._reused(file, records.verified_digest(partial.load(), location)):
+            return blob
+        return Download(
+            file,
+            partial,
+            location,
+            session=self._session,
+            claim=self._staging.claim,
+            limit=self._limit,
+            patience=self._patience,
         )
 
-    async def _open(self, file: RemoteFile, key: str, patience: Patience) -> Download | StagedBlob:
-        """The file from the store, or a download that has not begun. Waits while another pull downloads the file."""
-        partial = await self._partial(file, key)
-        blob = self._staging.reuse(file.digest) if file.digest else None
-        if blob is None:
-            location = await until_answered(lambda: file.resolve(self._session), patience)
-            known = records.verified_digest(partial.load(), location)
-            blob = self._staging.reuse(known) if known and not file.digest else None
-        if blob is None:
-            return Download(
-                file,
-                partial,
-                location,
-                session=self._session,
-                claim=self._staging.claim,
-                limit=self._limit,
-                patience=self._patience,
-            )
-        await self._show_whole(file, blob.size)
+    async def _reused(self, file: RemoteFile, digest: str) -> StagedBlob | None:
+        blob = self._staging.reuse(digest) if digest else None
+        if blob:
+            await self._show_whole(file, blob.size)
         return blob
 
-    async def _partial(self, file: RemoteFile, key: str) -> Partial:
+    async def _partial(self, file: RemoteFile) -> Partial:
         while True:
             try:
-                return self._staging.enter(self._staging.partials.open(key))
+                return self._staging.enter(self._staging.partials.open(_key(file)))
             except PartialInUse as use:
                 self._shown = file, use.partial
                 await asyncio.sleep(TICK_S)
@@ -127,8 +127,8 @@ class _Fetch:
         await download.run()
         await self._show_whole(download.file, download.size)
 
-    async def _blob(self, found: Download | StagedBlob) -> StagedBlob:
-        """The verified file. A file with the wrong digest is downloaded once more."""
+    async def _verified(self, found: Download | StagedBlob) -> StagedBlob:
+        """A file of the store was verified when it came there. A download with the wrong digest is downloaded once more."""
         if isinstance(found, StagedBlob):
             return found
         digest = await self._digest(found)
@@ -145,8 +145,12 @@ class _Fetch:
 
     async def _digest(self, download: Download) -> str:
         sha256 = hashlib.sha256()
+
+        def hash_piece(start: int) -> None:
+            sha256.update(download.partial.read(start, _HASHED_BYTES))
+
         for start in range(0, download.size, _HASHED_BYTES):
-            sha256.update(await asyncio.to_thread(download.partial.read, start, _HASHED_BYTES))
+            await asyncio.to_thread(hash_piece, start)
         return f"sha256:{sha256.hexdigest()}"
 
     async def _show_whole(self, file: RemoteFile, size: int) -> None:
@@ -155,14 +159,19 @@ class _Fetch:
 
     def _tick(self) -> None:
         self._progress.check()
-        if self._shown and self._shown[1].total:
-            file, partial = self._shown
+        shown = self._shown
+        if shown and shown[1].total:
+            file, partial = shown
             self._progress.bar(_bar(file), completed=partial.completed, total=partial.total)
 
     async def _report(self, publish: Callable[[], None]) -> None:
         """Calls `publish` on another thread, because it waits for Redis. One call at a time."""
         async with self._reporting:
             await asyncio.to_thread(publish)
+
+
+def _key(file: RemoteFile) -> str:
+    return records.key_of(file.identity, file.digest)
 
 
 def _bar(file: RemoteFile) -> str:

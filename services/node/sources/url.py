@@ -48,23 +48,39 @@ class UrlFile(NamedTuple):
         url = self.identity
         for _ in range(MAX_REDIRECTS):
             async with session.get(url, Range(0, len(_MAGIC))) as answer:
-                if not 300 <= answer.status < 400:
+                if answer.status in (200, 206):
                     await _require_gguf(answer)
-                    return _location(url, answer)
-                url = _redirected(url, answer)
-        raise Unavailable(f"more than {MAX_REDIRECTS} redirects")
+                    return self._location(url, answer)
+                if not 300 <= answer.status < 400:
+                    raise self._refusal(answer)
+                url = self._redirected(url, answer)
+        raise Unavailable(f"{self.shown}: more than {MAX_REDIRECTS} redirects")
 
+    def _redirected(self, url: str, answer: Answer) -> str:
+        target = urljoin(url, answer.headers.get("location", ""))
+        if urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
+            raise BadRequest(f"{self.shown}: the server redirects to an address that is not https")
+        return target
 
-def _redirected(url: str, answer: Answer) -> str:
-    target = urljoin(url, answer.headers.get("location", ""))
-    if urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
-        raise BadRequest("the server redirects to an address that is not https")
-    return target
+    def _location(self, url: str, answer: Answer) -> Location:
+        size = size_of(answer.status, answer.headers)
+        if size is None or is_encoded(answer.headers):
+            raise Unavailable(f"{self.shown}: the server does not give the size of the file")
+        return Location(url, size, validator_of(answer.headers), ranged=answer.status == 206)
+
+    def _refusal(self, answer: Answer) -> Exception:
+        match answer.status:
+            case 404 | 410:
+                return NotFound(f"{self.shown}: the server has no such file (status {answer.status})")
+            case 401 | 403 | 407:
+                return BadRequest(f"{self.shown}: the server does not give this file away (status {answer.status})")
+            case 408 | 425 | 429 | 500 | 502 | 503 | 504:
+                return Broken(f"{self.shown}: the server answered {answer.status}", wait_s=retry_after_s(answer.headers))
+            case _:
+                return Unavailable(f"{self.shown}: the server answered {answer.status}")
 
 
 async def _require_gguf(answer: Answer) -> None:
-    if answer.status not in (200, 206):
-        raise _refusal(answer)
     beginning = b""
     async for chunk in answer.chunks():
         beginning += chunk
@@ -72,22 +88,3 @@ async def _require_gguf(answer: Answer) -> None:
             break  # the server sends the whole file
     if not beginning.startswith(_MAGIC):
         raise InvalidModelFile("is not a GGUF file")
-
-
-def _location(url: str, answer: Answer) -> Location:
-    size = size_of(answer.status, answer.headers)
-    if size is None or is_encoded(answer.headers):
-        raise Unavailable("the server does not give the size of the file")
-    return Location(url, size, validator_of(answer.headers), ranged=answer.status == 206)
-
-
-def _refusal(answer: Answer) -> Exception:
-    match answer.status:
-        case 404 | 410:
-            return NotFound(f"the server has no such file (status {answer.status})")
-        case 401 | 403 | 407:
-            return BadRequest(f"the server does not give this file away (status {answer.status})")
-        case 408 | 425 | 429 | 500 | 502 | 503 | 504:
-            return Broken(f"the server answered {answer.status}", wait_s=retry_after_s(answer.headers))
-        case _:
-            return Unavailable(f"the server answered {answer.status}")
