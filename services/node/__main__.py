@@ -22,18 +22,26 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from services.node.agent import Agent
+from services.node.cancellations import watch_cancellations
 from services.node.config import Settings, container_environment, pip_environment, worker_environment, worker_metrics
 from services.node.containers.runtime import ContainerRuntime
 from services.node.containers.template import Template
+from services.node.downloads.addresses import AllowedHosts
+from services.node.downloads.download import Patience
+from services.node.downloads.downloads import Downloads
+from services.node.downloads.rate import RateLimit
+from services.node.downloads.web import STALL_S, Web
 from services.node.heartbeat import Heartbeat
 from services.node.metrics import Metrics
 from services.node.processes import ProcessRuntime
 from services.node.runtime import Runtime
+from services.node.sources import Sources
 from services.node.store import Store
 from services.node.tasks import JobConsumer
 from services.node.uplink import Uplink
+from services.process.loops import vital
 from services.protocol.errors import CorralError
-from services.protocol.jobs import JobEvents
+from services.protocol.jobs import JobCancellations, JobEvents
 from services.telemetry import logs
 from services.telemetry.telemetry import TelemetryStartFailed, telemetry
 
@@ -99,7 +107,7 @@ def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *,
         adapters=settings.adapters,
         runtime=runtime,
         publish=lambda event: uplink.call(events.publish, event),
-        pip_environment=pip_environment(),
+        sources=_sources(settings),
         metrics=metrics,
     )
     metrics.add_collectors(store, runtime, agent.jobs)
@@ -114,6 +122,7 @@ def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *,
     )
     jobs = JobConsumer(agent, redis_url=settings.redis_url, node=settings.node, threads=settings.job_threads)
     heartbeat.start()
+    cancellations = uplink.spawn(vital("cancellations", watch_cancellations(agent, JobCancellations(uplink.redis))))
     jobs.start()
     log.info("agent started: node=%s store=%s", settings.node, store.root)
     while not stop.wait(1.0):
@@ -127,9 +136,17 @@ def run(settings: Settings, store: Store, runtime: Runtime, metrics: Metrics, *,
     else:
         runtime.close()
     jobs.stop()
+    cancellations.cancel()
     heartbeat.stop(remove=not replaced)
     uplink.close()
     return 0
+
+
+def _sources(settings: Settings) -> Sources:
+    downloads = Downloads(
+        Web(AllowedHosts.parse(settings.source_hosts), stall_s=STALL_S), RateLimit(settings.pull_bytes_per_s), Patience()
+    )
+    return Sources(downloads, pip_environment=pip_environment(), import_paths=settings.import_folders)
 
 
 def _stop_signal(runtime: Runtime) -> threading.Event:

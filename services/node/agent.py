@@ -11,7 +11,8 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from services.node.metrics import Metrics
 from services.node.progress import Progress, Stopping
 from services.node.pull import pull
 from services.node.runtime import Runtime, StartSpec
+from services.node.sources import Sources
 from services.node.store import Store
 from services.protocol.engine import EngineSettings
 from services.protocol.errors import BadRequest, CorralError, ModelRefused, NotFound, Unavailable
@@ -46,12 +48,19 @@ _PUBLISH_RETRY_INTERVAL_S = 1.0
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """A job in work."""
+
+    ended: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
 class Agent:
     """Thread-safe.
 
     - `adapters`: the folder, besides the store, whose files may be LoRA adapters.
     - `publish`: sends an event to the registry; raises Unavailable if it cannot.
-    - `pip_environment`: the environment of processes that download models.
     """
 
     def __init__(
@@ -62,7 +71,7 @@ class Agent:
         adapters: Path | None,
         runtime: Runtime,
         publish: Callable[[JobEvent], None],
-        pip_environment: Mapping[str, str],
+        sources: Sources,
         metrics: Metrics,
     ) -> None:
         self._node = node
@@ -70,10 +79,10 @@ class Agent:
         self._adapters = adapters
         self._runtime = runtime
         self._publish = publish
-        self._pip_environment = pip_environment
+        self._sources = sources
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._working: dict[str, threading.Event] = {}
+        self._working: dict[str, _Work] = {}
         self._outcomes: OrderedDict[str, JobSucceeded | JobFailed] = OrderedDict()
         self._stopping = threading.Event()
 
@@ -81,6 +90,12 @@ class Agent:
         """The ids of the jobs in work."""
         with self._lock:
             return tuple(self._working)
+
+    def cancel(self, job: str) -> None:
+        """Makes a pull fail soon. Other jobs, and those that are not in work, are not affected."""
+        with self._lock:
+            if work := self._working.get(job):
+                work.cancelled.set()
 
     def stop(self) -> None:
         """From now on jobs raise Stopping instead of having an outcome."""
@@ -97,32 +112,32 @@ class Agent:
             return
         with self._lock:
             elsewhere = self._working.get(job.job)
-            if elsewhere is None:
-                self._working[job.job] = threading.Event()
+            work = elsewhere or _Work()
+            self._working[job.job] = work
         if elsewhere:
-            elsewhere.wait()
+            elsewhere.ended.wait()
             return
         try:
-            self._publish_outcome(self._outcome(job))
+            self._publish_outcome(self._outcome(job, work))
         finally:
             with self._lock:
-                self._working.pop(job.job).set()
+                self._working.pop(job.job).ended.set()
 
-    def _outcome(self, job: Job) -> JobSucceeded | JobFailed:
+    def _outcome(self, job: Job, work: _Work) -> JobSucceeded | JobFailed:
         with self._lock:
             known = self._outcomes.get(job.job)
-        outcome = known or self._attempt(job)
+        outcome = known or self._attempt(job, work)
         with self._lock:
             self._outcomes[job.job] = outcome
             while len(self._outcomes) > _OUTCOMES_KEPT:
                 self._outcomes.popitem(last=False)
         return outcome
 
-    def _attempt(self, job: Job) -> JobSucceeded | JobFailed:
+    def _attempt(self, job: Job, work: _Work) -> JobSucceeded | JobFailed:
         kind = type(job).__name__.lower()
         started_s = time.monotonic()
         try:
-            pulled = self._dispatch(job)
+            pulled = self._dispatch(job, work)
         except Stopping:
             raise
         except CorralError as error:
@@ -145,11 +160,11 @@ class Agent:
         if isinstance(job, Pull):
             self._metrics.pull_failed()
 
-    def _dispatch(self, job: Job) -> PulledModel | None:
+    def _dispatch(self, job: Job, work: _Work) -> PulledModel | None:
         match job:
             case Pull():
-                progress = Progress(job.job, self._publish_progress, self._stopping)
-                return pull(job, self._store, progress, environment=self._pip_environment)
+                progress = Progress(job.job, self._publish_progress, stopping=self._stopping, cancelled=work.cancelled)
+                return pull(job, self._store, progress, self._sources)
             case Start():
                 path = self._store.blob(job.model)
                 engine = self._with_files(job.engine)

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.node.downloads.addresses import AllowedHosts
 from services.process.secrets import SecretUrl, secrets_folder
 from services.telemetry.exposition import NOT_LISTED
 from services.telemetry.variables import TelemetryVariables
@@ -86,6 +87,21 @@ class Settings(TelemetryVariables):
         description="How many jobs run at the same time. They mostly wait for networks and for draining workers; with "
         "fewer, long pulls would delay starts.",
     )
+    source_hosts: str = Field(
+        default="",
+        description="Hosts that models may be pulled from although they have no public address (this machine, the local "
+        "network): a comma-separated list of names, addresses and networks such as files.lan,10.0.0.0/8.",
+    )
+    import_paths: str | None = Field(
+        default=None,
+        description="Folders whose GGUF files may be pulled by their path: a comma-separated list. Unset: with "
+        "`processes`, every file that the agent may read; with `docker`, /import.",
+    )
+    pull_bytes_per_s: int = Field(
+        default=0,
+        ge=0,
+        description="Limit on the bytes per second of all downloads from URLs together. 0: no limit.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe level that is logged."
     )
@@ -105,6 +121,12 @@ class Settings(TelemetryVariables):
     def _empty_is_unset(cls, value: object) -> object:
         return value or None
 
+    @field_validator("source_hosts")
+    @classmethod
+    def _hosts(cls, text: str) -> str:
+        AllowedHosts.parse(text)
+        return text
+
     @field_validator("gpus")
     @classmethod
     def _each_once(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
@@ -114,6 +136,12 @@ class Settings(TelemetryVariables):
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         return path.expanduser().absolute()
+
+    @property
+    def import_folders(self) -> tuple[Path, ...]:
+        unset = "/" if self.runtime == "processes" else "/import"
+        entries = (unset if self.import_paths is None else self.import_paths).split(",")
+        return tuple(Path(entry.strip()).expanduser() for entry in entries if entry.strip())
 
 
 def worker_metrics(settings: Settings) -> dict[str, str]:

@@ -68,7 +68,7 @@ def download(
                 continue
             completed, total = int(step[1]), int(step[2])
             if completed == 0:
-                staging.require_room(2 * total)  # the wheel and its contents
+                staging.claim.set(2 * total)  # the wheel and its contents
             if completed < total:
                 progress.bar(bar, completed=completed, total=total)
         code = process.wait()

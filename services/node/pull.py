@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from services.node import manifests
+from services.node.model_file import FetchedFile, Role
 from services.node.progress import Progress
-from services.node.sources import Fetched, open_source
+from services.node.sources import Sources
 from services.node.store import StagedBlob, Staging, Store
 from services.protocol.errors import InvalidModelFile
 from services.protocol.jobs import Layer, Pull, PulledModel
 from services.protocol.names import ModelName
+from services.protocol.source_url import shown
 from services.weights import gguf
 from services.weights.gguf import Gguf
 
+_MEDIA_TYPES = {Role.MODEL: manifests.MODEL_TYPE, Role.LICENSE: manifests.LICENSE_TYPE}
 
-def pull(job: Pull, store: Store, progress: Progress, *, environment: Mapping[str, str]) -> PulledModel:
+
+def pull(job: Pull, store: Store, progress: Progress, sources: Sources) -> PulledModel:
     """Raises InvalidModelFile if the file is not a model, Stopping if the agent stops, and what the source raises."""
     name = ModelName.parse(job.name)
-    source = open_source(job.source, environment=environment)
+    source = sources.open(job.source)
     progress.say("pulling manifest")
     with store.staging() as staging:
         try:
-            fetched = source.fetch(staging, progress)
+            files = source.fetch(staging, progress)
             progress.say("verifying sha256 digest")
-            model = _inspect(fetched.model)
+            model = _inspect(_blob(files, Role.MODEL))
         except InvalidModelFile as error:
-            raise InvalidModelFile(f"{job.source}: {error.message}") from error
+            raise InvalidModelFile(f"{shown(job.source)}: {error.message}") from error
         progress.say("writing manifest")
-        return _publish(name, model, fetched, staging, store)
+        return _publish(name, model, files, staging, store)
+
+
+def _blob(files: tuple[FetchedFile, ...], role: Role) -> StagedBlob:
+    """The one file in this role."""
+    (blob,) = (file.blob for file in files if file.role is role)
+    return blob
 
 
 def _inspect(blob: StagedBlob) -> Gguf:
@@ -45,15 +53,12 @@ def _inspect(blob: StagedBlob) -> Gguf:
     return model
 
 
-def _publish(name: ModelName, model: Gguf, fetched: Fetched, staging: Staging, store: Store) -> PulledModel:
-    blobs = [fetched.model]
-    layers = [Layer(manifests.MODEL_TYPE, fetched.model.digest, fetched.model.size)]
-    if fetched.license:
-        license_blob = staging.write([fetched.license.encode()])
-        blobs.append(license_blob)
-        layers.append(Layer(manifests.LICENSE_TYPE, license_blob.digest, license_blob.size))
-    manifest = manifests.build(model, tuple(layers))
+def _publish(name: ModelName, model: Gguf, files: tuple[FetchedFile, ...], staging: Staging, store: Store) -> PulledModel:
+    blobs = [file.blob for file in files]
+    layers = tuple(Layer(_MEDIA_TYPES[file.role], file.blob.digest, file.blob.size) for file in files)
+    manifest = manifests.build(model, layers)
     blobs.append(staging.write([manifest.config_text.encode()]))
+    licenses = [file.blob.path.read_text(encoding="utf-8") for file in files if file.role is Role.LICENSE]
     store.publish(name, manifest.text, blobs)
     return PulledModel(
         name=name.full,
@@ -66,6 +71,6 @@ def _publish(name: ModelName, model: Gguf, fetched: Fetched, staging: Staging, s
         tensor_bytes=model.tensor_bytes,
         template=model.template,
         system="",
-        license=fetched.license,
+        license="\n".join(licenses),
         parameters={},
     )

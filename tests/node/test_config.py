@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from pydantic import ValidationError
 
 from services.node.config import Settings, worker_metrics
 
@@ -38,3 +41,23 @@ def test_where_workers_serve_metrics(settings: dict[str, str], host: str, port: 
 
 def test_without_a_metrics_port_workers_serve_no_metrics() -> None:
     assert worker_metrics(Settings(node="n", metrics_port=0)) == {"CORRAL_METRICS_PORT": "0"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "folders"),
+    [
+        ({"runtime": "processes"}, ["/"]),
+        ({"runtime": "docker"}, ["/import"]),
+        ({"import_paths": "/a, ~/b ,"}, ["/a", str(Path.home() / "b")]),
+        ({"import_paths": ""}, []),
+    ],
+    ids=["the user's own machine", "containers", "listed", "none"],
+)
+def test_where_files_are_imported_from(settings: dict[str, str], folders: list[str]) -> None:
+    found = Settings.model_validate({"node": "n", **settings}).import_folders
+    assert [str(folder) for folder in found] == folders
+
+
+def test_source_hosts_that_are_none() -> None:
+    with pytest.raises(ValidationError, match="is no host name, address or network"):
+        Settings.model_validate({"node": "n", "source_hosts": "http://files.lan"})

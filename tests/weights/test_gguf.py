@@ -137,6 +137,16 @@ def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
     assert "overlap" in refusal(tmp_path, data)
 
 
+def test_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+    data = header(ARCHITECTURE, tensors=(tensor("w", (32,)), tensor("w", (32,), offset=128))) + bytes(512)
+    assert "has the tensor 'w' twice" in refusal(tmp_path, data)
+
+
+def test_tensors_with_a_gap_are_refused(tmp_path: Path) -> None:
+    data = header(ARCHITECTURE, tensors=(tensor("a", (32,)), tensor("b", (32,), offset=160))) + bytes(512)
+    assert "tensor 'b' lies at 160, and the one before it ends at 128" in refusal(tmp_path, data)
+
+
 def test_values_per_layer_are_kept(tmp_path: Path) -> None:
     heads = struct.pack("<IQ", 4, 80) + struct.pack("<80I", *([1] * 40 + [2] * 40))
     data = header(

@@ -6,6 +6,8 @@ once.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import httpx
@@ -15,13 +17,17 @@ from starlette.responses import Response, StreamingResponse
 
 from services.gateway.dependencies import AdminDep, BodyDep, CallerDep, RegistryDep, RoutesDep
 from services.gateway.dialects import ollama
-from services.gateway.registry import lines_of, read, read_good
+from services.gateway.registry import RegistryClient, lines_of, read, read_good
 from services.gateway.routes_view import RoutesView
-from services.protocol.errors import BadRequest, CorralError
+from services.protocol.errors import BadRequest, CorralError, Unavailable
 from services.protocol.names import ModelName
 
 router = APIRouter()
 
+#: How long a pull waits for a registry that has gone away.
+REGISTRY_RETURNS_S = 60.0
+
+_PULL = "/registry/v1/pull"
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -41,9 +47,9 @@ async def pull(admin: AdminDep, raw: BodyDep, routes: RoutesDep, registry: Regis
     if not body.asked:
         raise BadRequest("invalid model name")
     forwarded = msgspec.json.encode({"model": body.asked, "as": body.as_, "stream": body.streamed})
-    upstream = await registry.open("POST", "/registry/v1/pull", content=forwarded)
+    upstream = await registry.open("POST", _PULL, content=forwarded)
     if body.streamed and upstream.is_success:
-        return StreamingResponse(_progress(upstream, routes), media_type=ollama.NDJSON)
+        return StreamingResponse(_progress(_pull_lines(registry, forwarded, upstream), routes), media_type=ollama.NDJSON)
     answer = await read_good(upstream)
     await routes.refresh()
     return Response(answer, media_type=ollama.JSON)
@@ -69,17 +75,43 @@ async def forward(
     upstream = await registry.open(request.method, target.decode("ascii"), content=raw)
     media_type = upstream.headers.get("content-type")
     if media_type == ollama.NDJSON:
-        return StreamingResponse(_progress(upstream, routes), upstream.status_code, media_type=media_type)
+        return StreamingResponse(_progress(lines_of(upstream), routes), upstream.status_code, media_type=media_type)
     answer = await read(upstream)
     if request.method != "GET":
         await routes.refresh()
     return Response(answer, upstream.status_code, media_type=media_type)
 
 
-async def _progress(upstream: httpx.Response, routes: RoutesView) -> AsyncIterator[bytes]:
+async def _pull_lines(registry: RegistryClient, forwarded: bytes, upstream: httpx.Response) -> AsyncIterator[bytes]:
+    """The lines of a pull. If the registry restarts, asks it again: the pull goes on, and its lines begin again."""
+    while True:
+        try:
+            async for line in lines_of(upstream):
+                yield line
+            return
+        except Unavailable:
+            upstream = await _pull_again(registry, forwarded)
+
+
+async def _pull_again(registry: RegistryClient, forwarded: bytes) -> httpx.Response:
+    """Raises Unavailable if the registry stays away, and its error if it refuses."""
+    deadline = time.monotonic() + REGISTRY_RETURNS_S
+    while True:
+        await asyncio.sleep(1.0)
+        try:
+            upstream = await registry.open("POST", _PULL, content=forwarded)
+            if upstream.is_success:
+                return upstream
+            await read_good(upstream)
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+
+
+async def _progress(lines: AsyncIterator[bytes], routes: RoutesView) -> AsyncIterator[bytes]:
     """Relays the lines of a pull. If the pull breaks off, the last line is the error."""
     try:
-        async for line in lines_of(upstream):
+        async for line in lines:
             if b'"success"' in line:
                 await routes.refresh()
             yield line

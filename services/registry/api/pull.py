@@ -1,4 +1,4 @@
-"""POST /pull: pulls a model to a node and streams the progress."""
+"""POST /pull: pulls a model to a node and streams the progress. DELETE /pull: cancels it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field, StringConstraints
 
 from services.protocol.connection import redis_answers
-from services.protocol.errors import BadRequest, CorralError
+from services.protocol.errors import BadRequest, Conflict, CorralError
+from services.protocol.jobs import PULL_CANCELLED, JobCancellations, JobEvents, JobFailed
 from services.registry.api.dependencies import AppState, AppStateDep
 from services.registry.database import pulls
 from services.registry.database.pulls import Line
@@ -44,6 +45,22 @@ async def pull(body: PullBody, state: AppStateDep) -> Response:
     async for line in lines:
         last = line
     return JSONResponse(last)
+
+
+class CancelBody(BaseModel):
+    model: _Name
+
+
+@router.delete("/pull")
+async def cancel(body: CancelBody, state: AppStateDep) -> dict[str, int]:
+    """Ends the pulls of a name or source. Their jobs fail at once; the nodes notice within about a second."""
+    async with state.database.transaction() as session:
+        found = [(row.id, row.node_name) for row in await pulls.running(session, body.model)]
+    cancellations, events = JobCancellations(state.redis), JobEvents(state.redis)
+    for job, node in found:
+        await cancellations.add(job)
+        await events.publish(JobFailed(job, node, Conflict.code, PULL_CANCELLED))
+    return {"cancelled": len(found)}
 
 
 async def _lines(state: AppState, pull_request: pulls.PullRequest, model: str) -> AsyncIterator[Line]:

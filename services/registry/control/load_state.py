@@ -16,6 +16,7 @@ from services.protocol.engine import EngineSettings
 from services.protocol.errors import InvalidModelFile
 from services.protocol.queue import Demand, Queue
 from services.protocol.reports import NodeReport, NodeReports, WorkerReport
+from services.protocol.source_url import is_url
 from services.registry.control.cluster_state import (
     ClusterState,
     DeploymentView,
@@ -144,11 +145,18 @@ def _version(
         model_blob=blob.digest if blob else "",
         file_bytes=blob.size if blob else 0,
         memory_bytes=memory_bytes,
-        # A path is valid only on the node that the model was pulled on.
-        source=row.source if row.source.startswith("pypi:") else "",
+        source=_source_for_any_node(row.source, blob.digest if blob else ""),
         fault=fault if blob else "it has no model file",
         kept=is_kept,
     )
+
+
+def _source_for_any_node(source: str, digest: str) -> str:
+    """Empty if there is none: a path is valid only on the node that the model was pulled on, and the query of a URL is not kept.
+    A URL gets the checksum of the version's file."""
+    if is_url(source) and "?" not in source:
+        return f"{source.partition('#')[0]}#{digest.replace(':', '=')}"
+    return source if source.startswith("pypi:") else ""
 
 
 def _estimate_or_fault(row: tables.Version, engine: Callable[[], EngineSettings]) -> tuple[int, str]:

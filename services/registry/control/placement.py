@@ -180,7 +180,7 @@ def _unfit(request: PlacementRequest, capacity: NodeCapacity) -> str | None:
     if not capacity.ready:
         return "is lost"
     if not capacity.holds and not request.fetchable:
-        return "does not have the model's file and cannot fetch it, because its source is a path on another node"
+        return "does not have the model's file and cannot fetch it, because its source is a path on another node or a URL with a query"
     if not capacity.holds and capacity.disk_free < request.file_bytes:
         return f"has {gib(capacity.disk_free)} of disk free, the model's file needs {gib(request.file_bytes)}"
     if capacity.usable < request.memory_bytes:

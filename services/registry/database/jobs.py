@@ -7,6 +7,7 @@ node does not work on it. Jobs end through job events (job_events.py), also when
 
 from __future__ import annotations
 
+import hashlib
 from datetime import timedelta
 
 from sqlalchemy import delete, func, select, text
@@ -15,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.protocol.errors import Conflict
 from services.protocol.jobs import Delete, Job, JobFailed, JobSucceeded, Pull, Start, Stop, job_from_payload, job_to_payload
+from services.protocol.source_url import shown
 from services.registry.database import tables
 from services.registry.database.database import transaction_time
 from services.registry.database.stored_text import stored_text
@@ -25,13 +27,19 @@ def job_key(job: Job, node: str, replica: str | None) -> str:
     """Identifies the work that a job does. At most one open job has a given key."""
     match job:
         case Pull(source=source, name=name):
-            return f"pull {replica}" if replica else f"pull {source} as {name.lower()}"
+            return f"pull {replica}" if replica else f"pull {_without_secrets(source)} as {name.lower()}"
         case Start(replica=replica):
             return f"start {replica}"
         case Stop(replica=replica):
             return f"stop {replica} on {node}"
         case Delete(name=name):
             return f"delete {name.lower()} on {node}"
+
+
+def _without_secrets(source: str) -> str:
+    """Identifies a source. Its secrets are hashed."""
+    public = shown(source)
+    return source if public == source else f"{public} ({hashlib.sha256(source.encode()).hexdigest()})"
 
 
 async def create(
@@ -69,7 +77,8 @@ async def mark_sent(session: AsyncSession, job: str) -> None:
 
 
 async def finish(session: AsyncSession, job: str, *, error_code: str = "", error: str = "") -> tables.Job | None:
-    """Ends the job; None if it is unknown or had ended. A success that arrives after a failure replaces it."""
+    """Ends the job; None if it is unknown or had ended. A success that arrives after a failure replaces it. What may be secret in
+    the source of a pull is not kept."""
     row = await session.get(tables.Job, job, with_for_update=True)
     if row is None or row.state is JobState.SUCCEEDED or (row.state is JobState.FAILED and error_code):
         return None
@@ -79,6 +88,8 @@ async def finish(session: AsyncSession, job: str, *, error_code: str = "", error
     row.error_code = error_code
     row.error = stored_text(error or error_code)
     row.finished_at = finished_at
+    if row.kind is JobKind.PULL:
+        row.payload = {**row.payload, "source": shown(str(row.payload.get("source", "")))}
     return row
 
 

@@ -35,6 +35,7 @@ def settings(engine: Any, image: str) -> Iterator[dict[str, str]]:
     """Workers share the host's network, because Valkey listens on its loopback address."""
     yield {
         "CORRAL_RUNTIME": "docker",
+        "CORRAL_IMPORT_PATHS": "/",
         "CORRAL_WORKER_IMAGE": image.replace("-cpu", "-{backend}"),
         "CORRAL_WORKER_NETWORK": "host",
     }

@@ -78,7 +78,7 @@ def test_the_file_is_fetched_if_no_node_with_memory_holds_it() -> None:
         (room(ready=False), "n1 is lost"),
         (
             room(holds=False),
-            "n1 does not have the model's file and cannot fetch it, because its source is a path on another node",
+            "n1 does not have the model's file and cannot fetch it, because its source is a path on another node or a URL with a query",
         ),
         (room(usable=GIB), "n1 has 1.0 GiB of memory for models, 4.0 GiB are needed"),
         (room(available=GIB), "n1 has 1.0 GiB of memory free, 4.0 GiB are needed"),
