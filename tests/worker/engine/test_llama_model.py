@@ -114,7 +114,7 @@ def test_how_and_where_a_model_is_loaded_does_not_change_its_logits(tiny: Path, 
 
 
 def test_a_tensor_split_over_too_many_devices_is_refused(tiny: Path) -> None:
-    assert "tensor_split names 1000 devices" in refusal(tiny, tensor_split=(1.0,) * 1000)
+    assert "tensor_split has 1000 devices" in refusal(tiny, tensor_split=(1.0,) * 1000)
 
 
 def test_an_adapter_equals_merged_weights(tmp_path: Path) -> None:
