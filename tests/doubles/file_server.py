@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple, cast
 
@@ -43,6 +43,8 @@ class FileServer:
         self.flips = 0
         #: Of each connection; None: as fast as it goes.
         self.bytes_per_s: int | None = None
+        #: No more bytes than this are sent, until it is raised; None: all.
+        self.limit: int | None = None
         #: How many requests a signature is good for; None: all.
         self.signature_uses: int | None = None
         #: While it is clear, answers stop after their first half.
@@ -109,7 +111,7 @@ def serve_file(data: bytes) -> Iterator[FileServer]:
         yield files
     finally:
         files.gate.set()
-        files.bytes_per_s = None
+        files.bytes_per_s = files.limit = None
         server.shutdown()
         thread.join()
         server.server_close()
@@ -190,12 +192,18 @@ class _Handler(BaseHTTPRequestHandler):
             if start >= len(body) // 2 and not files.gate.is_set() and len(body) > 4:
                 files.stalled.set()
                 files.gate.wait()
+            while files.limit is not None and files.sent >= files.limit:
+                time.sleep(0.01)
             piece = body[start : start + _PIECE_BYTES]
             if files.bytes_per_s:
                 time.sleep(len(piece) / files.bytes_per_s)
             self.wfile.write(piece)
             with files.lock:
                 files.sent += len(piece)
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):
+            super().handle()
 
     def log_message(self, *_args: object) -> None:
         pass
