@@ -29,7 +29,7 @@ _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"
 #: Between two queue updates.
 _UPDATE_INTERVAL_S = 1.0
 
-#: A queue update: a comment in SSE, a line of its own in NDJSON.
+#: A queue update: a comment in SSE, a separate line in NDJSON.
 _QUEUE_UPDATE = {openai.SSE: b": queue position %d\n\n", ollama.NDJSON: b'{"queue_position":%d,"done":false}\n'}
 
 

@@ -19,7 +19,7 @@ _WORD = re.compile(r"\w+")
 
 class LuaModule:
     """`files` are Lua texts in the order in which they use each other. Definitions begin at the left margin: `local NAME = `,
-    `local function NAME` and `function commands.NAME(a)`. Comments have lines of their own."""
+    `local function NAME` and `function commands.NAME(a)`. Comments are on separate lines."""
 
     def __init__(self, files: Iterable[str]) -> None:
         self._definitions: dict[str, str] = {}

@@ -168,7 +168,7 @@ class Download:
         raise Broken(f"the server answered {answer.status}")
 
     def _verdict(self, part: Range, answer: Answer) -> Verdict:
-        # Mirrors of one digest may have validators of their own.
+        # Mirrors of one file may have different validators; the digest proves that it is the same file.
         validator = "" if self.file.digest else self._location.validator
         if self._transfer.whole:
             return verdict_on_whole(self.size, validator, answer.status, answer.headers)

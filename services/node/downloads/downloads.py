@@ -91,7 +91,7 @@ class _Fetch:
         return tuple(FetchedFile(role, blobs[_key(file)]) for role, file in plan)
 
     async def _open(self, file: RemoteFile, patience: Patience) -> Download | StagedBlob:
-        """The file from the store, or a download that has not begun. Waits while another pull downloads the file."""
+        """The file from the store, or a download that has not started. Waits while another pull downloads the file."""
         partial = await self._partial(file)
         if blob := await self._reused(file, file.digest):
             return blob

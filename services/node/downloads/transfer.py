@@ -43,7 +43,7 @@ class Transfer:
         return max(int(self.size * SAVE_SHARE), MIN_SAVE_BYTES)
 
     def take(self) -> Range | None:
-        """The first part that nobody fetches. None if there is none: then the file is complete, or others fetch the rest."""
+        """The first part that no connection fetches. None if the file is complete, or if other connections fetch the rest."""
         free = gaps(union([*self.done, *self._parts]), self.size)
         if not free:
             return None

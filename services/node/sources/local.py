@@ -31,7 +31,7 @@ class LocalSource:
             raise BadRequest(f"{self._path} cannot be read by this node's agent") from error
 
     def _require_allowed(self) -> None:
-        """Comes first, so that nobody learns which other files exist."""
+        """Runs before any access to the file, so that a caller cannot find out which files exist outside the folders."""
         self._path, asked = self._path.resolve(), self._path
         if not any(self._path.is_relative_to(folder.resolve()) for folder in self._folders):
             listed = ", ".join(map(str, self._folders)) or "none"

@@ -1,5 +1,5 @@
 --[[
-The queue of requests. Every change to it is one call of a command, so each is atomic. Each command becomes a script of its own, with the
+The queue of requests. Every change to it is one call of a command, so each is atomic. Each command becomes a separate script, with the
 definitions that it uses from the files in this folder (`services.protocol.lua_module`).
 
 A call has the prefix of all keys in KEYS[1] (K below; one Redis, not a Redis Cluster), and its arguments in ARGV[1], a MessagePack map. A

@@ -76,7 +76,7 @@ class ControlLoop:
         self.fault = ""
 
     async def run(self) -> None:
-        """For ever: leads where nobody else does, stands by otherwise."""
+        """Runs until cancelled: leads if no other process does, otherwise stands by."""
         while True:
             try:
                 async with leadership(self._database) as lead, self._queue.signals() as signals:

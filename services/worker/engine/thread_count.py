@@ -25,11 +25,16 @@ class ThreadCount:
     that two of them do not take the same core at the same moment.
     """
 
+    now: int
+    _crowded_s: float
+    _roomy_s: float
+    _patience_s: float
+    _kept_s: float
+
     def __init__(self, most: int, *, patience_s: float) -> None:
-        self.now = self._most = most
-        self._crowded_s = self._roomy_s = 0.0
-        self._patience_s = self._min_patience_s = patience_s
-        self._kept_s = SAMPLE_WINDOW_S
+        self._most = most
+        self._min_patience_s = patience_s
+        self.restart()
 
     def observe(self, cores: float, *, seconds: float) -> None:
         """Records that on average `cores` cores were available to this process over the last `seconds`."""
